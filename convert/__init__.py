@@ -1,0 +1,1 @@
+"""Weight conversion between PyTorch checkpoints and this project's, as strict tables."""

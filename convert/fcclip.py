@@ -1,0 +1,79 @@
+"""The official FC-CLIP checkpoint's keys: OpenCLIP's under a prefix, and the head's."""
+
+from convert import open_clip
+from convert.rules import Ignored, Rule, conv, linear, same, single_row
+
+CLIP_PREFIX = "backbone.clip_model."
+_PIXEL = "sem_seg_head.pixel_decoder"
+_MASK = "sem_seg_head.predictor"
+
+
+def _pair(source: str, target: str, transform=linear) -> list[Rule]:
+    """A layer's weight and bias."""
+    return [
+        Rule(f"{source}.weight", f"{target}.weight", transform),
+        Rule(f"{source}.bias", f"{target}.bias"),
+    ]
+
+
+def _attention(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(f"{source}.in_proj_weight", f"{target}.in_proj_weight", linear),
+        Rule(f"{source}.in_proj_bias", f"{target}.in_proj_bias"),
+        *_pair(f"{source}.out_proj", f"{target}.out_proj"),
+    ]
+
+
+_ENCODER, _LAYERS = f"{_PIXEL}.transformer.encoder.layers.{{n}}", "pixel_decoder.layers.stacked"
+PIXEL_DECODER = [
+    *_pair(f"{_PIXEL}.input_proj.{{i}}.0", "pixel_decoder.input_proj.{i}.conv", conv),
+    *_pair(f"{_PIXEL}.input_proj.{{i}}.1", "pixel_decoder.input_proj.{i}.norm", same),
+    Rule(f"{_PIXEL}.transformer.level_embed", "pixel_decoder.level_embed"),
+    *(
+        rule
+        for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        for rule in _pair(f"{_ENCODER}.self_attn.{name}", f"{_LAYERS}.self_attn.{name}")
+    ),
+    *(rule for name in ("norm1", "norm2") for rule in _pair(f"{_ENCODER}.{name}", f"{_LAYERS}.{name}", same)),
+    *(rule for name in ("linear1", "linear2") for rule in _pair(f"{_ENCODER}.{name}", f"{_LAYERS}.{name}")),
+    *_pair(f"{_PIXEL}.mask_features", "pixel_decoder.mask_features", conv),
+    Rule(f"{_PIXEL}.adapter_1.weight", "pixel_decoder.adapter.conv.weight", conv),
+    *_pair(f"{_PIXEL}.adapter_1.norm", "pixel_decoder.adapter.norm", same),
+    Rule(f"{_PIXEL}.layer_1.weight", "pixel_decoder.fpn.conv.weight", conv),
+    *_pair(f"{_PIXEL}.layer_1.norm", "pixel_decoder.fpn.norm", same),
+]
+
+_CROSS = f"{_MASK}.transformer_cross_attention_layers.{{i}}"
+_SELF = f"{_MASK}.transformer_self_attention_layers.{{i}}"
+_FFN = f"{_MASK}.transformer_ffn_layers.{{i}}"
+_LAYER = "mask_decoder.layers.{i}"
+MASK_DECODER = [
+    Rule(f"{_MASK}.logit_scale", "mask_decoder.logit_scale"),
+    *_attention(f"{_CROSS}.multihead_attn", f"{_LAYER}.cross_attn"),
+    *_pair(f"{_CROSS}.norm", f"{_LAYER}.cross_norm", same),
+    *_attention(f"{_SELF}.self_attn", f"{_LAYER}.self_attn"),
+    *_pair(f"{_SELF}.norm", f"{_LAYER}.self_norm", same),
+    *_pair(f"{_FFN}.linear1", f"{_LAYER}.linear1"),
+    *_pair(f"{_FFN}.linear2", f"{_LAYER}.linear2"),
+    *_pair(f"{_FFN}.norm", f"{_LAYER}.ffn_norm", same),
+    *_pair(f"{_MASK}.decoder_norm", "mask_decoder.decoder_norm", same),
+    Rule(f"{_MASK}.query_feat.weight", "mask_decoder.query_feat"),
+    Rule(f"{_MASK}.query_embed.weight", "mask_decoder.query_embed"),
+    Rule(f"{_MASK}.level_embed.weight", "mask_decoder.level_embed"),
+    *_pair(f"{_MASK}.mask_embed.layers.{{i}}", "mask_decoder.mask_embed.layers.{i}"),
+    *_pair(f"{_MASK}._mask_pooling_proj.0", "mask_decoder.pool_norm", same),
+    *_pair(f"{_MASK}._mask_pooling_proj.1", "mask_decoder.pool_proj"),
+    *_pair(f"{_MASK}.class_embed.layers.{{i}}", "mask_decoder.class_embed.layers.{i}"),
+    Rule("void_embedding.weight", "void_embedding", single_row),
+]
+
+IGNORED = [
+    *(Ignored(CLIP_PREFIX + entry.source, entry.reason) for entry in open_clip.IGNORED),
+    Ignored("criterion.empty_weight", "the training loss's class weights, which the configuration gives"),
+]
+
+
+def rules(family: str) -> list[Rule]:
+    """The table of one family of image trunks, `convnext` or `resnet`."""
+    clip = [rule._replace(source=CLIP_PREFIX + rule.source) for rule in open_clip.rules(family)]
+    return clip + PIXEL_DECODER + MASK_DECODER

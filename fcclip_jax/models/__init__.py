@@ -1,0 +1,1 @@
+"""The network, one file per part of the picture in the README."""

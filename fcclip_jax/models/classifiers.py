@@ -1,0 +1,82 @@
+"""From masks and embeddings to class scores: pooling, text logits, and the ensemble of the two classifiers."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fcclip_jax.models.descriptions import EnsembleDescription
+from fcclip_jax.structs import TextClassifier
+
+
+def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) -> Float[Array, "B Q C"]:
+    """Averages the features inside each mask.
+
+    An empty mask pools to zeros. No gradient reaches the masks, which are hard.
+    """
+    inside = masks.astype(features.dtype)
+    area = jnp.sum(inside, axis=(1, 2))[..., None]
+    return jnp.einsum("bhwq,bhwc->bqc", inside, features) / (area + 1e-8)
+
+
+def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
+    """Bilinear downsampling by an even factor (align_corners=False, no anti-aliasing): the middle four cells' mean."""
+    first = factor // 2 - 1
+    rows = x[:, first::factor] + x[:, first + 1 :: factor]
+    return 0.25 * (rows[:, :, first::factor] + rows[:, :, first + 1 :: factor])
+
+
+def normalize(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+    """x over its L2 norm."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def text_logits(
+    embeddings: Float[Array, "B Q C"], text: TextClassifier, logit_scale: Float[Array, ""]
+) -> Float[Array, "B Q K"]:
+    """Scaled cosine similarity with each class: the largest over its synonyms. Padded classes get -inf.
+
+    `logit_scale` is a logarithm; the scale itself is at most 100.
+    """
+    scale = jnp.minimum(jnp.exp(logit_scale), 100.0).astype(embeddings.dtype)
+    rows = jnp.einsum("bqc,tc->tbq", scale * normalize(embeddings), text.embeddings.astype(embeddings.dtype))
+    classes = jax.ops.segment_max(rows, text.groups, num_segments=text.seen.shape[0], indices_are_sorted=True)
+    return jnp.moveaxis(classes, 0, -1)
+
+
+def void_logits(
+    embeddings: Float[Array, "B Q C"], void: Float[Array, " C"], logit_scale: Float[Array, ""]
+) -> Float[Array, "B Q 1"]:
+    """The same similarity with the learned void embedding."""
+    scale = jnp.minimum(jnp.exp(logit_scale), 100.0).astype(embeddings.dtype)
+    return jnp.einsum("bqc,c->bq", scale * normalize(embeddings), normalize(void.astype(embeddings.dtype)))[..., None]
+
+
+def ensemble(
+    in_vocab_logits: Float[Array, "B Q K+1"],
+    out_vocab_logits: Float[Array, "B Q K"],
+    seen: Bool[Array, " K"],
+    valid_masks: Bool[Array, "B Q"],
+    description: EnsembleDescription,
+) -> Float[Array, "B Q K+1"]:
+    """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
+
+    Exponents (or, for the arithmetic ensemble, weights) of the out-of-vocabulary probability are alpha for seen
+    classes and beta for the others. The mixture is normalised over the classes, then scaled to leave void what the
+    in-vocabulary classifier gives it. All in log space: the official product of probabilities can underflow to NaN.
+
+    The official code hands log(p + 1e-8) to a last softmax, so a probability here is (p + 1e-8) over their sum.
+    """
+    real = jnp.isfinite(out_vocab_logits)
+    log_in = jnp.where(real, jax.nn.log_softmax(in_vocab_logits[..., :-1], axis=-1), 0.0)
+    log_out = jnp.where(real, jax.nn.log_softmax(out_vocab_logits, axis=-1), 0.0)
+    weight = jnp.where(seen, description.alpha, description.beta).astype(log_in.dtype)[None, None, :]
+    if description.valid_masks_only:
+        weight = weight * valid_masks[..., None].astype(weight.dtype)
+    if description.mode == "geometric":
+        mixed = (1 - weight) * log_in + weight * log_out
+    else:
+        mixed = jnp.log((1 - weight) * jnp.exp(log_in) + weight * jnp.exp(log_out))
+    void = jax.nn.softmax(in_vocab_logits, axis=-1)[..., -1:]
+    classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * (1 - void)
+    probs = jnp.concatenate([jnp.where(real, classes + 1e-8, 0.0), void + 1e-8], axis=-1)
+    return probs / jnp.sum(probs, axis=-1, keepdims=True)

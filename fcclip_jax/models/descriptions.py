@@ -1,0 +1,224 @@
+"""Every model as data: sizes only, nothing is looked up by name after this file.
+
+The CLIP sizes are OpenCLIP's model configurations; the head's are the official configs/coco/panoptic-segmentation yaml.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXtDescription:
+    """A ConvNeXt trunk (timm) under a CLIP projection."""
+
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    embed_dim: int
+    head: Literal["mlp", "linear"]
+    """mlp: hidden layer of 2 x embed_dim (the `_d` models); linear: one matrix."""
+    norm_eps: float = 1e-6
+    family: Literal["convnext"] = "convnext"
+
+    @property
+    def feature_dims(self) -> tuple[int, int, int, int]:
+        return self.dims
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetDescription:
+    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pooling."""
+
+    layers: tuple[int, int, int, int]
+    width: int
+    image_size: int
+    embed_dim: int
+    family: Literal["resnet"] = "resnet"
+
+    @property
+    def feature_dims(self) -> tuple[int, int, int, int]:
+        return tuple(self.width * 4 * 2**i for i in range(4))
+
+    @property
+    def heads(self) -> int:
+        return self.width * 32 // 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextDescription:
+    """CLIP's text transformer."""
+
+    width: int
+    heads: int
+    layers: int
+    embed_dim: int
+    quick_gelu: bool
+    """x * sigmoid(1.702 x) instead of the exact GELU: a property of the weights (OpenAI's), not of the architecture."""
+    context_length: int = 77
+    vocab_size: int = 49408
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadDescription:
+    """The trainable part: pixel decoder and mask decoder."""
+
+    hidden_dim: int = 256
+    mask_dim: int = 256
+    heads: int = 8
+    encoder_layers: int = 6
+    encoder_ffn_dim: int = 1024
+    sampling_points: int = 4
+    decoder_layers: int = 9
+    decoder_ffn_dim: int = 2048
+    num_queries: int = 250
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleDescription:
+    """How in- and out-of-vocabulary scores mix (equation 7): weights are of the out-of-vocabulary branch."""
+
+    alpha: float = 0.4
+    """for classes seen in training"""
+    beta: float = 0.8
+    """for all others"""
+    mode: Literal["geometric", "arithmetic"] = "geometric"
+    valid_masks_only: bool = False
+    """Queries whose mask is empty at stride 32 trust the in-vocabulary branch alone (all ResNet models)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipDescription:
+    """Both towers of a CLIP model."""
+
+    image: ConvNeXtDescription | ResNetDescription
+    text: TextDescription
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """A whole FC-CLIP."""
+
+    clip: ClipDescription
+    head: HeadDescription = HeadDescription()
+    ensemble: EnsembleDescription = EnsembleDescription()
+
+
+def _convnext(depths, dims, embed_dim, head, text_heads, text_layers, norm_eps=1e-6) -> ClipDescription:
+    return ClipDescription(
+        image=ConvNeXtDescription(depths=depths, dims=dims, embed_dim=embed_dim, head=head, norm_eps=norm_eps),
+        text=TextDescription(
+            width=embed_dim, heads=text_heads, layers=text_layers, embed_dim=embed_dim, quick_gelu=False
+        ),
+    )
+
+
+def _resnet(layers, width, image_size, embed_dim, text_width) -> ClipDescription:
+    return ClipDescription(
+        image=ResNetDescription(layers=layers, width=width, image_size=image_size, embed_dim=embed_dim),
+        text=TextDescription(
+            width=text_width, heads=text_width // 64, layers=12, embed_dim=embed_dim, quick_gelu=False
+        ),
+    )
+
+
+_BASE = ((3, 3, 27, 3), (128, 256, 512, 1024))
+_LARGE = ((3, 3, 27, 3), (192, 384, 768, 1536))
+
+CLIP_MODELS: dict[str, ClipDescription] = {
+    "convnext_base": _convnext(*_BASE, 512, "linear", 8, 12),
+    "convnext_base_w": _convnext(*_BASE, 640, "linear", 10, 12),
+    "convnext_base_w_320": _convnext(*_BASE, 640, "linear", 10, 12),
+    "convnext_large_d": _convnext(*_LARGE, 768, "mlp", 12, 16),
+    "convnext_large_d_320": _convnext(*_LARGE, 768, "mlp", 12, 16),
+    "convnext_xxlarge": _convnext((3, 4, 30, 3), (384, 768, 1536, 3072), 1024, "linear", 16, 24, 1e-5),
+    "RN50": _resnet((3, 4, 6, 3), 64, 224, 1024, 512),
+    "RN101": _resnet((3, 4, 23, 3), 64, 224, 512, 512),
+    "RN50x4": _resnet((4, 6, 10, 6), 80, 288, 640, 640),
+    "RN50x16": _resnet((6, 8, 18, 8), 96, 384, 768, 768),
+    "RN50x64": _resnet((3, 15, 36, 10), 128, 448, 1024, 1024),
+}
+
+
+def clip_description(name: str, *, quick_gelu: bool = False) -> ClipDescription:
+    """The towers of OpenCLIP's model `name` (a `-quickgelu` suffix is honoured).
+
+    Raises:
+        ValueError: the name is unknown, or is a ConvNeXt asked for with quick GELU, which none was trained with.
+    """
+    base = name.removesuffix("-quickgelu")
+    quick_gelu = quick_gelu or base != name
+    if base not in CLIP_MODELS:
+        close = difflib.get_close_matches(base, CLIP_MODELS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown CLIP model {name!r}; {hint}known models are {', '.join(CLIP_MODELS)}")
+    description = CLIP_MODELS[base]
+    if not quick_gelu:
+        return description
+    if description.image.family == "convnext":
+        raise ValueError(f"{name!r} has exact GELU: no ConvNeXt CLIP was trained with quick GELU")
+    return dataclasses.replace(description, text=dataclasses.replace(description.text, quick_gelu=True))
+
+
+def fcclip_description(clip: ClipDescription) -> ModelDescription:
+    """The official head and ensemble on a CLIP model (configs/coco/panoptic-segmentation/fcclip/*.yaml)."""
+    return ModelDescription(clip=clip, ensemble=EnsembleDescription(valid_masks_only=clip.image.family == "resnet"))
+
+
+def to_json(description: ModelDescription | ClipDescription) -> dict[str, Any]:
+    """Plain dictionaries and lists, for the description that travels with a checkpoint."""
+    return dataclasses.asdict(description)
+
+
+def clip_from_json(data: dict[str, Any]) -> ClipDescription:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong type.
+    """
+    families = {"convnext": ConvNeXtDescription, "resnet": ResNetDescription}
+    _check_fields(ClipDescription, data)
+    family = data["image"].get("family") if isinstance(data["image"], dict) else None
+    if family not in families:
+        raise ValueError(f"the model description names image trunk family {family!r}; known are {', '.join(families)}")
+    return ClipDescription(
+        image=_from_json(families[family], data["image"]), text=_from_json(TextDescription, data["text"])
+    )
+
+
+def model_from_json(data: dict[str, Any]) -> ModelDescription:
+    """The inverse of `to_json`, like `clip_from_json`."""
+    _check_fields(ModelDescription, data)
+    return ModelDescription(
+        clip=clip_from_json(data["clip"]),
+        head=_from_json(HeadDescription, data["head"]),
+        ensemble=_from_json(EnsembleDescription, data["ensemble"]),
+    )
+
+
+def _check_fields(cls: type, data: Any) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"the model description holds {data!r} where {cls.__name__} is expected")
+    expected = {field.name for field in dataclasses.fields(cls)}
+    if set(data) != expected:
+        raise ValueError(
+            f"{cls.__name__} in the model description has fields {sorted(data)}, expected {sorted(expected)}"
+        )
+
+
+def _from_json(cls: type, data: Any) -> Any:
+    _check_fields(cls, data)
+    values = {}
+    for field in dataclasses.fields(cls):
+        value = data[field.name]
+        if isinstance(value, list):
+            value = tuple(value)
+        options = getattr(field.type, "__args__", None) if getattr(field.type, "__origin__", None) is Literal else None
+        if options is not None and value not in options:
+            raise ValueError(f"{cls.__name__}.{field.name} is {value!r} in the model description, not one of {options}")
+        plain = {int: int, float: (int, float), bool: bool}.get(field.type)
+        numbers = value if isinstance(value, tuple) else ()
+        wrong_tuple = not options and plain is None and not (numbers and all(type(v) is int for v in numbers))
+        if wrong_tuple or (plain is not None and (not isinstance(value, plain) or (plain is int and value is True))):
+            raise ValueError(f"{cls.__name__}.{field.name} is {value!r} in the model description, not {field.type}")
+        values[field.name] = value
+    return cls(**values)

@@ -1,0 +1,77 @@
+"""The whole model on one screen."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
+from fcclip_jax.models.clip_text import TextTower
+from fcclip_jax.models.convnext import ConvNeXt
+from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
+from fcclip_jax.models.layers import Frozen, unit_normal
+from fcclip_jax.models.mask_decoder import MaskDecoder
+from fcclip_jax.models.pixel_decoder import PixelDecoder
+from fcclip_jax.models.resnet import ResNet
+from fcclip_jax.structs import STRIDE, Features, Prediction, TextClassifier
+
+PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
+PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
+
+
+class CLIP(nnx.Module):
+    """Both frozen towers."""
+
+    def __init__(self, description: ClipDescription, *, rngs: nnx.Rngs):
+        trunk = {"convnext": ConvNeXt, "resnet": ResNet}[description.image.family]
+        self.image = trunk(description.image, rngs=rngs)
+        self.text = TextTower(description.text, rngs=rngs)
+        self.logit_scale = Frozen(jnp.log(jnp.asarray(1 / 0.07)))
+
+
+class FCCLIP(nnx.Module):
+    """Yu et al., NeurIPS 2023, figure 3: one frozen convolutional CLIP under two light trainable modules."""
+
+    def __init__(self, description: ModelDescription, *, rngs: nnx.Rngs):
+        image, head = description.clip.image, description.head
+        self.clip = CLIP(description.clip, rngs=rngs)
+        self.pixel_decoder = PixelDecoder(image.feature_dims, head, rngs=rngs)
+        self.mask_decoder = MaskDecoder(head, image.embed_dim, rngs=rngs)
+        self.void_embedding = nnx.Param(unit_normal(rngs.params(), (image.embed_dim,)))
+        self.ensemble = description.ensemble
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"], text: TextClassifier
+    ) -> tuple[Prediction, Features]:
+        """The last layer's masks, with their in-vocabulary scores, and the trunk's features, for `classify`."""
+        features = jax.lax.stop_gradient(self.clip.image(images, valid_hw))
+        pixels = self.pixel_decoder(features, valid_hw)
+        queries = self.mask_decoder(pixels, valid_hw)[-1]
+        void = self.void_embedding[...]
+        return self.mask_decoder.predict(queries, pixels.mask_features, valid_hw, text, void), features
+
+    def classify(
+        self,
+        prediction: Prediction,
+        clip_dense: Float[Array, "B h w C"],
+        valid_hw: Int[Array, "B 2"],
+        text: TextClassifier,
+        mixing: EnsembleDescription | None = None,
+    ) -> Float[Array, "B Q K+1"]:
+        """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last."""
+        masks = shrink(prediction.mask_logits, STRIDE // 4) > 0
+        embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
+        out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
+        valid_masks = jnp.any(masks, axis=(1, 2))
+        return ensemble(prediction.class_logits, out_vocab, text.seen, valid_masks, mixing or self.ensemble)
+
+
+def prepare(
+    images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], dtype: jnp.dtype = jnp.float32
+) -> tuple[Float[Array, "B H W 3"], Int[Array, "B 2"]]:
+    """Normalised images, zero outside `image_hw`, and the size that the network sees of each."""
+    mean, std = (jnp.asarray(values, dtype)[None, None, None, :] for values in (PIXEL_MEAN, PIXEL_STD))
+    rows = jnp.arange(images.shape[1])[None, :, None, None] < image_hw[:, 0][:, None, None, None]
+    columns = jnp.arange(images.shape[2])[None, None, :, None] < image_hw[:, 1][:, None, None, None]
+    normal = jnp.where(rows & columns, (images.astype(dtype) - mean) / std, jnp.zeros((), dtype))
+    return normal, (image_hw + STRIDE - 1) // STRIDE * STRIDE

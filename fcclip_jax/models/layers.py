@@ -1,0 +1,242 @@
+"""The few layers that everything is made of. Attributes carry PyTorch's names, so that conversion is a table.
+
+Weights are [in, out] and [kh, kw, in, out]. Every layer computes in its input's dtype: feed it bfloat16 and it runs in
+bfloat16. `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+Initializer = Callable[..., jax.Array]
+
+xavier_uniform = nnx.initializers.xavier_uniform()
+torch_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""PyTorch's Linear and Conv2d default, Kaiming-uniform with a = sqrt(5): U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+c2_xavier = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+"""fvcore's c2_xavier_fill: Kaiming-uniform with a = 1."""
+unit_normal = nnx.initializers.normal(1.0)
+
+
+class Frozen(nnx.Variable):
+    """A pre-trained CLIP value: no gradient, no optimiser state."""
+
+
+Kind = type[nnx.Variable]
+"""nnx.Param for what trains, Frozen for CLIP."""
+
+
+class Linear(nnx.Module):
+    """y = x @ weight + bias."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        init: Initializer = torch_default,
+        kind: Kind = nnx.Param,
+        rngs: nnx.Rngs,
+    ):
+        self.weight = kind(init(rngs.params(), (in_features, out_features)))
+        self.bias = kind(jnp.zeros(out_features)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        y = x @ self.weight[...].astype(x.dtype)
+        return y if self.bias is None else y + add_dims(self.bias[...], y)
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them (Mask2Former's `MLP`)."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, depth: int, *, rngs: nnx.Rngs):
+        sizes = [in_features] + [hidden] * (depth - 1) + [out_features]
+        self.layers = nnx.List([Linear(i, o, rngs=rngs) for i, o in zip(sizes, sizes[1:], strict=False)])
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class LayerNorm(nnx.Module):
+    """Over the last axis; statistics in at least float32."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5, kind: Kind = nnx.Param, rngs: nnx.Rngs):
+        del rngs  # nothing random
+        self.weight = kind(jnp.ones(features))
+        self.bias = kind(jnp.zeros(features))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        centred = wide - mean
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normal * add_dims(self.weight[...], x) + add_dims(self.bias[...], x)
+
+
+class Conv(nnx.Module):
+    """A 2-D convolution. `weight` is [kh, kw, in, out]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        init: Initializer = torch_default,
+        kind: Kind = nnx.Param,
+        rngs: nnx.Rngs,
+    ):
+        self.weight = kind(init(rngs.params(), (kernel, kernel, in_features, out_features)))
+        self.bias = kind(jnp.zeros(out_features)) if bias else None
+        self.stride, self.padding = stride, padding
+
+    def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.weight[...].astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y if self.bias is None else y + add_dims(self.bias[...], y)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation whose statistics see the image only, not the padding of its bucket."""
+
+    def __init__(self, features: int, *, groups: int = 32, eps: float = 1e-5, rngs: nnx.Rngs):
+        del rngs  # nothing random
+        self.weight = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
+        batch, _, _, features = x.shape
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mask = mask.astype(wide.dtype)
+        count = jnp.sum(mask, axis=(1, 2, 3))[:, None, None, None] * (features // self.groups)
+
+        def group_mean(values: Float[Array, "B h w C"]) -> Float[Array, "B 1 1 C"]:
+            channel_sums = jnp.sum(values * mask, axis=(1, 2)).reshape(batch, self.groups, -1)
+            sums = jnp.repeat(jnp.sum(channel_sums, axis=-1), features // self.groups, axis=-1)
+            return sums[:, None, None, :] / count
+
+        centred = wide - group_mean(wide)
+        variance = group_mean(jnp.square(centred))
+        normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normal * add_dims(self.weight[...], x) + add_dims(self.bias[...], x)
+
+
+class Attention(nnx.Module):
+    """torch.nn.MultiheadAttention: the three input projections in one matrix."""
+
+    def __init__(
+        self, features: int, heads: int, *, init: Initializer = xavier_uniform, kind: Kind = nnx.Param, rngs: nnx.Rngs
+    ):
+        self.in_proj_weight = kind(init(rngs.params(), (features, 3 * features)))
+        self.in_proj_bias = kind(jnp.zeros(3 * features))
+        self.out_proj = Linear(features, features, kind=kind, rngs=rngs)
+        self.heads = heads
+
+    def __call__(
+        self,
+        query: Float[Array, "B S C"],
+        key: Float[Array, "B N C"],
+        value: Float[Array, "B N C"],
+        mask: Bool[Array, "#B #S #N"] | None = None,
+    ) -> Float[Array, "B S C"]:
+        """Attends where `mask` is True (everywhere without one); a row with nothing to attend to is undefined."""
+        weights = jnp.split(self.in_proj_weight[...].astype(query.dtype), 3, axis=1)
+        biases = jnp.split(self.in_proj_bias[...].astype(query.dtype), 3)
+        q, k, v = (
+            (x @ w + b[None, None, :]).reshape(*x.shape[:2], self.heads, -1)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        logits = jnp.einsum("bshd,bnhd->bhsn", q * q.shape[-1] ** -0.5, k)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, :, :], logits, -jnp.inf)
+        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(logits, axis=-1), v)
+        return self.out_proj(mixed.reshape(query.shape))
+
+
+class Stack(nnx.Module):
+    """Equal modules with their parameters stacked along a leading axis, applied one after the other by a scan.
+
+    One copy of the code is compiled instead of `length`: a ConvNeXt-L compiles many times faster, at the same speed.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
+        self.length = length
+        self.stacked = nnx.vmap(make, axis_size=length)(rngs.fork(split=length)) if length else None
+
+    def __call__(self, x: Float[Array, "..."], *args: Any) -> Float[Array, "..."]:
+        """`args` are handed to every module unchanged."""
+        if not self.length:
+            return x
+        graphdef, stacked = nnx.split(self.stacked)
+
+        def apply(x, layer):
+            return nnx.merge(graphdef, layer)(x, *args), None
+
+        return jax.lax.scan(apply, x, stacked)[0]
+
+    def unstack(self) -> list[nnx.Module]:
+        """The modules one by one, for whoever needs to look between them."""
+        if not self.length:
+            return []
+        graphdef, stacked = nnx.split(self.stacked)
+        return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(self.length)]
+
+
+def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Float[Array, "*ones C"]:
+    """The vector with `like`'s dtype and rank."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def valid_mask(valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"]:
+    """Which cells of a [h, w] feature map at `stride` belong to the image. `valid_hw` is in input pixels."""
+    h, w = shape
+    rows = jnp.arange(h)[None, :] < (valid_hw[:, :1] // stride)
+    columns = jnp.arange(w)[None, :] < (valid_hw[:, 1:] // stride)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def sine_positions(
+    valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int, features: int, dtype: jnp.dtype
+) -> Float[Array, "B h w C"]:
+    """Mask2Former's normalised sine embedding (position_encoding.py), over the image's own size.
+
+    Per axis `features / 2` channels, sine and cosine interleaved, y before x; positions count from 1 and are scaled
+    so that the last is 2 pi.
+    """
+    pairs = features // 4
+    frequency = 10000.0 ** (-jnp.arange(pairs, dtype=dtype) / pairs)
+
+    def axis(length: int, valid: Int[Array, " B"]) -> Float[Array, "B length C_2"]:
+        position = jnp.arange(1, length + 1, dtype=dtype)[None, :]
+        scale = 2 * jnp.pi / ((valid // stride).astype(dtype) + 1e-6)
+        angle = (position * scale[:, None])[:, :, None] * frequency[None, None, :]
+        return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:2], 2 * pairs)
+
+    h, w = shape
+    y, x = axis(h, valid_hw[:, 0]), axis(w, valid_hw[:, 1])
+    batch = valid_hw.shape[0]
+    return jnp.concatenate(
+        [
+            jnp.broadcast_to(y[:, :, None, :], (batch, h, w, 2 * pairs)),
+            jnp.broadcast_to(x[:, None, :, :], (batch, h, w, 2 * pairs)),
+        ],
+        axis=-1,
+    )

@@ -1,0 +1,139 @@
+"""The mask decoder: queries that look for one segment each (fcclip_transformer_decoder.py, after Mask2Former)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
+from fcclip_jax.models.descriptions import HeadDescription
+from fcclip_jax.models.layers import (
+    MLP,
+    Attention,
+    LayerNorm,
+    Linear,
+    sine_positions,
+    unit_normal,
+    valid_mask,
+    xavier_uniform,
+)
+from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
+from fcclip_jax.structs import PixelFeatures, Prediction, TextClassifier
+
+
+class DecoderLayer(nnx.Module):
+    """Masked cross-attention, self-attention, feed-forward: each post-norm."""
+
+    def __init__(self, description: HeadDescription, *, rngs: nnx.Rngs):
+        dim, ffn_dim = description.hidden_dim, description.decoder_ffn_dim
+        self.cross_attn = Attention(dim, description.heads, rngs=rngs)
+        self.cross_norm = LayerNorm(dim, rngs=rngs)
+        self.self_attn = Attention(dim, description.heads, rngs=rngs)
+        self.self_norm = LayerNorm(dim, rngs=rngs)
+        self.linear1 = Linear(dim, ffn_dim, init=xavier_uniform, rngs=rngs)
+        self.linear2 = Linear(ffn_dim, dim, init=xavier_uniform, rngs=rngs)
+        self.ffn_norm = LayerNorm(dim, rngs=rngs)
+
+    def look(self, queries, query_positions, tokens, positions, attend) -> Float[Array, "B Q C"]:
+        """Cross-attention to the cells that `attend` [B, Q, N] allows."""
+        found = self.cross_attn(queries + query_positions, tokens + positions, tokens, attend)
+        return self.cross_norm(queries + found)
+
+    def confer(self, queries, query_positions) -> Float[Array, "B Q C"]:
+        """Self-attention among the queries."""
+        keys = queries + query_positions
+        return self.self_norm(queries + self.self_attn(keys, keys, queries))
+
+    def think(self, queries) -> Float[Array, "B Q C"]:
+        """Feed-forward."""
+        return self.ffn_norm(queries + self.linear2(jax.nn.relu(self.linear1(queries))))
+
+
+class MaskDecoder(nnx.Module):
+    """Learned queries to masks and class embeddings."""
+
+    def __init__(self, description: HeadDescription, embed_dim: int, *, rngs: nnx.Rngs):
+        dim, count = description.hidden_dim, description.num_queries
+        self.query_feat = nnx.Param(unit_normal(rngs.params(), (count, dim)))
+        self.query_embed = nnx.Param(unit_normal(rngs.params(), (count, dim)))
+        self.level_embed = nnx.Param(unit_normal(rngs.params(), (len(LEVEL_STRIDES), dim)))
+        self.layers = nnx.List([DecoderLayer(description, rngs=rngs) for _ in range(description.decoder_layers)])
+        self.decoder_norm = LayerNorm(dim, rngs=rngs)
+        self.mask_embed = MLP(dim, dim, description.mask_dim, 3, rngs=rngs)
+        self.pool_norm = LayerNorm(description.mask_dim, rngs=rngs)
+        self.pool_proj = Linear(description.mask_dim, dim, rngs=rngs)
+        self.class_embed = MLP(dim, dim, embed_dim, 3, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
+
+    def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
+        """The normalised queries before the first layer and after each, all of which `predict` can read."""
+        tokens, positions, masks, small_features = self.inputs(pixels, valid_hw)
+        queries = self.learned_queries(*tokens[0].shape[::2])
+        outputs = [self.decoder_norm(queries)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(tokens)
+            attend = self.attention_mask(outputs[-1], small_features[level], masks[level])
+            query_positions = self.query_embed[...].astype(queries.dtype)[None]
+            queries = layer.look(queries, query_positions, tokens[level], positions[level], attend)
+            queries = layer.think(layer.confer(queries, query_positions))
+            outputs.append(self.decoder_norm(queries))
+        return outputs
+
+    def learned_queries(self, batch: int, dim: int) -> Float[Array, "B Q C"]:
+        return jnp.broadcast_to(self.query_feat[...][None], (batch, self.query_feat.shape[0], dim))
+
+    def inputs(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]):
+        """Per level: tokens with their level embedding, positions, valid masks, and mask_features at its stride.
+
+        Resizing is linear, so the official attention mask, which resizes mask_embed . mask_features, is mask_embed .
+        (resized mask_features): one small product a layer instead of a full-resolution one.
+        """
+        tokens, positions, masks, small_features = [], [], [], []
+        for i, (level, stride) in enumerate(zip(pixels.levels, LEVEL_STRIDES, strict=True)):
+            batch, h, w, dim = level.shape
+            embed = self.level_embed[i].astype(level.dtype)[None, None]
+            tokens.append(level.reshape(batch, h * w, dim) + embed)
+            position = sine_positions(valid_hw, (h, w), stride, dim, level.dtype)
+            positions.append(position.reshape(batch, h * w, dim))
+            masks.append(valid_mask(valid_hw, (h, w), stride).reshape(batch, 1, h * w))
+            small = shrink(pixels.mask_features, stride // 4)
+            small_features.append(small.reshape(batch, h * w, -1))
+        return tokens, positions, masks, small_features
+
+    def attention_mask(
+        self, queries: Float[Array, "B Q C"], features: Float[Array, "B N D"], valid: Bool[Array, "B 1 N"]
+    ) -> Bool[Array, "B Q N"]:
+        """A query looks inside its own mask so far; one whose mask is empty looks everywhere."""
+        inside = (jnp.einsum("bqc,bnc->bqn", self.mask_embed(queries), features) >= 0) & valid
+        return jnp.where(jnp.any(inside, axis=-1, keepdims=True), inside, valid)
+
+    def predict(
+        self,
+        queries: Float[Array, "B Q C"],
+        mask_features: Float[Array, "B h w D"],
+        valid_hw: Int[Array, "B 2"],
+        text: TextClassifier,
+        void: Float[Array, " E"],
+    ) -> Prediction:
+        """Masks, and in-vocabulary class logits of what lies under them.
+
+        Unlike the paper's figure, the query itself is added to its pooled features
+        (fcclip_transformer_decoder.py:482-490).
+        """
+        mask_logits = jnp.einsum("bhwc,bqc->bhwq", mask_features, self.mask_embed(queries))
+        embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw)
+        scale = self.logit_scale[...]
+        classes = text_logits(embeddings, text, scale), void_logits(embeddings, void, scale)
+        return Prediction(mask_logits, jnp.concatenate(classes, axis=-1))
+
+    def class_embeddings(
+        self,
+        queries: Float[Array, "B Q C"],
+        mask_logits: Float[Array, "B h w Q"],
+        mask_features: Float[Array, "B h w D"],
+        valid_hw: Int[Array, "B 2"],
+    ) -> Float[Array, "B Q E"]:
+        """The query and what lies under its mask, in CLIP's joint space."""
+        inside = (mask_logits > 0) & valid_mask(valid_hw, mask_logits.shape[1:3], 4)[..., None]
+        pooled = self.pool_proj(self.pool_norm(mask_pool(mask_features, inside)))
+        return self.class_embed(pooled + queries)

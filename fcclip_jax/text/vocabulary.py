@@ -1,0 +1,179 @@
+"""A vocabulary is a value: the classes to find, each with its synonyms, whether it is a thing, a colour and an id."""
+
+import colorsys
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+
+PROMPT_TEMPLATES = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyClass:
+    """One class: `id` is its number in the data set's annotations, `color` is RGB in 0..255."""
+
+    names: tuple[str, ...]
+    is_thing: bool
+    color: tuple[int, int, int]
+    id: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Classes in the order of the model's logits; `ignore_label` marks unlabelled pixels in the annotations, if any do."""
+
+    name: str
+    classes: tuple[VocabularyClass, ...]
+    ignore_label: int | None = None
+
+    @classmethod
+    def load(cls, name: str) -> "Vocabulary":
+        """Returns a vocabulary that ships with the package; raises ValueError for a name that is not in `shipped()`."""
+        if name not in shipped():
+            close = difflib.get_close_matches(str(name), shipped(), n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}? There are" if close else "there are"
+            raise ValueError(f"no vocabulary is called {name!r}: {hint} {', '.join(shipped())}")
+        return cls.from_json((_FOLDER / f"{name}.json").read_text("utf-8"))
+
+    @classmethod
+    def from_words(cls, words: Sequence[str], stuff: Sequence[str] = ()) -> "Vocabulary":
+        """Makes a vocabulary of your own: `from_words(["cat, kitten", "sky", "grass"], stuff=["sky", "grass"])`.
+
+        Each word is one class, its synonyms parted by commas, the first of them its name. Classes are things (counted one
+        by one) unless `stuff` names them. Raises ValueError for no words, an empty or repeated one, or unknown stuff.
+        """
+        if not words or isinstance(words, str) or isinstance(stuff, str):
+            raise ValueError(f"words must be a list of at least one, stuff a list; got {words!r} and {stuff!r}")
+        synonyms = [_split_synonyms(word) for word in words]
+        counts = Counter(names[0] for names in synonyms)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"the class {repeated[0]!r} is there {counts[repeated[0]]} times; name each class once")
+        stuff_names = {_split_synonyms(word)[0] for word in stuff}
+        if unknown := sorted(stuff_names - counts.keys()):
+            raise ValueError(f"stuff {unknown[0]!r} is not the first synonym of any class; add it to the words")
+        classes = (
+            VocabularyClass(names, names[0] not in stuff_names, color_of(names[0]), id)
+            for id, names in enumerate(synonyms, start=1)
+        )
+        return cls("custom", tuple(classes))
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The class index of each synonym, in the order of `prompts`."""
+        return tuple(index for index, entry in enumerate(self.classes) for _ in entry.names)
+
+    @property
+    def thing_mask(self) -> tuple[bool, ...]:
+        return tuple(entry.is_thing for entry in self.classes)
+
+    def prompts(self) -> list[str]:
+        """Every synonym in every template, the templates innermost."""
+        names = (name for entry in self.classes for name in entry.names)
+        return [template.format(name) for name in names for template in PROMPT_TEMPLATES]
+
+    @property
+    def prompts_sha256(self) -> str:
+        return hashlib.sha256("\n".join(self.prompts()).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def seen_by(self, training: "Vocabulary") -> tuple[bool, ...]:
+        """Says of each class whether one of its synonyms is, letter for letter, a synonym in the training vocabulary."""
+        trained = {name for entry in training.classes for name in entry.names}
+        return tuple(not trained.isdisjoint(entry.names) for entry in self.classes)
+
+    def to_json(self) -> str:
+        """Writes one class a line; the check sum notices prompts that no longer are what the model was used with."""
+        head = {"name": self.name, "ignore_label": self.ignore_label, "prompts_sha256": self.prompts_sha256}
+        classes = (
+            {"id": entry.id, "names": entry.names, "thing": entry.is_thing, "color": entry.color}
+            for entry in self.classes
+        )
+        lines = ",\n  ".join(map(json.dumps, classes))
+        return f'{json.dumps(head)[:-1]}, "classes": [\n  {lines}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        """Reads what `to_json` writes, trusting none of it; raises ValueError with the first thing that is wrong."""
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the vocabulary is not JSON ({error}); write it with Vocabulary.to_json") from None
+        match record:
+            case {
+                "name": str(name),
+                "ignore_label": None | int() as ignore_label,
+                "classes": [_, *_] as classes,
+            } if not isinstance(ignore_label, bool):
+                vocabulary = cls(name, tuple(map(_parse_class, classes)), ignore_label)
+            case _:
+                raise ValueError('the vocabulary lacks a "name", an "ignore_label" (or null), or a list of "classes"')
+        id, count = Counter(entry.id for entry in vocabulary.classes).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"the vocabulary {name!r} gives the id {id} to {count} classes; ids must differ")
+        if record.get("prompts_sha256", vocabulary.prompts_sha256) != vocabulary.prompts_sha256:
+            raise ValueError(
+                f"the names in the vocabulary {name!r} do not give the prompts of its prompts_sha256; restore the file,"
+                " or remove the prompts_sha256 if the names were changed on purpose"
+            )
+        return vocabulary
+
+
+@functools.cache
+def shipped() -> tuple[str, ...]:
+    """The names that `Vocabulary.load` knows."""
+    return tuple(sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir()))
+
+
+def color_of(name: str) -> tuple[int, int, int]:
+    """A colour that belongs to the name, in every vocabulary and every run; neither dark nor pale."""
+    hue, saturation, value = (byte / 255 for byte in hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:3])
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.5 + 0.5 * saturation, 0.6 + 0.4 * value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+_FOLDER = resources.files(__package__) / "vocabularies"
+
+
+def _split_synonyms(word: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in word.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"the class name {word!r} is empty; write a word, or several synonyms parted by commas")
+    return names
+
+
+def _parse_class(record: object) -> VocabularyClass:
+    match record:
+        case {
+            "id": int(id),
+            "names": [str(), *_] as names,
+            "thing": bool(thing),
+            "color": [int(), int(), int()] as rgb,
+        }:
+            named = all(isinstance(name, str) and name.strip() for name in names)
+            if named and all(type(value) is int and 0 <= value <= 255 for value in rgb) and type(id) is int and id >= 0:
+                return VocabularyClass(tuple(names), thing, tuple(rgb), id)
+    example = '{"id": 1, "names": ["cat"], "thing": true, "color": [255, 0, 0]}'
+    raise ValueError(f"the class {record!r:.80} in the vocabulary is not of the form {example}")

@@ -1,0 +1,45 @@
+"""The definition, in plain JAX."""
+
+import jax
+import jax.numpy as jnp
+
+
+def ms_deform_attn(
+    value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, int], ...]
+) -> jax.Array:
+    """See `pallas_kernels.ms_deform_attn`. Sums in at least float32; one head at a time bounds the memory."""
+    accumulate = jnp.promote_types(value.dtype, jnp.float32)
+
+    def one_head(head):
+        value, locations, weights = (x.astype(accumulate) for x in head)  # [N, D], [Q, L, P, 2], [Q, L, P]
+        total, start = jnp.zeros((locations.shape[0], value.shape[-1]), accumulate), 0
+        for level, (h, w) in enumerate(shapes):
+            plane = value[start : start + h * w]
+            start += h * w
+            for point in range(weights.shape[-1]):
+                x = locations[:, level, point, 0] * w - 0.5
+                y = locations[:, level, point, 1] * h - 0.5
+                total += weights[:, level, point][:, None] * _bilinear(plane, x, y, h, w)
+        return total
+
+    batch, _, heads, channels = value.shape
+    by_head = (
+        value.transpose(0, 2, 1, 3).reshape(batch * heads, -1, channels),
+        locations.transpose(0, 2, 1, 3, 4, 5).reshape(batch * heads, -1, *locations.shape[3:]),
+        weights.transpose(0, 2, 1, 3, 4).reshape(batch * heads, -1, *weights.shape[3:]),
+    )
+    out = jax.lax.map(one_head, by_head)
+    return out.reshape(batch, heads, -1, channels).transpose(0, 2, 1, 3).astype(value.dtype)
+
+
+def _bilinear(plane: jax.Array, x: jax.Array, y: jax.Array, h: int, w: int) -> jax.Array:
+    """Samples [h * w, D] at pixel coordinates (x, y), [Q] each; neighbours outside the plane count as zero."""
+    left, top = jnp.floor(x), jnp.floor(y)
+    total = jnp.zeros((x.shape[0], plane.shape[-1]), plane.dtype)
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
+            inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+            index = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
+            total += jnp.where(inside, weight, jnp.zeros_like(weight))[:, None] * plane[index]
+    return total

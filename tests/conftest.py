@@ -1,0 +1,19 @@
+"""Every test runs with strict dtype and rank promotion: an accidental widening or broadcast is an error."""
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder with the official code's full golden arrays, where a checkout has one beside it."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"no golden arrays at {SHARED}: they are not part of the project")
+    return SHARED
