@@ -102,7 +102,7 @@ def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""],
 
 
 def working_dtype(logits: Float[Array, "..."]) -> Any:
-    return jnp.promote_types(logits.dtype, jnp.float32)
+    return logits.dtype if logits.dtype == jnp.float64 else jnp.float32
 
 
 def resized_logits(

@@ -139,6 +139,24 @@ CLIP_MODELS: dict[str, ClipDescription] = {
 }
 
 
+SMALL = ModelDescription(
+    clip=ClipDescription(
+        image=ConvNeXtDescription(depths=(2, 2, 4, 2), dims=(32, 64, 128, 256), embed_dim=64, head="mlp"),
+        text=TextDescription(width=64, heads=2, layers=2, embed_dim=64, quick_gelu=False),
+    ),
+    head=HeadDescription(
+        hidden_dim=64,
+        mask_dim=64,
+        encoder_layers=2,
+        encoder_ffn_dim=128,
+        decoder_layers=3,
+        decoder_ffn_dim=128,
+        num_queries=50,
+    ),
+)
+"""A whole FC-CLIP that a laptop runs in a blink: for trying things out, with random weights or by training it."""
+
+
 def clip_description(name: str, *, quick_gelu: bool = False) -> ClipDescription:
     """The towers of OpenCLIP's model `name` (a `-quickgelu` suffix is honoured).
 

@@ -4,6 +4,7 @@ Weights are [in, out] and [kh, kw, in, out]. Every layer computes in its input's
 bfloat16. `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ class MLP(nnx.Module):
 
     def __init__(self, in_features: int, hidden: int, out_features: int, depth: int, *, rngs: nnx.Rngs):
         sizes = [in_features] + [hidden] * (depth - 1) + [out_features]
-        self.layers = nnx.List([Linear(i, o, rngs=rngs) for i, o in zip(sizes, sizes[1:], strict=False)])
+        self.layers = nnx.List([Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(sizes)])
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         for layer in self.layers[:-1]:

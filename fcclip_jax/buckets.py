@@ -1,0 +1,93 @@
+"""Static shapes for a world of sizes: XLA compiles a program for every shape, so shapes come from short lists."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from fcclip_jax.structs import STRIDE
+
+CLASS_BUCKETS = (2048, 8192, 32768, 131072)
+"""Text rows and classes. The first holds all shipped vocabularies: padded classes cost next to nothing."""
+
+TEXT_LENGTHS = (16, 32, 77)
+"""Tokens of a prompt: attention is causal, so the text tower stops at the end of the longest."""
+
+CANVAS_SIDES = (640, 1344, 2048, 4096)
+"""Output maps, square: their cost follows the real size, so few will do. Larger ones go by multiples of the last."""
+
+LANDSCAPES = (4 / 3, 3 / 2, 5 / 3, 2.0, 2.5)
+PORTRAITS = (4 / 3, 5 / 3, 2.5)
+"""Long side over short side. Photographs crowd at 4:3 and 3:2: on COCO's sizes these five buckets at 800 / 1333
+(three lying, two standing) hold about 2 % more pixels than every image's own multiple of 32."""
+
+
+def image_buckets(short_side: int, max_side: int) -> tuple[tuple[int, int], ...]:
+    """The (height, width) of the arrays that hold every image resized to these sides, smallest first."""
+
+    def long_sides(ratios: Sequence[float]) -> set[int]:
+        return {_round_up(min(int(ratio * short_side + 0.5), max_side)) for ratio in (*ratios, max_side / short_side)}
+
+    short = _round_up(min(short_side, max_side))
+    shapes = {(short, long) for long in long_sides(LANDSCAPES)} | {(long, short) for long in long_sides(PORTRAITS)}
+    return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
+
+
+def choose_bucket(shape: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The smallest bucket that holds the shape.
+
+    Raises:
+        ValueError: none does.
+    """
+    fitting = [bucket for bucket in buckets if bucket[0] >= shape[0] and bucket[1] >= shape[1]]
+    if not fitting:
+        known = ", ".join(f"{h}x{w}" for h, w in buckets)
+        raise ValueError(f"an image of {shape[0]}x{shape[1]} fits none of the buckets {known}; add a larger one")
+    return min(fitting, key=lambda bucket: bucket[0] * bucket[1])
+
+
+def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
+    """Reads "800x1088,1088x800": height x width in pixels, multiples of 32.
+
+    Raises:
+        ValueError: the text is of another form, or a side is no multiple of 32.
+    """
+    buckets = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
+        if not found:
+            raise ValueError(f"bucket {part.strip()!r} is not HEIGHTxWIDTH, such as 800x1088")
+        buckets.append((int(found[1]), int(found[2])))
+    return check_buckets(buckets)
+
+
+def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The buckets, if every side is a positive multiple of 32."""
+    for height, width in buckets:
+        if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
+            near = "x".join(str(max(_round_up(side), STRIDE)) for side in (height, width))
+            raise ValueError(f"bucket {height}x{width} is not made of multiples of {STRIDE}; try {near}")
+    return tuple(buckets)
+
+
+def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:
+    """The square that holds an output map of this size."""
+    longest = max(output_hw)
+    sides = itertools.chain(CANVAS_SIDES, itertools.count(2 * CANVAS_SIDES[-1], CANVAS_SIDES[-1]))
+    side = next(side for side in sides if side >= longest)
+    return side, side
+
+
+def class_bucket(count: int) -> int:
+    """How many text rows or classes to pad `count` to.
+
+    Raises:
+        ValueError: there are more than the largest bucket holds.
+    """
+    fitting = [bucket for bucket in CLASS_BUCKETS if bucket >= count]
+    if not fitting:
+        raise ValueError(f"{count} names are more than the {CLASS_BUCKETS[-1]} that a vocabulary may have; split it")
+    return fitting[0]
+
+
+def _round_up(side: int) -> int:
+    return -(-side // STRIDE) * STRIDE

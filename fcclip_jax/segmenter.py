@@ -1,0 +1,306 @@
+"""The Python API: load, set_classes, call, draw."""
+
+import functools
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from fcclip_jax import buckets as bucket_lists
+from fcclip_jax import caching, checkpoint
+from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.fcclip import FCCLIP, prepare
+from fcclip_jax.postprocess import TASKS, Postprocessed, postprocess, semantic_scores
+from fcclip_jax.results import Result, make_result
+from fcclip_jax.structs import TextClassifier
+from fcclip_jax.text.classifier import TextEncoder
+from fcclip_jax.text.vocabulary import Vocabulary
+
+SHORT_SIDE, MAX_SIDE = 800, 1333
+"""The official test size (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)."""
+
+
+class Segmenter:
+    """Segments photographs in any words.
+
+        segmenter = Segmenter.load("checkpoint_dir")
+        segmenter.set_classes(["astronaut", "space shuttle, rocket", "flag"])
+        result = segmenter("photo.jpg")
+        result.panoptic.segments; result.semantic(); result.instances()
+        result.draw().save("out.png")
+
+    Programs are compiled once for each bucket of image sizes; neither a new vocabulary nor a new size inside a bucket
+    compiles anything.
+    """
+
+    def __init__(
+        self,
+        model: FCCLIP,
+        training: Vocabulary,
+        *,
+        fingerprint: str,
+        short_side: int = SHORT_SIDE,
+        max_side: int = MAX_SIDE,
+        buckets: Sequence[tuple[int, int]] | None = None,
+        batch_size: int = 1,
+        cache_dir: pathlib.Path | None = None,
+    ):
+        """`load` and `random` are the usual ways here.
+
+        training: the vocabulary that the model was trained in, whose classes count as seen.
+        fingerprint: names the text tower's weights, for the embeddings kept in `cache_dir` (None keeps none).
+        short_side, max_side: images are resized to the first, or less where the longer side would pass the second.
+        buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
+        batch_size: images computed together. More than one pays on accelerators, not on a CPU.
+        """
+        if not 1 <= short_side <= max_side:
+            raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.training, self.short_side, self.max_side, self.batch_size = training, short_side, max_side, batch_size
+        chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
+        self.buckets = bucket_lists.check_buckets(chosen)
+        self.vocabulary: Vocabulary | None = None
+        self._encoder = TextEncoder(model.clip.text, fingerprint=fingerprint, cache_dir=cache_dir)
+        # Only the text encoder holds the text tower: the image program never reads it.
+        image_model = nnx.clone(model, variables=False)
+        del image_model.clip.text
+        graphdef, self._state = nnx.split(image_model)
+        self._program = jax.jit(functools.partial(_segment, graphdef), static_argnames=("canvas", "tasks"))
+        self._scores_program = jax.jit(
+            functools.partial(_score, graphdef), static_argnames=("canvas", "classes", "before_resize")
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **options: Any) -> "Segmenter":
+        """From a checkpoint directory (local, or anywhere that etils.epath reads, such as gs://).
+
+        options: `short_side`, `max_side`, `buckets`, `batch_size`, as in the constructor.
+        """
+        caching.keep_compiled_programs()
+        loaded = checkpoint.load(path)
+        options.setdefault("cache_dir", caching.cache_dir() / "text")
+        return cls(loaded.model, loaded.training_vocabulary, fingerprint=loaded.text_sha256, **options)
+
+    @classmethod
+    def random(cls, seed: int = 0, **options: Any) -> "Segmenter":
+        """A small model with reproducible random weights: it shows how things work, and finds nothing."""
+        caching.keep_compiled_programs()
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: FCCLIP(SMALL, rngs=nnx.Rngs(seed))))
+        # One compiled program instead of one for every kind of layer.
+        weights = jax.jit(lambda: nnx.state(FCCLIP(SMALL, rngs=nnx.Rngs(seed))))()
+        return cls(nnx.merge(graphdef, weights), Vocabulary.load("coco_panoptic"), fingerprint=f"random {seed}", **options)
+
+    def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:
+        """Chooses the words: a shipped vocabulary's name, a list of words, or a Vocabulary.
+
+        Synonyms share a string, parted by commas: "cat, kitten". Words are things unless `stuff` names them.
+        """
+        if isinstance(classes, Vocabulary):
+            vocabulary = classes
+        elif isinstance(classes, str):
+            vocabulary = Vocabulary.load(classes)
+        else:
+            vocabulary = Vocabulary.from_words(classes, stuff)
+        text = self._encoder.classifier(vocabulary, self.training)
+        is_thing = np.zeros(text.seen.shape, bool)
+        is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
+        self._text, self._is_thing = jax.device_put((text, is_thing))
+        self.vocabulary = vocabulary
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        tasks: Collection[str] = TASKS,
+        overlap_threshold: float = 0.8,
+    ) -> Result | list[Result]:
+        """Segments one image (a path, a PIL image or an RGB array), or a list of them into a list.
+
+        tasks: any of panoptic, semantic, instances; fewer are faster.
+        overlap_threshold: the least share of its own mask that a panoptic segment must keep.
+        """
+        single = not isinstance(images, (list, tuple))
+        results: dict[int, Result] = {}
+        many = [images] if single else images
+        for index, result in self.stream(many, tasks=tasks, overlap_threshold=overlap_threshold):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        return results[0] if single else [results[index] for index in range(len(results))]
+
+    def stream(
+        self, images: Iterable[ImageLike], *, tasks: Collection[str] = TASKS, overlap_threshold: float = 0.8
+    ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
+        """Yields (index, result) as images are done, out of order where buckets fill out of order.
+
+        An image that cannot be read yields its error instead, and the others go on.
+        """
+        self._require_classes()
+        tasks = tuple(task for task in TASKS if task in set(tasks)) or tuple(tasks)
+        waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
+        for item in self._prepared(images):
+            if isinstance(item.error, Exception):
+                yield item.index, item.error
+                continue
+            key = (item.bucket, bucket_lists.canvas(item.image.shape[:2]))
+            waiting[key].append(item)
+            if len(waiting[key]) == self.batch_size:
+                yield from self._run(*key, waiting.pop(key), tasks, overlap_threshold)
+        for key, batch in waiting.items():
+            yield from self._run(*key, batch, tasks, overlap_threshold)
+
+    def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
+        """Every class's score at every pixel of one image: large, and compiled for each number of classes.
+
+        before_resize: score at the network's size and resize the scores, as the official semantic-only configs do.
+        """
+        self._require_classes()
+        (item,) = self._prepared([image])
+        if item.error is not None:
+            raise item.error
+        height, width = item.image.shape[:2]
+        scores = self._scores_program(
+            self._state,
+            *self._batch([item], item.bucket, size=1),
+            self._text,
+            canvas=bucket_lists.canvas((height, width)),
+            classes=len(self.vocabulary.classes),
+            before_resize=before_resize,
+        )
+        return np.moveaxis(np.array(np.asarray(scores)[0, :height, :width]), -1, 0)
+
+    def _require_classes(self) -> None:
+        if self.vocabulary is None:
+            raise ValueError("there are no classes to look for yet; call set_classes first")
+
+    def _prepared(self, images: Iterable[ImageLike]) -> Iterator["_Prepared"]:
+        """Images decoded and resized, a few ahead of the computation."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            pending, numbered = [], enumerate(images)
+            for index, image in numbered:
+                pending.append(pool.submit(self._prepare, index, image))
+                if len(pending) > self.batch_size + 1:
+                    yield pending.pop(0).result()
+            for future in pending:
+                yield future.result()
+
+    def _prepare(self, index: int, image: ImageLike) -> "_Prepared":
+        try:
+            pixels = load_image(image)
+            small = resize(pixels, resized_shape(*pixels.shape[:2], self.short_side, self.max_side))
+            bucket = bucket_lists.choose_bucket(small.shape[:2], self.buckets)
+        except (ValueError, OSError) as error:
+            return _Prepared(index, error=error)
+        return _Prepared(index, pixels, small, bucket)
+
+    def _batch(
+        self, items: list["_Prepared"], bucket: tuple[int, int], *, size: int
+    ) -> tuple[UInt8[np.ndarray, "B H W 3"], Int[np.ndarray, "B 2"], Int[np.ndarray, "B 2"]]:
+        """Arrays of `size` images; a batch that is not full repeats its last."""
+        items = items + items[-1:] * (size - len(items))
+        images = np.stack([pad(item.resized, bucket) for item in items])
+        image_hw, output_hw = (
+            np.asarray([getattr(item, name).shape[:2] for item in items], np.int32) for name in ("resized", "image")
+        )
+        return images, image_hw, output_hw
+
+    def _run(
+        self,
+        bucket: tuple[int, int],
+        canvas: tuple[int, int],
+        items: list["_Prepared"],
+        tasks: tuple[str, ...],
+        overlap_threshold: float,
+    ) -> Iterator[tuple[int, Result]]:
+        arrays = self._batch(items, bucket, size=self.batch_size)
+        output = self._program(
+            self._state,
+            *arrays,
+            self._text,
+            self._is_thing,
+            np.float32(overlap_threshold),
+            canvas=canvas,
+            tasks=tasks,
+        )
+        output = jax.device_get(output)
+        for row, item in enumerate(items):
+            part = jax.tree.map(lambda x, row=row: x[row], output)
+            yield item.index, make_result(item.image, self.vocabulary, part)
+
+
+class _Prepared(NamedTuple):
+    """An image on its way in: as it was and as the network will read it, or what is wrong with it."""
+
+    index: int
+    image: UInt8[np.ndarray, "H W 3"] | None = None
+    resized: UInt8[np.ndarray, "h w 3"] | None = None
+    bucket: tuple[int, int] | None = None
+    error: ValueError | OSError | None = None
+
+
+def _masks_and_classes(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    images: UInt8[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    text: TextClassifier,
+) -> tuple[Float[Array, "B h w Q"], Float[Array, "B Q K+1"]]:
+    model = nnx.merge(graphdef, state)
+    pixels, valid_hw = prepare(images, image_hw)
+    prediction, features = model(pixels, valid_hw, text)
+    return prediction.mask_logits, model.classify(prediction, features.clip_dense, valid_hw, text)
+
+
+def _segment(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    images: UInt8[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    output_hw: Int[Array, "B 2"],
+    text: TextClassifier,
+    is_thing: Array,
+    overlap_threshold: Float[Array, ""],
+    *,
+    canvas: tuple[int, int],
+    tasks: tuple[str, ...],
+) -> Postprocessed:
+    """The whole of one batch, from pixels to maps: one program."""
+    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text)
+    return postprocess(
+        mask_logits,
+        class_probs,
+        is_thing,
+        text.num_classes,
+        image_hw,
+        output_hw,
+        canvas=canvas,
+        tasks=tasks,
+        overlap_threshold=overlap_threshold,
+    )
+
+
+def _score(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    images: UInt8[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    output_hw: Int[Array, "B 2"],
+    text: TextClassifier,
+    *,
+    canvas: tuple[int, int],
+    classes: int,
+    before_resize: bool,
+) -> Float[Array, "B H W K"]:
+    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text)
+    real = jnp.concatenate([class_probs[..., :classes], class_probs[..., -1:]], axis=-1)
+    return semantic_scores(mask_logits, real, image_hw, output_hw, canvas=canvas, before_resize=before_resize)
