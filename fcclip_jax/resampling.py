@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -102,7 +103,7 @@ def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""],
 
 
 def working_dtype(logits: Float[Array, "..."]) -> Any:
-    return logits.dtype if logits.dtype == jnp.float64 else jnp.float32
+    return np.promote_types(logits.dtype, np.float32)
 
 
 def resized_logits(

@@ -19,6 +19,7 @@ from fcclip_jax import caching, checkpoint
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import FCCLIP, prepare
+from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import TASKS, Postprocessed, postprocess, semantic_scores
 from fcclip_jax.results import Result, make_result
 from fcclip_jax.structs import TextClassifier
@@ -95,10 +96,8 @@ class Segmenter:
     def random(cls, seed: int = 0, **options: Any) -> "Segmenter":
         """A small model with reproducible random weights: it shows how things work, and finds nothing."""
         caching.keep_compiled_programs()
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: FCCLIP(SMALL, rngs=nnx.Rngs(seed))))
-        # One compiled program instead of one for every kind of layer.
-        weights = jax.jit(lambda: nnx.state(FCCLIP(SMALL, rngs=nnx.Rngs(seed))))()
-        return cls(nnx.merge(graphdef, weights), Vocabulary.load("coco_panoptic"), fingerprint=f"random {seed}", **options)
+        training = Vocabulary.load("coco_panoptic")
+        return cls(random_model(SMALL, seed), training, fingerprint=f"random {seed}", **options)
 
     def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:
         """Chooses the words: a shipped vocabulary's name, a list of words, or a Vocabulary.
@@ -254,7 +253,7 @@ def _masks_and_classes(
     images: UInt8[Array, "B H W 3"],
     image_hw: Int[Array, "B 2"],
     text: TextClassifier,
-) -> tuple[Float[Array, "B h w Q"], Float[Array, "B Q K+1"]]:
+) -> tuple[Float[Array, "B h w Q"], Float[Array, "B Q K1"]]:
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = prepare(images, image_hw)
     prediction, features = model(pixels, valid_hw, text)

@@ -4,7 +4,7 @@ B batch, H W image, h w feature grid, C channels, L levels, N tokens over all le
 Q queries, K classes, T text rows (one a synonym), G ground-truth segments, S loss points.
 
 Arrays are NHWC. Queries are the channels of the mask image ([B, h, w, Q]), so that everything done per pixel runs
-over contiguous memory. Sizes are (height, width). The last, extra class is void.
+over contiguous memory. Sizes are (height, width). The last, extra class is void: K1 is K and it.
 
 Three sizes describe an image inside a batch: the static bucket H x W that the array has; `valid_hw`, the image's own
 size rounded up to a multiple of 32, which is all that the network may see; and `image_hw`, the photograph itself.
@@ -52,5 +52,5 @@ class Prediction(NamedTuple):
     """One set of masks with their in-vocabulary scores, from the queries after some layer of the mask decoder."""
 
     mask_logits: Float[Array, "B h w Q"]
-    class_logits: Float[Array, "B Q K+1"]
+    class_logits: Float[Array, "B Q K1"]
     """Void last; padded classes are -inf."""

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def ms_deform_attn(
     value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, int], ...]
 ) -> jax.Array:
     """See `pallas_kernels.ms_deform_attn`. Sums in at least float32; one head at a time bounds the memory."""
-    accumulate = jnp.promote_types(value.dtype, jnp.float32)
+    accumulate = np.promote_types(value.dtype, jnp.float32)
 
     def one_head(head):
         value, locations, weights = (x.astype(accumulate) for x in head)  # [N, D], [Q, L, P, 2], [Q, L, P]

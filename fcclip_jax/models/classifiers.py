@@ -52,12 +52,12 @@ def void_logits(
 
 
 def ensemble(
-    in_vocab_logits: Float[Array, "B Q K+1"],
+    in_vocab_logits: Float[Array, "B Q K1"],
     out_vocab_logits: Float[Array, "B Q K"],
     seen: Bool[Array, " K"],
     valid_masks: Bool[Array, "B Q"],
     description: EnsembleDescription,
-) -> Float[Array, "B Q K+1"]:
+) -> Float[Array, "B Q K1"]:
     """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
 
     Exponents (or, for the arithmetic ensemble, weights) of the out-of-vocabulary probability are alpha for seen

@@ -14,7 +14,7 @@ class DeformableAttention(nnx.Module):
 
     def __init__(self, features: int, heads: int, levels: int, points: int, *, rngs: nnx.Rngs):
         self.sampling_offsets = Linear(features, heads * levels * points * 2, init=nnx.initializers.zeros, rngs=rngs)
-        self.sampling_offsets.bias[...] = _ring_of_offsets(heads, levels, points)
+        self.sampling_offsets.bias.set_value(_ring_of_offsets(heads, levels, points))
         self.attention_weights = Linear(features, heads * levels * points, init=nnx.initializers.zeros, rngs=rngs)
         self.value_proj = Linear(features, features, init=xavier_uniform, rngs=rngs)
         self.output_proj = Linear(features, features, init=xavier_uniform, rngs=rngs)

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
-from fcclip_jax.models.layers import Frozen, unit_normal
+from fcclip_jax.models.layers import Frozen, unit_normal, valid_mask
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
@@ -57,9 +58,10 @@ class FCCLIP(nnx.Module):
         valid_hw: Int[Array, "B 2"],
         text: TextClassifier,
         mixing: EnsembleDescription | None = None,
-    ) -> Float[Array, "B Q K+1"]:
+    ) -> Float[Array, "B Q K1"]:
         """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last."""
         masks = shrink(prediction.mask_logits, STRIDE // 4) > 0
+        masks &= valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
         out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
         valid_masks = jnp.any(masks, axis=(1, 2))
@@ -67,11 +69,13 @@ class FCCLIP(nnx.Module):
 
 
 def prepare(
-    images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], dtype: jnp.dtype = jnp.float32
+    images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], dtype: DTypeLike = jnp.float32
 ) -> tuple[Float[Array, "B H W 3"], Int[Array, "B 2"]]:
     """Normalised images, zero outside `image_hw`, and the size that the network sees of each."""
     mean, std = (jnp.asarray(values, dtype)[None, None, None, :] for values in (PIXEL_MEAN, PIXEL_STD))
-    rows = jnp.arange(images.shape[1])[None, :, None, None] < image_hw[:, 0][:, None, None, None]
-    columns = jnp.arange(images.shape[2])[None, None, :, None] < image_hw[:, 1][:, None, None, None]
+    rows = jnp.arange(images.shape[1], dtype=image_hw.dtype)[None, :, None, None] < image_hw[:, 0][:, None, None, None]
+    columns = (
+        jnp.arange(images.shape[2], dtype=image_hw.dtype)[None, None, :, None] < image_hw[:, 1][:, None, None, None]
+    )
     normal = jnp.where(rows & columns, (images.astype(dtype) - mean) / std, jnp.zeros((), dtype))
     return normal, (image_hw + STRIDE - 1) // STRIDE * STRIDE

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -75,7 +76,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, jnp.float32))
         mean = jnp.mean(wide, axis=-1, keepdims=True)
         centred = wide - mean
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -125,7 +126,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         batch, _, _, features = x.shape
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, jnp.float32))
         mask = mask.astype(wide.dtype)
         count = jnp.sum(mask, axis=(1, 2, 3))[:, None, None, None] * (features // self.groups)
 
@@ -180,7 +181,7 @@ class Stack(nnx.Module):
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
         self.length = length
-        self.stacked = nnx.vmap(make, axis_size=length)(rngs.fork(split=length)) if length else None
+        self.stacked = nnx.vmap(make, axis_size=length)(rngs.split(length)) if length else None
 
     def __call__(self, x: Float[Array, "..."], *args: Any) -> Float[Array, "..."]:
         """`args` are handed to every module unchanged."""
@@ -209,8 +210,8 @@ def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Floa
 def valid_mask(valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"]:
     """Which cells of a [h, w] feature map at `stride` belong to the image. `valid_hw` is in input pixels."""
     h, w = shape
-    rows = jnp.arange(h)[None, :] < (valid_hw[:, :1] // stride)
-    columns = jnp.arange(w)[None, :] < (valid_hw[:, 1:] // stride)
+    rows = jnp.arange(h, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, :1] // stride)
+    columns = jnp.arange(w, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, 1:] // stride)
     return rows[:, :, None] & columns[:, None, :]
 
 

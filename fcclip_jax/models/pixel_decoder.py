@@ -132,7 +132,7 @@ def upsample_twice(x: Float[Array, "B h w C"], valid: Int[Array, "B 2"]) -> Floa
     """Bilinear, align_corners=False. Reads no cell beyond the first `valid` rows and columns: it clamps there."""
 
     def along(x: Float[Array, "B h w C"], axis: int) -> Float[Array, "B h2 w2 C"]:
-        index = jnp.arange(x.shape[axis])
+        index = jnp.arange(x.shape[axis], dtype=valid.dtype)
 
         def neighbour(step: int) -> Float[Array, "B h w C"]:
             source = jnp.clip(index[None, :] + step, 0, valid[:, axis - 1 : axis] - 1)

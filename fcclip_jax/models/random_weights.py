@@ -1,0 +1,42 @@
+"""Random weights, for trying things out: drawn on the host, so that nothing is compiled and every platform agrees."""
+
+import math
+import zlib
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from fcclip_jax.checkpoint import named_variables
+from fcclip_jax.models.descriptions import ModelDescription
+from fcclip_jax.models.fcclip import FCCLIP
+
+EMBEDDINGS = ("query_feat", "query_embed", "level_embed", "void_embedding", "sampling_offsets.bias")
+
+
+def random_model(description: ModelDescription, seed: int = 0) -> FCCLIP:
+    """A model whose activations keep their size from layer to layer, with masks that are neither empty nor full.
+
+    Training starts from the layers' own initialisers instead, which let a fresh ConvNeXt do next to nothing.
+    """
+    model = nnx.eval_shape(lambda: FCCLIP(description, rngs=nnx.Rngs(0)))
+    for name, variable in named_variables(model).items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        variable.set_value(_draw(rng, name, variable.shape))
+    return model
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    own_rank = len(shape) - (".stacked." in name)
+    if name.endswith("logit_scale"):
+        return np.full(shape, math.log(1 / 0.07), np.float32)
+    if name.endswith("gamma"):
+        return np.full(shape, 0.3, np.float32)
+    if name.endswith(EMBEDDINGS):
+        return rng.standard_normal(shape, np.float32)
+    if own_rank == 1:
+        return np.full(shape, float(name.endswith(("weight", "running_var"))), np.float32)
+    drawn = rng.standard_normal(shape, np.float32)
+    # Blind to what all inputs share, such as the mean that a ReLU leaves: else every query would find the same class.
+    drawn -= drawn.mean(axis=-2, keepdims=True)
+    return drawn / np.float32(math.sqrt(math.prod(shape[-own_rank:-1])))
