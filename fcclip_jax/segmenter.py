@@ -299,7 +299,7 @@ def _score(
     canvas: tuple[int, int],
     classes: int,
     before_resize: bool,
-) -> Float[Array, "B H W K"]:
+) -> Float[Array, "B H_out W_out K"]:
     mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text)
     real = jnp.concatenate([class_probs[..., :classes], class_probs[..., -1:]], axis=-1)
     return semantic_scores(mask_logits, real, image_hw, output_hw, canvas=canvas, before_resize=before_resize)

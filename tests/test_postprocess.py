@@ -185,9 +185,7 @@ def test_every_task_against_the_definition(x64, seed, before_resize):
     """Sizes larger and smaller than the input, images of one batch in one bucket; NaN beyond each image's padding."""
     logits, probs = make_batch(seed)
     thresholds = dict(overlap_threshold=[0.8, 0.3, 0.5][seed], object_mask_threshold=[0.0, 0.0, 0.6][seed])
-    result = run(
-        *arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize
-    )
+    result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
     merged = 0
     for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
         resized, real = at_output_size(logits[b], image_hw, output_hw), real_classes(probs[b])

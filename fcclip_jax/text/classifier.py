@@ -113,8 +113,10 @@ def _write_cached(path: pathlib.Path, embeddings: Float[np.ndarray, "T C"]) -> N
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(buffer.getvalue())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         log.warning("the text embeddings could not be kept in %s: %s", path.parent, error)

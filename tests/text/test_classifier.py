@@ -1,0 +1,84 @@
+"""The embeddings of a vocabulary: their average, their padding, their cache."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text import classifier
+from fcclip_jax.text.classifier import TextEncoder, aggregate, pad_classifier
+from fcclip_jax.text.tokenizer import tokenize
+from fcclip_jax.text.vocabulary import Vocabulary
+
+WORDS = Vocabulary.from_words(["cat, kitten", "a very long name " * 6, "sofa"], stuff=["sofa"])
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return random_model(SMALL).clip.text
+
+
+def test_the_shortcut_is_exact(tower, monkeypatch):
+    """Stopping at the longest end token gives the features of all 77 positions: attention is causal."""
+    encoder = TextEncoder(tower, fingerprint="a", cache_dir=None)
+    prompts = WORDS.prompts()
+    lengths = tokenize(prompts).argmax(axis=1) + 1
+    assert lengths.min() <= 16 and lengths.max() > 32
+    # The order of summation differs with the length: float32 noise only.
+    short = encoder.encode(prompts)
+    monkeypatch.setattr(classifier, "TEXT_LENGTHS", (77,))
+    np.testing.assert_allclose(short, encoder.encode(prompts), atol=2e-6 * np.abs(short).max())
+
+
+def test_the_average_by_hand():
+    features = np.zeros((28, 2), np.float32)
+    features[:14] = [3, 4]
+    features[14:21], features[21:] = [0, 5], [2, 0]  # lengths do not count: half up, half right
+    np.testing.assert_allclose(aggregate(features), [[0.6, 0.8], [0.5**0.5, 0.5**0.5]], atol=1e-6)
+
+
+def test_padding():
+    rows = np.eye(4, 3, dtype=np.float32)
+    text = pad_classifier(rows, WORDS, (True, False, True))
+    assert text.embeddings.shape == (2048, 3) and text.groups.shape == text.seen.shape == (2048,)
+    np.testing.assert_array_equal(text.embeddings[:4], rows)
+    assert not text.embeddings[4:].any() and not text.seen[3:].any()
+    np.testing.assert_array_equal(text.groups[:6], [0, 0, 1, 2, 2048, 2048])
+    np.testing.assert_array_equal(text.seen[:3], [True, False, True])
+    assert text.num_classes == 3
+
+
+def test_the_cache(tower, tmp_path, monkeypatch, caplog):
+    """A second reading runs nothing; other weights or words do; a damaged file is made again."""
+    calls = []
+    encode = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, prompts: calls.append(1) or encode(self, prompts))
+    encoder = TextEncoder(tower, fingerprint="a", cache_dir=tmp_path)
+    first = encoder.embed(WORDS)
+    np.testing.assert_array_equal(TextEncoder(tower, fingerprint="a", cache_dir=tmp_path).embed(WORDS), first)
+    assert len(calls) == 1
+    TextEncoder(tower, fingerprint="b", cache_dir=tmp_path).embed(WORDS)
+    encoder.embed(Vocabulary.from_words(["cat"]))
+    assert len(calls) == 3 and len(list(tmp_path.iterdir())) == 3
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    np.testing.assert_array_equal(encoder.embed(WORDS), first)
+    assert len(calls) == 4 and "will be made again" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written(tower, tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    encoder = TextEncoder(tower, fingerprint="a", cache_dir=tmp_path / "file" / "cache")
+    assert encoder.embed(WORDS).shape == (4, SMALL.clip.text.embed_dim)
+    assert "could not be kept" in caplog.text
+
+
+def test_quick_gelu_is_another_function(tower):
+    """It belongs to the weights: the same ones give other features."""
+    text = dataclasses.replace(SMALL.clip.text, quick_gelu=True)
+    model = dataclasses.replace(SMALL, clip=dataclasses.replace(SMALL.clip, text=text))
+    towers = tower, random_model(model).clip.text
+    exact, quick = (TextEncoder(t, fingerprint="", cache_dir=None).encode(["a cat"]) for t in towers)
+    assert 1e-3 < np.abs(exact - quick).max() / np.abs(exact).max() < 0.5
