@@ -1,9 +1,15 @@
 """The official FC-CLIP checkpoint's keys: OpenCLIP's under a prefix, and the head's."""
 
-from convert import open_clip
-from convert.rules import Ignored, Rule, conv, linear, same, single_row
+import dataclasses
+from collections.abc import Mapping
 
-CLIP_PREFIX = "backbone.clip_model."
+from fcclip_jax.models.descriptions import HeadDescription
+from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
+
+from . import open_clip
+from .rules import Ignored, Rule, conv, linear, same, single_row
+
+CLIP_PREFIX, HEAD_PREFIX = "backbone.clip_model.", "sem_seg_head."
 _PIXEL = "sem_seg_head.pixel_decoder"
 _MASK = "sem_seg_head.predictor"
 
@@ -73,7 +79,39 @@ IGNORED = [
 ]
 
 
+_SIZES = {
+    "hidden_dim": ((f"{_MASK}.query_feat.weight", 1), (f"{_MASK}.query_embed.weight", 1)),
+    "num_queries": ((f"{_MASK}.query_feat.weight", 0), (f"{_MASK}.query_embed.weight", 0)),
+    "mask_dim": ((f"{_PIXEL}.mask_features.weight", 0), (f"{_PIXEL}.mask_features.bias", 0)),
+    "encoder_ffn_dim": ((f"{_ENCODER}.linear1.weight", 0), (f"{_ENCODER}.linear1.bias", 0)),
+    "decoder_ffn_dim": ((f"{_FFN}.linear1.weight", 0), (f"{_FFN}.linear1.bias", 0)),
+}
+"""Where the head's sizes show: a key (of the first layer) and an axis, and another in case that key is missing."""
+
+
 def rules(family: str) -> list[Rule]:
     """The table of one family of image trunks, `convnext` or `resnet`."""
     clip = [rule._replace(source=CLIP_PREFIX + rule.source) for rule in open_clip.rules(family)]
     return clip + PIXEL_DECODER + MASK_DECODER
+
+
+def head_description(shapes: Mapping[str, tuple[int, ...]]) -> HeadDescription:
+    """The head's sizes from the shapes of a checkpoint's tensors; the number of heads, which none shows, is official.
+
+    A size that cannot be read stays official too: the table then names the keys that are missing.
+    """
+
+    def size(key: str, axis: int) -> int | None:
+        shape = shapes.get(key.format(n=0, i=0), ())
+        return shape[axis] if axis < len(shape) else None
+
+    def layers(template: str) -> int:
+        prefix = template.partition("{")[0]
+        return len({key[len(prefix) :].partition(".")[0] for key in shapes if key.startswith(prefix)})
+
+    found = {name: next((n for key, axis in places if (n := size(key, axis))), 0) for name, places in _SIZES.items()}
+    official = HeadDescription()
+    offsets = size(f"{_ENCODER}.self_attn.sampling_offsets.bias", 0) or 0
+    found["sampling_points"] = offsets // (official.heads * len(LEVEL_STRIDES) * 2)
+    found["encoder_layers"], found["decoder_layers"] = layers(_ENCODER), layers(_FFN)
+    return dataclasses.replace(official, **{name: n for name, n in found.items() if n})

@@ -1,6 +1,6 @@
 """OpenCLIP's keys."""
 
-from convert.rules import Ignored, Rule, conv, depthwise, linear, same
+from .rules import Ignored, Rule, conv, depthwise, linear, same
 
 TEXT = [
     Rule("positional_embedding", "clip.text.positional_embedding"),

@@ -11,7 +11,7 @@ stated reason; every parameter must be filled; one error lists everything that i
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,9 +50,16 @@ class Ignored(NamedTuple):
     source: str
     reason: str
 
+    def matches(self, key: str) -> bool:
+        return _pattern(self.source).fullmatch(key) is not None
+
 
 class ConversionError(ValueError):
     """Everything that does not fit, one problem a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in converting the weights:\n  " + "\n  ".join(problems))
 
 
 def to_ours(
@@ -73,17 +80,17 @@ def to_ours(
     Raises:
         ConversionError: a key matches no rule or several, a shape differs, or a parameter stays empty.
     """
-    rules, ignored = list(rules), list(ignored)
+    ignored, patterns = list(ignored), [(rule, _pattern(rule.source)) for rule in rules]
     problems: list[str] = []
     parameters: dict[str, np.ndarray] = {}
     filled: dict[str, set[int]] = {}
     carried: dict[str, np.ndarray] = {}
     for key, load in tensors.items():
         on_key(key)
-        if any(_match(entry.source, key) is not None for entry in ignored):
-            carried[key] = load()
+        if any(entry.matches(key) for entry in ignored):
+            carried[key] = np.array(load())
             continue
-        matches = [(rule, numbers) for rule in rules if (numbers := _match_source(rule, key)) is not None]
+        matches = [(rule, n) for rule, n in _matches(patterns, key) if n.get("n", rule.first) >= rule.first]
         if len(matches) != 1:
             found = ", ".join(rule.target for rule, _ in matches)
             problems.append(f"{key}: " + (f"matches several rules ({found})" if matches else "no rule knows this key"))
@@ -93,6 +100,11 @@ def to_ours(
         if name not in targets or (layer is not None and not 0 <= layer < targets[name][0]):
             problems.append(f"{key}: the model as described has no place for it (it would be {name})")
             continue
+        slots = filled.setdefault(name, set())
+        if (layer or 0) in slots:
+            problems.append(f"{key}: {name} is already filled by another key")
+            continue
+        slots.add(layer or 0)
         shape = targets[name] if layer is None else targets[name][1:]
         source = load()
         try:
@@ -102,21 +114,20 @@ def to_ours(
         if value.shape != shape:
             problems.append(f"{key}: shape {list(source.shape)} does not fit {name} of shape {list(shape)}")
             continue
+        if value.dtype.kind != "f":
+            problems.append(f"{key}: holds {value.dtype}, but {name} is a parameter of floating point")
+            continue
         array = parameters.setdefault(name, np.empty(targets[name], np.float32))
         array[... if layer is None else layer] = value
-        slots = filled.setdefault(name, set())
-        if (layer or 0) in slots:
-            problems.append(f"{key}: {name} is already filled by another key")
-        slots.add(layer or 0)
-    stacked = {rule.target for rule in rules if _is_stacked(rule)}
+    stacked = [_pattern(rule.target) for rule, _ in patterns if _is_stacked(rule)]
     for name, shape in targets.items():
-        expected = set(range(shape[0])) if any(_match(t, name) is not None for t in stacked) else {0}
+        expected = set(range(shape[0])) if any(pattern.fullmatch(name) for pattern in stacked) else {0}
         missing = sorted(expected - filled.get(name, set()))
         if missing:
             layers = "" if expected == {0} else f" (layers {', '.join(map(str, missing))})"
             problems.append(f"{name}{layers}: no key in the checkpoint fills it")
     if problems:
-        raise ConversionError(f"{len(problems)} problems in converting the weights:\n  " + "\n  ".join(problems))
+        raise ConversionError(problems)
     return parameters, carried
 
 
@@ -128,10 +139,11 @@ def to_torch(
     Raises:
         ConversionError: a parameter matches no rule or several.
     """
-    rules, problems = list(rules), []
+    patterns = [(rule, _pattern(rule.target)) for rule in rules]
+    problems: list[str] = []
     tensors = dict(carried)
     for name, array in parameters.items():
-        matches = [(rule, numbers) for rule in rules if (numbers := _match(rule.target, name)) is not None]
+        matches = _matches(patterns, name)
         if len(matches) != 1:
             problems.append(f"{name}: {len(matches)} rules know this parameter, expected one")
             continue
@@ -141,7 +153,7 @@ def to_torch(
             key = _fill(rule.source, numbers if layer is None else {**numbers, "n": layer})
             tensors[key] = np.asarray(rule.transform.backward(value), order="C")
     if problems:
-        raise ConversionError(f"{len(problems)} problems in converting the weights:\n  " + "\n  ".join(problems))
+        raise ConversionError(problems)
     return tensors
 
 
@@ -150,14 +162,10 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
-def _match(template: str, key: str) -> dict[str, int] | None:
-    found = _pattern(template).fullmatch(key)
-    return {name: int(number) for name, number in found.groupdict().items()} if found else None
-
-
-def _match_source(rule: Rule, key: str) -> dict[str, int] | None:
-    numbers = _match(rule.source, key)
-    return None if numbers is None or numbers.get("n", rule.first) < rule.first else numbers
+def _matches(patterns: Sequence[tuple[Rule, re.Pattern[str]]], key: str) -> list[tuple[Rule, dict[str, int]]]:
+    """The rules that fit, with the numbers that stand for their placeholders."""
+    found = ((rule, pattern.fullmatch(key)) for rule, pattern in patterns)
+    return [(rule, {name: int(n) for name, n in match.groupdict().items()}) for rule, match in found if match]
 
 
 def _fill(template: str, numbers: Mapping[str, int]) -> str:
@@ -170,4 +178,3 @@ def _is_stacked(rule: Rule) -> bool:
 
 def _layer(rule: Rule, numbers: Mapping[str, int]) -> int | None:
     return numbers["n"] - rule.first if _is_stacked(rule) else None
-

@@ -11,7 +11,7 @@ from fcclip_jax.checkpoint import named_variables
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 
-EMBEDDINGS = ("query_feat", "query_embed", "level_embed", "void_embedding", "sampling_offsets.bias")
+EMBEDDINGS = ("token_embedding", "query_feat", "query_embed", "level_embed", "void_embedding", "sampling_offsets.bias")
 
 
 def random_model(description: ModelDescription, seed: int = 0) -> FCCLIP:

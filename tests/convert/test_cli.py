@@ -1,0 +1,470 @@
+"""`python -m convert` in this process, on tiny models of both families."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert import __main__ as cli
+from convert import fcclip
+from convert.__main__ import main
+from convert.files import read
+from fcclip_jax import checkpoint
+from fcclip_jax.models import descriptions
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.convert.tiny import CLIPS, HEAD, model_description, official_tensors
+
+CONVERT = cli._convert
+
+
+def need_torch():
+    return pytest.importorskip("torch", reason="PyTorch reads and writes .pth files; it comes with the convert extra")
+
+
+def write_weights(path, tensors, *, wrap=lambda tensors: tensors):
+    if path.suffix == ".safetensors":
+        safetensors.numpy.save_file(wrap(tensors), path)
+    else:
+        torch = need_torch()
+        torch.save(wrap({key: torch.from_numpy(np.array(array)) for key, array in tensors.items()}), path)
+    return path
+
+
+def read_weights(path):
+    if path.suffix == ".safetensors":
+        return safetensors.numpy.load_file(path)
+    loaded = need_torch().load(path, weights_only=True)
+    assert loaded.keys() == {"model"}
+    return {key: tensor.numpy() for key, tensor in loaded["model"].items()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape), key
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
+def clip_part(tensors):
+    prefix = fcclip.CLIP_PREFIX
+    return {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
+
+
+def head_part(tensors):
+    return {key: array for key, array in tensors.items() if not key.startswith(fcclip.CLIP_PREFIX)}
+
+
+@pytest.fixture(params=["convnext", "resnet"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def tensors(family):
+    return official_tensors(model_description(family))
+
+
+@pytest.fixture
+def model(family, tmp_path):
+    """A description with the head left out: it is read from the shapes."""
+    path = tmp_path / "clip.json"
+    path.write_text(json.dumps(descriptions.to_json(CLIPS[family])))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    """convert(command, option=value, ...) runs it and gives the folder or file that it made."""
+
+    def convert(command, output, *flags, **options):
+        pairs = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        assert main([command, *pairs, "--output", str(tmp_path / output), *flags]) == 0
+        return tmp_path / output
+
+    return convert
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys):
+    weights = write_weights(tmp_path / f"weights{suffix}", tensors)
+    folder = files("fcclip", "made", checkpoint=weights, model=model)
+    printed = capsys.readouterr().out
+    loaded = checkpoint.load(folder)
+    assert loaded.description == model_description(family)
+    assert loaded.training_vocabulary == Vocabulary.load("coco_panoptic")
+    assert loaded.source == checkpoint.Source(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
+    # By hand, one of each kind of transform, so that the tables are not only judged by themselves.
+    pixel = "sem_seg_head.pixel_decoder"
+    fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()
+    np.testing.assert_array_equal(fpn, tensors[f"{pixel}.layer_1.weight"].transpose(2, 3, 1, 0))
+    second = loaded.model.pixel_decoder.layers.stacked.linear1.weight.get_value()[1]
+    np.testing.assert_array_equal(second, tensors[f"{pixel}.transformer.encoder.layers.1.linear1.weight"].T)
+    np.testing.assert_array_equal(loaded.model.void_embedding.get_value(), tensors["void_embedding.weight"][0])
+    assert "ignored criterion.empty_weight: the training loss's class weights" in printed
+    assert ("num_batches_tracked: a counter" in printed) == (family == "resnet")
+
+    back = files("torch", f"back{suffix}", checkpoint=folder)
+    assert_same(read_weights(back), tensors)
+    assert back.stat().st_mode == (folder / "fcclip.json").stat().st_mode
+
+
+WRAPPINGS = {
+    "bare.safetensors": lambda tensors: tensors,
+    "module.safetensors": lambda tensors: {f"module.{key}": tensor for key, tensor in tensors.items()},
+    "bare.pth": lambda tensors: tensors,
+    "model.pth": lambda tensors: {"model": tensors, "iteration": 5, "optimizer": {"lr": 0.1}},
+    "state_dict.pth": lambda tensors: {"state_dict": {f"module.{key}": tensor for key, tensor in tensors.items()}},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappings_are_taken_off(tmp_path, wrapping):
+    tensors = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.asarray(2**40, np.int64)}
+    opened = read(write_weights(tmp_path / wrapping, tensors, wrap=WRAPPINGS[wrapping]))
+    assert {key: tensor.shape for key, tensor in opened.tensors.items()} == {"a.weight": (2, 3), "steps": ()}
+    assert_same({key: tensor.load() for key, tensor in opened.tensors.items()}, tensors)
+
+
+@pytest.mark.parametrize("family", ["resnet"])
+def test_clip_apart(tmp_path, files, tensors, model):
+    whole = files("fcclip", "whole", checkpoint=write_weights(tmp_path / "all.safetensors", tensors), model=model)
+    head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
+    clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
+    folder = files("openclip", "clip", pretrained=clip, model=model)
+    assert_same(read_weights(files("torch", "clip_back.safetensors", checkpoint=folder)), clip_part(tensors))
+    for number, where in enumerate((clip, folder)):
+        made = files("fcclip", f"apart{number}", checkpoint=head, clip=where, model=model)
+        contents, expected = checkpoint.read(made), checkpoint.read(whole)
+        assert_same(contents.parameters, expected.parameters)
+        assert_same(contents.ignored, expected.ignored)
+        assert contents.text_sha256 == expected.text_sha256
+        assert (contents.source.name, contents.clip_source.name) == ("head.safetensors", "clip.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_becomes_single(tmp_path, suffix, dtype):
+    torch = need_torch()
+    save = pytest.importorskip("safetensors.torch", reason="it writes bfloat16").save_file
+    halves = {"a": torch.randn(3, 5).to(getattr(torch, dtype)), "steps": torch.tensor(7)}
+    path = tmp_path / f"half{suffix}"
+    save(halves, path) if suffix == ".safetensors" else torch.save(halves, path)
+    loaded = {key: tensor.load() for key, tensor in read(path).tensors.items()}
+    assert_same(loaded, {"a": halves["a"].float().numpy(), "steps": np.asarray(7, np.int64)})
+
+
+def test_a_description_file_may_hold_any_head(tmp_path, files):
+    model = dataclasses.replace(model_description("convnext"), head=dataclasses.replace(HEAD, heads=2))
+    # Twice the offsets and weights a head belong to four times fewer heads: only the description can tell.
+    model = dataclasses.replace(model, head=dataclasses.replace(model.head, sampling_points=12))
+    (tmp_path / "model.json").write_text(json.dumps(descriptions.to_json(model)))
+    weights = write_weights(tmp_path / "w.safetensors", official_tensors(model))
+    vocabulary = Vocabulary.from_words(["cat", "sky"], stuff=["sky"])
+    (tmp_path / "words.json").write_text(vocabulary.to_json())
+    made = files("fcclip", "m", checkpoint=weights, model=tmp_path / "model.json", vocabulary=tmp_path / "words.json")
+    loaded = checkpoint.load(made)
+    assert (loaded.description, loaded.training_vocabulary) == (model, vocabulary)
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """described(arguments...) converts nothing, but gives the description by which it would; names are of tiny models."""
+    monkeypatch.setitem(descriptions.CLIP_MODELS, "RN50", CLIPS["resnet"])
+    monkeypatch.setitem(descriptions.CLIP_MODELS, "convnext_large_d_320", CLIPS["convnext"])
+    seen = []
+    monkeypatch.setattr(cli, "_convert", lambda arguments, description, *rest: seen.append(description))
+
+    def run(*arguments):
+        assert main([str(argument) for argument in (*arguments, "--output", "nowhere")]) == 0
+        return seen.pop()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "alone", "whole"),
+    [
+        ("RN50", [], False, True),
+        ("RN50-quickgelu", [], True, True),
+        ("RN50", ["--quick-gelu"], True, True),
+        ("RN50-quickgelu", ["--no-quick-gelu"], False, False),
+        ("convnext_large_d_320", [], False, False),
+    ],
+)
+def test_quick_gelu(tmp_path, described, model, flags, alone, whole):
+    tensors = official_tensors(model_description("resnet" if "RN" in model else "convnext"))
+    clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
+    assert described("openclip", "--pretrained", clip, "--model", model, *flags).text.quick_gelu == alone
+    weights = write_weights(tmp_path / "all.safetensors", tensors)
+    assert described("fcclip", "--checkpoint", weights, "--model", model, *flags).clip.text.quick_gelu == whole
+
+
+def test_quick_gelu_of_a_description_file(tmp_path, described, resnet):
+    tensors, options = resnet
+    clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
+    whole = write_weights(tmp_path / "whole.safetensors", tensors)
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(descriptions.to_json(model_description("resnet"))))
+    for flags, expected in (([], False), (["--quick-gelu"], True)):
+        assert described("fcclip", "--checkpoint", whole, *options[:2], *flags).clip.text.quick_gelu == expected
+        assert described("fcclip", "--checkpoint", whole, "--model", model, *flags).clip.text.quick_gelu == expected
+        assert described("openclip", "--pretrained", clip, "--model", model, *flags).text.quick_gelu == expected
+
+
+def test_tags_come_from_open_clip(tmp_path, files, described, monkeypatch):
+    package = pytest.importorskip("open_clip", reason="OpenCLIP resolves its own tags")
+    tensors = official_tensors(model_description("resnet"))
+    downloaded = write_weights(tmp_path / "open_clip_model.safetensors", clip_part(tensors))
+    head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
+    asked = []
+    monkeypatch.setattr(package, "download_pretrained", lambda config: asked.append(config) or str(downloaded))
+    assert described("openclip", "--pretrained", "openai", "--model", "RN50").text.quick_gelu
+    assert described("fcclip", "--checkpoint", head, "--clip", "openai", "--model", "RN50").clip.text.quick_gelu
+    assert asked == [package.get_pretrained_cfg("RN50", "openai")] * 2
+    # The ResNets' default gives way to what is known of the weights.
+    monkeypatch.setattr(cli, "_convert", CONVERT)
+    exact = files("openclip", "exact", "--no-quick-gelu", pretrained="openai", model="RN50")
+    assert checkpoint.read(exact).source.name == "openai"
+    made = files("fcclip", "made", checkpoint=head, clip=exact, model="RN50")
+    assert not checkpoint.load(made).description.clip.text.quick_gelu
+
+
+class Harm:
+    """Unpickling this makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.fixture
+def refused(tmp_path, capfd):
+    """refused(sentence, arguments...) expects exit code 2, that sentence and no other, and nothing new on the disk."""
+
+    def run(sentence, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        capfd.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return run
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """(tensors, options): a good checkpoint's tensors, and what every conversion of it is asked with."""
+    (tmp_path / "clip.json").write_text(json.dumps(descriptions.to_json(CLIPS["resnet"])))
+    options = ["--model", tmp_path / "clip.json", "--output", tmp_path / "made"]
+    return official_tensors(model_description("resnet")), options
+
+
+def test_a_pickle_bomb_is_not_run(tmp_path, refused, resnet):
+    need_torch()
+    marker = tmp_path / "marker"
+    bombs = {"plain.pth": {"model": {"weight": Harm(marker)}}, "bare.pth": Harm(marker)}
+    for name, bomb in bombs.items():
+        need_torch().save(bomb, tmp_path / name)
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(Harm(marker)))
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Harm(marker)))
+        archive.writestr("archive/version", "3")
+    for name in (*bombs, "zip.pth", "old.pth"):
+        refused(
+            "or holds more than plain tensors, and such files can run code",
+            "fcclip",
+            "--checkpoint",
+            tmp_path / name,
+            *resnet[1],
+        )
+        refused("is refused", "openclip", "--pretrained", tmp_path / name, *resnet[1])
+        assert not marker.exists()
+    # The bombs are live.
+    pickle.loads((tmp_path / "old.pth").read_bytes()).close()
+    assert marker.exists()
+
+
+def test_files_that_are_no_weights(tmp_path, refused, resnet):
+    torch = need_torch()
+    _, options = resnet
+
+    def expect(sentence, name):
+        refused(sentence, "fcclip", "--checkpoint", tmp_path / name, *options)
+
+    (tmp_path / "text.pth").write_text("these are no weights\n")
+    expect("is refused: it is damaged", "text.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    expect("is refused: it is damaged", "empty.pth")
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "short.pth")
+    (tmp_path / "short.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:2000])
+    expect("is refused: it is damaged", "short.pth")
+    (tmp_path / "text.safetensors").write_text("these are no weights\n")
+    expect("is no safetensors file, or a damaged one", "text.safetensors")
+    safetensors.numpy.save_file({"a": np.zeros(1000)}, tmp_path / "short.safetensors")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "short.safetensors").read_bytes()[:2000])
+    expect("is no safetensors file, or a damaged one", "short.safetensors")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    expect("holds a list, not a dictionary of tensors", "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "number.pth")
+    expect("'epoch' is a int, not a plain tensor", "number.pth")
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
+    expect("holds no tensors", "nothing.pth")
+    # What torch.jit.save writes, which recent Python versions can no longer make.
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/constants.pkl", b"")
+        archive.writestr("script/code/model.py", "")
+    expect("is a TorchScript archive, which is a program", "script.pt")
+    expect("there is no weight file", "absent.pth")
+    refused("there is no weight file", "openclip", "--pretrained", tmp_path / "absent.safetensors", *options)
+
+
+def test_an_older_pytorchs_file(tmp_path, files, resnet):
+    torch = need_torch()
+    tensors, _ = resnet
+    as_torch = {key: torch.from_numpy(np.array(array)) for key, array in tensors.items()}
+    torch.save({"model": as_torch}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    made = files("fcclip", "made", checkpoint=tmp_path / "old.pth", model=tmp_path / "clip.json")
+    assert_same(read_weights(files("torch", "back.safetensors", checkpoint=made)), tensors)
+
+
+def test_every_misfit_is_listed(tmp_path, resnet, capsys):
+    tensors, options = resnet
+    del tensors["sem_seg_head.predictor.query_feat.weight"]
+    del tensors["sem_seg_head.pixel_decoder.transformer.encoder.layers.1.norm2.bias"]
+    tensors["void_embedding.weight"] = np.zeros((1, 5), np.float32)
+    tensors["surprise"] = np.zeros(1, np.float32)
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+    assert main(["fcclip", "--checkpoint", str(weights), *map(str, options)]) == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "  mask_decoder.query_feat: no key in the checkpoint fills it",
+        "  pixel_decoder.layers.stacked.norm2.bias (layers 1): no key in the checkpoint fills it",
+        "  surprise: no rule knows this key",
+        "  void_embedding.weight: shape [1, 5] does not fit void_embedding of shape [12]",
+        "error: 4 problems in converting the weights:",
+    ]
+    assert not (tmp_path / "made").exists()
+
+
+def test_questions_about_clip(tmp_path, refused, resnet):
+    tensors, options = resnet
+    whole = write_weights(tmp_path / "whole.safetensors", tensors)
+    head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
+    clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
+    refused("holds no CLIP weights; say with --clip", "fcclip", "--checkpoint", head, *options)
+    refused("already; leave out --clip", "fcclip", "--checkpoint", whole, "--clip", clip, *options)
+    refused("holds no FC-CLIP; convert a CLIP alone with", "fcclip", "--checkpoint", clip, *options)
+    refused("is a whole FC-CLIP; convert it with", "openclip", "--pretrained", whole, *options)
+
+
+def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
+    package = pytest.importorskip("open_clip", reason="OpenCLIP knows its tags")
+    tensors, options = resnet
+    whole = write_weights(tmp_path / "whole.safetensors", tensors)
+    clip = write_weights(tmp_path / "c.safetensors", clip_part(tensors))
+    output = ["--output", tmp_path / "made"]
+    refused("did you mean 'RN50'?", "openclip", "--pretrained", clip, "--model", "RN5", *output)
+    refused("No such file", "openclip", "--pretrained", clip, "--model", tmp_path / "absent.json", *output)
+    (tmp_path / "bad.json").write_text('{"image": 1, "text": 2}')
+    refused(
+        "bad.json: the model description", "openclip", "--pretrained", clip, "--model", tmp_path / "bad.json", *output
+    )
+    refused("no vocabulary is called", "fcclip", "--checkpoint", whole, *options, "--vocabulary", "cocos")
+    refused(
+        "bad.json: the vocabulary lacks",
+        "fcclip",
+        "--checkpoint",
+        whole,
+        *options,
+        "--vocabulary",
+        tmp_path / "bad.json",
+    )
+    refused("its tags are: openai,", "openclip", "--pretrained", "laion", "--model", "RN50", *output)
+
+    def offline(config):
+        raise ConnectionError("Name or service not known\nand much more")
+
+    monkeypatch.setattr(package, "download_pretrained", offline)
+    sentence = "cannot be downloaded (Name or service not known and much more); check the network"
+    refused(sentence, "openclip", "--pretrained", "openai", "--model", "RN50", *output)
+
+
+def test_missing_packages(tmp_path, refused, resnet, monkeypatch):
+    _, options = resnet
+    (tmp_path / "w.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    refused("pip install fcclip-jax[convert]", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
+    refused("pip install fcclip-jax[convert]", "openclip", "--pretrained", "openai", *options)
+
+
+def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):
+    tensors, options = resnet
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+    made = files("fcclip", "made", checkpoint=weights, model=tmp_path / "clip.json")
+    refused("exists already", "fcclip", "--checkpoint", weights, *options)
+    files("fcclip", "made", "--overwrite", checkpoint=weights, model=tmp_path / "clip.json")
+    there = ["torch", "--checkpoint", made, "--output"]
+    refused("exists already; choose another name, or add --overwrite", *there, weights)
+    refused("must end in .safetensors or .pth", *there, tmp_path / "back.npz")
+    refused("there is no folder", *there, tmp_path / "absent" / "back.pth")
+    refused("is a file, not a checkpoint directory", "torch", "--checkpoint", weights, *there[3:], tmp_path / "x.pth")
+
+
+def test_a_full_disk(tmp_path, files, refused, resnet):
+    resource = pytest.importorskip("resource", reason="limits on files are a matter of Unix")
+    need_torch()
+    tensors, options = resnet
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+    made = files("fcclip", "good", checkpoint=weights, model=tmp_path / "clip.json")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, old[1]))
+    sentence = "File too large; free some space"
+    try:
+        refused(sentence, "fcclip", "--checkpoint", weights, *options)
+        for name in ("back.safetensors", "back.pth"):
+            refused(sentence, "torch", "--checkpoint", made, "--output", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_interrupted(tmp_path, resnet, capsys, monkeypatch):
+    tensors, options = resnet
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_put_in_place", interrupt)
+    before = sorted(tmp_path.iterdir())
+    assert main(["fcclip", "--checkpoint", str(weights), *map(str, options)]) == 130
+    assert capsys.readouterr().err == "interrupted\n" and sorted(tmp_path.iterdir()) == before
+
+
+def test_usage(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["fcclip", "--output", "x"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the following arguments are required: --checkpoint, --model" in error
+
+
+def test_neither_torch_nor_open_clip_is_needed_for_safetensors(tmp_path, resnet):
+    tensors, options = resnet
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+    code = (
+        "import sys; from convert.__main__ import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or 10 * bool({'torch', 'open_clip', 'tensorflow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "fcclip", "--checkpoint", weights, *options]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0 and finished.stderr == "", finished.stderr

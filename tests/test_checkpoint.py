@@ -1,0 +1,260 @@
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import Checkpoint, Source, abstract_model, named_variables, text_fingerprint
+from fcclip_jax.models.layers import Frozen
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.convert.tiny import CLIPS, model_description
+
+VOCABULARY = Vocabulary.from_words(["cat, kitten", "sky"], stuff=["sky"])
+
+
+@functools.cache
+def contents(family: str = "convnext", *, clip_alone: bool = False) -> Checkpoint:
+    description = CLIPS[family] if clip_alone else model_description(family)
+    rng = np.random.default_rng(0)
+    variables = named_variables(abstract_model(description))
+    parameters = {name: rng.standard_normal(v.shape, np.float32) for name, v in variables.items()}
+    return Checkpoint(
+        description=description,
+        parameters=parameters,
+        training_vocabulary=None if clip_alone else VOCABULARY,
+        text_sha256=text_fingerprint(description, parameters),
+        source=Source("weights.pth", "ab" * 32),
+        clip_source=None if clip_alone else Source("openai", "cd" * 32),
+        ignored={"steps": np.asarray(2**40, np.int64), "mask": np.asarray([[-np.inf, 0.5]], np.float32)},
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    checkpoint.save(path, contents())
+    return path
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """A copy to do harm to."""
+    return shutil.copytree(saved, tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("family", ["convnext", "resnet"])
+@pytest.mark.parametrize("clip_alone", [False, True])
+def test_read_gives_what_was_saved(tmp_path, family, clip_alone):
+    before = contents(family, clip_alone=clip_alone)
+    checkpoint.save(tmp_path / "new" / "folder", before)
+    after = checkpoint.read(tmp_path / "new" / "folder")
+    for field in ("parameters", "ignored"):
+        old, new = getattr(before, field), getattr(after, field)
+        assert old.keys() == new.keys()
+        for name in old:
+            assert old[name].dtype == new[name].dtype
+            np.testing.assert_array_equal(old[name], new[name])
+        before, after = before._replace(**{field: {}}), after._replace(**{field: {}})
+    assert before == after
+
+
+def test_load_fills_the_model(saved):
+    before = contents()
+    loaded = checkpoint.load(str(saved))
+    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256, before.source)
+    abstract = named_variables(abstract_model(before.description))
+    variables = named_variables(loaded.model)
+    assert variables.keys() == abstract.keys()
+    for name, variable in variables.items():
+        assert type(variable) is type(abstract[name]) and isinstance(variable.get_value(), jax.Array)
+        np.testing.assert_array_equal(variable.get_value(), before.parameters[name])
+    assert type(loaded.model.clip.logit_scale) is Frozen and type(loaded.model.void_embedding) is nnx.Param
+
+
+def test_load_compiles_nothing(saved):
+    compiled = []
+
+    def listener(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        checkpoint.load(saved)
+        assert not compiled
+        jax.jit(lambda x: x * 3.25)(np.float32(1))
+        assert compiled, "the listener hears nothing, so the test proves nothing"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def rewrite(path, **changes):
+    file = path / "fcclip.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def without(name):
+    return {key: array for key, array in contents().parameters.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda: without("void_embedding"), "void_embedding is missing;"),
+        (lambda: without("x") | {"extra": np.zeros(3)}, "extra is not known to the model;"),
+        (
+            lambda: without("x") | {"void_embedding": np.zeros(13, np.float32)},
+            r"void_embedding is float32\[13\] instead of float32\[12\]",
+        ),
+        (
+            lambda: without("x") | {"void_embedding": np.zeros(12, np.float16)},
+            r"void_embedding is float16\[12\] instead of float32\[12\]",
+        ),
+        (lambda: {"only": np.zeros(1)}, r"is missing, .* and \d+ more;"),
+    ],
+)
+def test_parameters_that_do_not_fit(tmp_path, change, complaint):
+    checkpoint.save(tmp_path / "model", contents()._replace(parameters=change()))
+    with pytest.raises(ValueError, match=f"the weights in .* {complaint}") as caught:
+        checkpoint.load(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def remove_data(path):
+    for folder in path.rglob("d"):
+        shutil.rmtree(folder)
+
+
+def shorten_data(path):
+    for file in path.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def garble_metadata(path):
+    file = path / "params" / "_METADATA"
+    file.write_text("x" * file.stat().st_size)
+
+
+def write(name, text):
+    return lambda path: (path / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "complaint"),
+    [
+        (lambda path: shutil.rmtree(path), FileNotFoundError, "there is no checkpoint at"),
+        (lambda path: (path / "fcclip.json").unlink(), FileNotFoundError, "has no fcclip.json"),
+        (lambda path: shutil.rmtree(path / "params"), ValueError, "is missing; copy or convert the checkpoint again"),
+        (remove_data, ValueError, "is missing; copy or convert the checkpoint again"),
+        (shorten_data, ValueError, r"has \d+ bytes instead of \d+; copy or convert the checkpoint again"),
+        (garble_metadata, ValueError, "cannot be read .*; the checkpoint is damaged: convert it again"),
+        (write("fcclip.json", "{"), ValueError, "fcclip.json is not JSON"),
+        (write("fcclip.json", "[]"), ValueError, "an entry is missing or garbled"),
+        (write("fcclip.json", "[" * 100_000), ValueError, "fcclip.json is not JSON"),
+        (lambda path: (path / "fcclip.json").write_bytes(b"\xff\xfe\xff"), ValueError, "fcclip.json is not JSON"),
+        (lambda path: rewrite(path, format=2), ValueError, "format 2, this fcclip_jax reads 1; install the newest"),
+        (lambda path: rewrite(path, kind="gan"), ValueError, "an entry is missing or garbled"),
+        (lambda path: rewrite(path, source="me"), ValueError, "an entry is missing or garbled"),
+        (lambda path: rewrite(path, training_vocabulary=None), ValueError, "an entry is missing or garbled"),
+        (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary lacks"),
+        (lambda path: rewrite(path, description={"clip": 1}), ValueError, "ModelDescription in the model description"),
+        (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is garbled"),
+    ],
+)
+def test_damage_is_one_sentence(damaged, capfd, harm, kind, complaint):
+    harm(damaged)
+    for reader in (checkpoint.load, checkpoint.read):
+        with pytest.raises(kind, match=complaint) as caught:
+            reader(damaged)
+        assert "\n" not in str(caught.value) and str(damaged) in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sizes_without_a_model(damaged):
+    record = json.loads((damaged / "fcclip.json").read_text())["description"]
+    record["head"]["hidden_dim"] = -1
+    rewrite(damaged, description=record)
+    with pytest.raises(ValueError, match="fcclip.json: no model can be built of the sizes in its description"):
+        checkpoint.load(damaged)
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    file = tmp_path / "fcclip_cocopan.pth"
+    file.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=f"is a file, .*python -m convert fcclip --checkpoint {file}"):
+        checkpoint.load(file)
+
+
+def test_a_clip_alone_is_no_model(tmp_path):
+    checkpoint.save(tmp_path / "clip", contents(clip_alone=True))
+    with pytest.raises(ValueError, match="holds a CLIP alone, .*python -m convert fcclip --clip"):
+        checkpoint.load(tmp_path / "clip")
+
+
+def test_overwriting_is_asked_for(saved, tmp_path):
+    path = tmp_path / "model"
+    checkpoint.save(path, contents())
+    with pytest.raises(FileExistsError, match="exists already"):
+        checkpoint.save(path, contents())
+    changed = contents()._replace(source=Source("other", ""))
+    checkpoint.save(path, changed, overwrite=True)
+    assert checkpoint.load(path).source.name == "other"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_only_a_checkpoint_is_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a checkpoint, so it will not be overwritten"):
+        checkpoint.save(tmp_path, contents(), overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    checkpoint.save(path, contents())
+
+    def fail(self, folder, args):
+        folder.mkdir()
+        (folder / "half").write_text("a file")
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand more")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    for target, overwrite in ((path, True), (tmp_path / "other" / "deep", False)):
+        with pytest.raises(OSError, match="cannot be written: RESOURCE_EXHAUSTED: No space left on device$"):
+            checkpoint.save(target, contents(), overwrite=overwrite)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert checkpoint.load(path).source == contents().source
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path, capfd):
+    resource = pytest.importorskip("resource", reason="limits on files are a matter of Unix")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, old[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written: it takes 0\.\d MiB: File too large; free some space"):
+            checkpoint.save(tmp_path / "model", contents())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fingerprint_is_of_all_that_the_text_tower_answers_by():
+    base = contents(clip_alone=True)
+
+    def fingerprint(description=base.description, **changes):
+        return text_fingerprint(description, {**base.parameters, **changes})
+
+    assert fingerprint() == base.text_sha256
+    quick = model_description("convnext").clip.text.__class__(**vars(base.description.text) | {"quick_gelu": True})
+    assert fingerprint(base.description.__class__(image=base.description.image, text=quick)) != base.text_sha256
+    name = "clip.text.ln_final.weight"
+    assert fingerprint(**{name: base.parameters[name] + np.float32(1e-6)}) != base.text_sha256
+    assert fingerprint(**{"clip.logit_scale": np.float32(9)}) == base.text_sha256
+    whole = contents()
+    assert text_fingerprint(whole.description, whole.parameters) == whole.text_sha256
