@@ -8,7 +8,9 @@ import pytest
 ABSENT = {"torch", "tensorflow", "open_clip", "cv2", "matplotlib", "supervision"}
 
 
-@pytest.mark.parametrize("module", ["fcclip_jax", "fcclip_jax.segmenter", "fcclip_jax.cli", "convert", "convert.__main__"])
+@pytest.mark.parametrize(
+    "module", ["fcclip_jax", "fcclip_jax.segmenter", "fcclip_jax.cli", "convert", "convert.__main__"]
+)
 def test_heavy_packages_stay_out(module):
     code = f"import sys, {module}; print(*sorted({ABSENT!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

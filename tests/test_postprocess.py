@@ -1,17 +1,10 @@
 """Against the official algorithm written out on whole [Q, H, W] stacks in float64, and the official code's own arrays."""
 
-import functools
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
-from fcclip_jax import postprocess as module
 from fcclip_jax.postprocess import Postprocessed, postprocess, semantic_scores, unpack_mask
-from fcclip_jax.resampling import Reader, resize_taps, tiled_canvas
 
 compiled = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 compiled_scores = jax.jit(semantic_scores, static_argnames=("canvas", "before_resize"))
@@ -184,12 +177,78 @@ def arguments(logits, probs, images=IMAGES, outputs=OUTPUTS, is_thing=IS_THING, 
 def test_every_task_against_the_definition(x64, seed, before_resize):
     """Sizes larger and smaller than the input, images of one batch in one bucket; NaN beyond each image's padding."""
     logits, probs = make_batch(seed)
-    thresholds = dict(overlap_threshold=[0.8, 0.3, 0.5][seed], object_mask_threshold=[0.0, 0.0, 0.6][seed])
+    thresholds = {"overlap_threshold": [0.8, 0.3, 0.5][seed], "object_mask_threshold": [0.0, 0.0, 0.6][seed]}
     result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
-    merged = 0
     for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
         resized, real = at_output_size(logits[b], image_hw, output_hw), real_classes(probs[b])
         check_panoptic(result, b, resized, real, IS_THING, **thresholds)
         check_instances(result, b, resized, real, IS_THING)
         scores = slow_semantic(logits[b], real, image_hw, output_hw, before_resize)
         np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
+
+
+def test_stuff_merges_and_hidden_queries_go(x64):
+    """By hand, on a map of halves: two queries of one stuff class, one of a thing that another covers, one void."""
+    probs = np.full((4, 4), 0.02)
+    probs[[0, 1, 2, 3], [1, 1, 0, 3]] = [0.9, 0.8, 0.5, 0.94]
+    logits = np.full((8, 8, 4), -9.0)
+    logits[:, :4, 0], logits[:, 4:, 1], logits[:, :4, 2], logits[:, :, 3] = 9, 9, 8, 9
+    is_thing = np.array([True, False, True])
+    result = run(
+        logits[None], probs[None], is_thing, np.int32(3), np.int32([[32, 32]]), np.int32([[32, 32]]), canvas=(32, 32)
+    )
+    np.testing.assert_array_equal(result.panoptic[0], np.ones((32, 32)))
+    assert (result.segments.count[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
+    assert result.segments.scores[0, 0] == 0.9 and not result.segments.is_thing[0, 0]
+    np.testing.assert_array_equal(result.semantic[0], np.ones((32, 32)))
+    # The hidden thing is an instance all the same: half the picture, and 16 columns wide.
+    labels, areas = result.instances.class_ids[0], result.instances.areas[0]
+    hidden = (result.instances.queries[0] == 2) & (labels == 0) & (areas > 0)
+    assert result.instances.boxes[0][hidden].tolist() == [[0, 0, 16, 32]]
+
+
+def test_nothing_but_void(x64):
+    probs = np.zeros((1, 3, 3))
+    probs[..., 2] = 1
+    logits = np.full((1, 8, 8, 3), 5.0)
+    result = run(
+        logits, probs, np.ones(2, bool), np.int32(2), np.int32([[32, 32]]), np.int32([[20, 10]]), canvas=(32, 32)
+    )
+    assert not result.panoptic.any() and result.segments.count[0] == 0
+    assert not result.instances.scores[0, : result.instances.count[0]].any()
+
+
+@pytest.mark.parametrize("before_resize", [False, True])
+def test_scores_of_every_class(x64, before_resize):
+    logits, probs = make_batch(0)
+    real = np.stack([real_classes(p) for p in probs])
+    scores = np.asarray(
+        compiled_scores(logits, real, np.int32(IMAGES), np.int32(OUTPUTS), canvas=CANVAS, before_resize=before_resize)
+    )
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        expected = slow_semantic(logits[b], real[b], image_hw, output_hw, before_resize)
+        np.testing.assert_allclose(scores[b, : output_hw[0], : output_hw[1]], expected, atol=1e-12)
+
+
+def test_what_the_user_asked_for_alone():
+    logits, probs = make_batch(0, np.float32)
+    result = run(*arguments(logits, probs), canvas=CANVAS, tasks=("semantic",))
+    assert result.panoptic is result.segments is result.instances is result.mask_bits is None
+    with pytest.raises(ValueError, match="name one or more of panoptic, semantic, instances"):
+        run(*arguments(logits, probs), canvas=CANVAS, tasks=())
+
+
+@pytest.mark.parametrize("before_resize", [False, True])
+def test_847_classes_fit_in_memory(before_resize):
+    """What the compiled program takes beside its arguments and results, at 1333x800 with 250 queries."""
+    shapes = (
+        jax.ShapeDtypeStruct((1, 200, 336, 250), np.float32),
+        jax.ShapeDtypeStruct((1, 250, 2049), np.float32),
+        jax.ShapeDtypeStruct((2048,), bool),
+        jax.ShapeDtypeStruct((), np.int32),
+        jax.ShapeDtypeStruct((1, 2), np.int32),
+        jax.ShapeDtypeStruct((1, 2), np.int32),
+    )
+    program = compiled.lower(*shapes, canvas=(1344, 1344), tasks=("semantic",), semantic_before_resize=before_resize)
+    memory = program.compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**28
