@@ -138,7 +138,9 @@ def postprocess(
             start["semantic"] = jnp.zeros((height, width), jnp.int32)
         if "instances" in tasks:
             start["instances"] = InstanceState(
-                jnp.zeros((height // 8, width, num_queries), jnp.uint8), jnp.zeros(num_queries, dtype)
+                jnp.zeros((height // 8, width, num_queries), jnp.uint8),
+                jnp.zeros(num_queries, dtype),
+                jnp.zeros(num_queries, jnp.int32),
             )
         end = for_each_tile(visit, start, output_hw, readers)
 
@@ -281,6 +283,7 @@ def classify_pixels(
 class InstanceState(NamedTuple):
     mask_bits: UInt8[Array, "H8 W8 Q"]
     prob_sums: Float[Array, " Q"]  # mask probability, summed inside the mask
+    areas: Int[Array, " Q"]
 
 
 def visit_instances(
@@ -293,6 +296,7 @@ def visit_instances(
     return InstanceState(
         lax.dynamic_update_slice(state.mask_bits, bits, (window.row // 8, window.column, np.int32(0))),
         state.prob_sums + jnp.where(positive, mask_probs, 0.0).sum(axis=(0, 1)),
+        state.areas + lax.population_count(bits).sum(axis=(0, 1), dtype=jnp.int32),
     )
 
 
@@ -306,18 +310,17 @@ def finish_instances(
     labels, queries = indices % classes, indices // classes
     kept = (scores >= 0) & is_thing[labels]
 
-    areas = lax.population_count(state.mask_bits).sum(axis=(0, 1), dtype=jnp.int32)
-    mean_probs = state.prob_sums / (areas.astype(scores.dtype) + 1e-6)
+    mean_probs = state.prob_sums / (state.areas.astype(scores.dtype) + 1e-6)
     scores = jnp.where(kept, scores * mean_probs[queries], -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
     labels, scores, queries = labels[order], scores[order], queries[order]
     boxes = mask_boxes(state.mask_bits)
-    return Instances(kept.sum(dtype=jnp.int32), labels, scores, queries, areas[queries], boxes[queries])
+    return Instances(kept.sum(dtype=jnp.int32), labels, scores, queries, state.areas[queries], boxes[queries])
 
 
 def mask_boxes(mask_bits: UInt8[Array, "H8 W8 Q"]) -> Int[Array, "Q 4"]:
-    in_column = (mask_bits != 0).any(axis=0)
-    row_bits = lax.reduce(mask_bits, np.uint8(0), lax.bitwise_or, (1,))
+    column_bits, row_bits = (lax.reduce(mask_bits, np.uint8(0), lax.bitwise_or, (axis,)) for axis in (0, 1))
+    in_column = column_bits != 0
     in_row = row_bits[:, None, :] >> lax.broadcasted_iota(jnp.uint8, (1, 8, 1), 1) & 1
     in_row = in_row.reshape(-1, mask_bits.shape[2]) > 0
 

@@ -12,22 +12,29 @@ def ms_deform_attn(
     accumulate = np.promote_types(value.dtype, jnp.float32)
 
     def one_head(head):
-        value, locations, weights = (x.astype(accumulate) for x in head)  # [N, D], [Q, L, P, 2], [Q, L, P]
-        total, start = jnp.zeros((locations.shape[0], value.shape[-1]), accumulate), 0
-        for level, (h, w) in enumerate(shapes):
-            plane = value[start : start + h * w]
-            start += h * w
-            for point in range(weights.shape[-1]):
-                x = locations[:, level, point, 0] * w - 0.5
-                y = locations[:, level, point, 1] * h - 0.5
-                total += weights[:, level, point][:, None] * _bilinear(plane, x, y, h, w)
-        return total
+        value, *points = (x.astype(accumulate) for x in head)  # [N, D]; [P, Q, L, 2], [P, Q, L]
+
+        def add_point(total, point):
+            locations, weights = point
+            start = 0
+            for level, (h, w) in enumerate(shapes):
+                plane = value[start : start + h * w]
+                start += h * w
+                x = locations[:, level, 0] * w - 0.5
+                y = locations[:, level, 1] * h - 0.5
+                total += weights[:, level][:, None] * _bilinear(plane, x, y, h, w)
+            return total, None
+
+        # A scan compiles one point's code instead of P copies, at the same speed.
+        empty = jnp.zeros((points[0].shape[1], value.shape[-1]), accumulate)
+        return jax.lax.scan(add_point, empty, tuple(points))[0]
 
     batch, _, heads, channels = value.shape
+    _, queries, _, levels, points = weights.shape
     by_head = (
         value.transpose(0, 2, 1, 3).reshape(batch * heads, -1, channels),
-        locations.transpose(0, 2, 1, 3, 4, 5).reshape(batch * heads, -1, *locations.shape[3:]),
-        weights.transpose(0, 2, 1, 3, 4).reshape(batch * heads, -1, *weights.shape[3:]),
+        locations.transpose(0, 2, 4, 1, 3, 5).reshape(batch * heads, points, queries, levels, 2),
+        weights.transpose(0, 2, 4, 1, 3).reshape(batch * heads, points, queries, levels),
     )
     out = jax.lax.map(one_head, by_head)
     return out.reshape(batch, heads, -1, channels).transpose(0, 2, 1, 3).astype(value.dtype)

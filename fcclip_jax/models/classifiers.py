@@ -76,7 +76,9 @@ def ensemble(
         mixed = (1 - weight) * log_in + weight * log_out
     else:
         mixed = jnp.log((1 - weight) * jnp.exp(log_in) + weight * jnp.exp(log_out))
-    void = jax.nn.softmax(in_vocab_logits, axis=-1)[..., -1:]
-    classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * (1 - void)
+    shares = jax.nn.softmax(in_vocab_logits, axis=-1)
+    void = shares[..., -1:]
+    # The sum is 1 - void, without the digits that the difference loses where void is all but sure.
+    classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * jnp.sum(shares[..., :-1], -1, keepdims=True)
     probs = jnp.concatenate([jnp.where(real, classes + 1e-8, 0.0), void + 1e-8], axis=-1)
     return probs / jnp.sum(probs, axis=-1, keepdims=True)

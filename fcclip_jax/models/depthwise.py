@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+STRIPS = 4
 
 
 def depthwise_conv(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
@@ -23,12 +25,22 @@ def _convolution(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> F
 
 
 def _shifted_sum(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
-    """XLA's CPU backend runs a depthwise convolution about ten times slower than this sum of shifted products."""
-    size, (_, h, w, _) = weight.shape[0], x.shape
-    half = size // 2
-    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-    total = jnp.zeros_like(x)
-    for i in range(size):
-        for j in range(size):
-            total += padded[:, i : i + h, j : j + w] * weight[i, j][None, None, None, :]
-    return total
+    """XLA's CPU backend runs a depthwise convolution about ten times slower than this sum of shifted products.
+
+    The loop over strips is there to end the fusion: without it the compiler copies the whole sum into every reader of
+    the result, and a layer norm has three (measured on ConvNeXt-L's blocks: 2 to 3 times the time, 3 the compilation).
+    """
+    size, (batch, h, w, channels) = weight.shape[0], x.shape
+    half, rows = size // 2, -(-h // STRIPS)
+    padded = jnp.pad(x, ((0, 0), (half, half + STRIPS * rows - h), (half, half), (0, 0)))
+
+    def strip(index: Int[Array, ""]) -> Float[Array, "B rows w C"]:
+        window = jax.lax.dynamic_slice_in_dim(padded, index * rows, rows + size - 1, axis=1)
+        total = jnp.zeros((batch, rows, w, channels), x.dtype)
+        for i in range(size):
+            for j in range(size):
+                total += window[:, i : i + rows, j : j + w] * weight[i, j][None, None, None, :]
+        return total
+
+    strips = jax.lax.map(strip, jnp.arange(STRIPS, dtype=jnp.int32))
+    return strips.swapaxes(0, 1).reshape(batch, STRIPS * rows, w, channels)[:, :h]

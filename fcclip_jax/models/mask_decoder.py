@@ -69,15 +69,34 @@ class MaskDecoder(nnx.Module):
         """The normalised queries before the first layer and after each, all of which `predict` can read."""
         tokens, positions, masks, small_features = self.inputs(pixels, valid_hw)
         queries = self.learned_queries(*tokens[0].shape[::2])
-        outputs = [self.decoder_norm(queries)]
-        for i, layer in enumerate(self.layers):
-            level = i % len(tokens)
-            attend = self.attention_mask(outputs[-1], small_features[level], masks[level])
-            query_positions = self.query_embed[...].astype(queries.dtype)[None]
-            queries = layer.look(queries, query_positions, tokens[level], positions[level], attend)
-            queries = layer.think(layer.confer(queries, query_positions))
-            outputs.append(self.decoder_norm(queries))
-        return outputs
+        query_positions = self.query_embed[...].astype(queries.dtype)[None]
+
+        def visit_levels(queries, layers):
+            outputs = []
+            for level, layer in enumerate(layers):
+                attend = self.attention_mask(self.decoder_norm(queries), small_features[level], masks[level])
+                queries = layer.look(queries, query_positions, tokens[level], positions[level], attend)
+                queries = layer.think(layer.confer(queries, query_positions))
+                outputs.append(queries)
+            return queries, outputs
+
+        outputs = [queries]
+        rounds, rest = divmod(len(self.layers), len(tokens))
+        if rounds:
+            # Every round over the levels is the same code, compiled once.
+            graphdefs, states = zip(*map(nnx.split, self.layers[: rounds * len(tokens)]), strict=True)
+            starts = [states[i : i + len(tokens)] for i in range(0, len(states), len(tokens))]
+            stacked = jax.tree.map(lambda *values: jnp.stack(values), *starts)
+
+            def visit_round(queries, states):
+                return visit_levels(
+                    queries, [nnx.merge(*layer) for layer in zip(graphdefs[: len(tokens)], states, strict=True)]
+                )
+
+            queries, of_rounds = jax.lax.scan(visit_round, queries, stacked)
+            outputs += [of_level[i] for i in range(rounds) for of_level in of_rounds]
+        outputs += visit_levels(queries, self.layers[len(self.layers) - rest :])[1]
+        return [self.decoder_norm(queries) for queries in outputs]
 
     def learned_queries(self, batch: int, dim: int) -> Float[Array, "B Q C"]:
         return jnp.broadcast_to(self.query_feat[...][None], (batch, self.query_feat.shape[0], dim))

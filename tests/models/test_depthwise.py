@@ -1,0 +1,53 @@
+"""Both formulations of the depthwise convolution, whatever the platform of the test, against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import signal
+
+from fcclip_jax.models import depthwise
+
+
+def inputs(h: int, w: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((2, h, w, 3), np.float32), rng.standard_normal((size, size, 3), np.float32)
+
+
+def by_definition(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    planes = [
+        [signal.correlate2d(image[..., c], weight[..., c], mode="same") for c in range(x.shape[-1])]
+        for image in x.astype(np.float64)
+    ]
+    return np.moveaxis(np.asarray(planes), 1, -1)
+
+
+# Fewer rows than strips, rows that the strips do not divide, less than the kernel in both directions, and one row.
+@pytest.mark.parametrize(("h", "w", "size"), [(16, 12, 7), (13, 9, 7), (3, 20, 7), (5, 4, 3), (1, 1, 7)])
+@pytest.mark.parametrize("formulation", ["_convolution", "_shifted_sum"])
+def test_each_formulation_is_the_definition(formulation: str, h: int, w: int, size: int) -> None:
+    x, weight = inputs(h, w, size)
+    result = jax.jit(getattr(depthwise, formulation))(x, weight)
+    assert result.shape == x.shape
+    # 49 products of order one, each rounded to float32.
+    np.testing.assert_allclose(result, by_definition(x, weight), atol=2e-5)
+
+
+def test_gradients_agree() -> None:
+    x, weight = inputs(9, 10, 7)
+    cotangent = inputs(9, 10, 7, seed=1)[0]
+
+    def gradients(formulation):
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(formulation(x, w) * cotangent), argnums=(0, 1)))(x, weight)
+
+    for ours, plain in zip(gradients(depthwise._shifted_sum), gradients(depthwise._convolution), strict=True):
+        # Sums of up to 180 products of order one.
+        np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+def test_a_cpu_gets_the_shifted_sum_and_accelerators_their_convolution() -> None:
+    x, weight = inputs(8, 8, 7)
+    traced = jax.jit(depthwise.depthwise_conv).trace(x, weight)
+    on_cpu, on_gpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda"))
+    assert "stablehlo.convolution" not in on_cpu
+    assert "stablehlo.convolution" in on_gpu
