@@ -1,0 +1,109 @@
+"""The command line: `python -m tests.parity DIR [--tolerance 1e-4]`."""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+
+from tests.parity.evaluation import compare_pair
+from tests.parity.extras import compare_extra
+from tests.parity.network import Network
+from tests.parity.pairs import BadFiles, Pair, find_pairs
+from tests.parity.section import Section
+
+STAGES = {
+    "text": r"te[sx]t_|train_|void_|num_|category_",
+    "input": "input_",
+    "trunk": "backbone_",
+    "pixel decoder": "pd_",
+    "mask decoder": "dec",
+    "out of vocabulary": "out_vocab_",
+    "final": "final_",
+    "semantic": "sem_seg",
+    "instances": "instances",
+    "crafted": "crafted_",
+    "made-up heads": "cf_",
+    "photographs": r"case|[^_]+_image",
+}
+"""The parts of the summary, by how the names of their arrays begin."""
+
+
+def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = print) -> int:
+    """0 if everything holds, 1 if something falls short or goes uncompared, 2 if there is nothing to go by."""
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
+    parser.add_argument(
+        "folder", metavar="DIR", type=pathlib.Path, help="holds X_eval.json, X_eval.npz, manifest_X.json"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of max|difference| / max|official| (1e-4)")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.tolerance > 0:
+            raise BadFiles(f"--tolerance is {options.tolerance}; it must be above 0")
+        # On accelerators the default precision of a product is less than float32's.
+        with jax.default_matmul_precision("highest"):
+            sections = compare(options.folder, options.tolerance, write)
+    except BadFiles as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+    return summarise(sections, write)
+
+
+def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]) -> list[Section]:
+    """Compares everything in the folder, writing each file's lines as it is done."""
+    pairs, extras, others = find_pairs(folder)
+    sections: list[Section] = []
+    models: dict[pathlib.Path, tuple[Pair, Network]] = {}
+    for pair in pairs:
+        network = Network(pair)
+        models[pair.path] = pair, network
+        sections.append(compare_pair(pair, network, tolerance))
+        report(sections[-1], write)
+    for extra in extras:
+        near = {
+            found[1]: model
+            for path, model in models.items()
+            if path.parent in (extra.path.parent, extra.path.parent.parent)
+            and (found := re.fullmatch(r"small_(.+)_eval", path.stem))
+        }
+        for section in compare_extra(extra, near, tolerance):
+            sections.append(section)
+            report(section, write)
+    for path in others:
+        training = path.stem.endswith("_train")
+        reason = "training is not part of this comparison yet" if training else "holds no outputs of a model"
+        write(f"{path.relative_to(folder).with_suffix('').as_posix()}: not compared: {reason}")
+    return sections
+
+
+def report(section: Section, write: Callable[[str], None]) -> None:
+    write(section.title)
+    for verdict in section.verdicts.values():
+        error = "" if verdict.error is None else f"{verdict.error:.1e}"
+        shape = "x".join(map(str, verdict.shape)) or "scalar"
+        found = "  ".join(filter(None, (error, verdict.found)))
+        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FALLS SHORT'}")
+    for row in section.uncompared:
+        write(f"  {row.name:36} not compared: {row.reason}")
+
+
+def summarise(sections: Sequence[Section], write: Callable[[str], None]) -> int:
+    for section in sections:
+        errors = {
+            stage: [v.error for v in section.verdicts.values() if v.error is not None and re.match(start, v.name)]
+            for stage, start in STAGES.items()
+        }
+        listed = ", ".join(f"{stage} {max(values):.1e}" for stage, values in errors.items() if values)
+        if listed:
+            write(f"largest errors of {section.title}: {listed}")
+    verdicts = [verdict for section in sections for verdict in section.verdicts.values()]
+    short = sum(not verdict.ok for verdict in verdicts)
+    missed = sum(row.fails for section in sections for row in section.uncompared)
+    write(f"{len(verdicts)} compared, {short} fall short, {missed} should have been compared and were not")
+    return 1 if short or missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

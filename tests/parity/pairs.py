@@ -1,0 +1,195 @@
+"""The files: which there are, what is in them, and the model that a json describes."""
+
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcclip_jax.models.descriptions import (
+    ClipDescription,
+    ConvNeXtDescription,
+    EnsembleDescription,
+    HeadDescription,
+    ModelDescription,
+    ResNetDescription,
+    TextDescription,
+)
+from fcclip_jax.models.fcclip import PIXEL_MEAN, PIXEL_STD
+from fcclip_jax.postprocess import MAX_INSTANCES
+from fcclip_jax.structs import STRIDE
+from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
+
+EXTRAS = ("semantic_only", "batch_mixed")
+
+
+class BadFiles(ValueError):
+    """The folder is not what it should be: one sentence for the user."""
+
+
+class Pair(NamedTuple):
+    """One json and the arrays beside it."""
+
+    name: str
+    """The path inside the folder, without a suffix."""
+    path: pathlib.Path
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def require(self, *keys: str) -> Any:
+        """A value of the json, by the path to it."""
+        value: Any = self.facts
+        for i, key in enumerate(keys):
+            if not isinstance(value, dict) or key not in value:
+                raise BadFiles(f"{self.path} has no {'.'.join(keys[: i + 1])}; the model cannot be built without it")
+            value = value[key]
+        return value
+
+
+def find_pairs(folder: pathlib.Path) -> tuple[list[Pair], list[Pair], list[pathlib.Path]]:
+    """Model pairs, extras that use their models, and the npz files that this tool has nothing to compare with."""
+    if not folder.is_dir():
+        raise BadFiles(f"there is no folder {folder}; name one that holds X_eval.json and X_eval.npz")
+    stems = sorted({path.with_suffix("") for suffix in ("json", "npz") for path in folder.rglob(f"*_eval.{suffix}")})
+    if not stems:
+        raise BadFiles(f"{folder} holds no X_eval.json with an X_eval.npz beside it: there is nothing to compare with")
+    extras = [path.with_suffix("") for name in EXTRAS for path in sorted(folder.rglob(f"{name}.npz"))]
+    others = sorted(path for path in folder.rglob("*.npz") if path.with_suffix("") not in {*stems, *extras})
+    return [_load(folder, stem) for stem in stems], [_load(folder, stem) for stem in extras], others
+
+
+def _load(folder: pathlib.Path, stem: pathlib.Path) -> Pair:
+    facts = read_json(stem.with_suffix(".json"))
+    path = stem.with_suffix(".npz")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+            arrays = {name: members[name] for name in members.files}
+    except FileNotFoundError:
+        raise BadFiles(f"{path.name} is missing beside {stem.with_suffix('.json')}") from None
+    except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadFiles(f"{path} is not an npz file of plain arrays: {error}") from error
+    return Pair(stem.relative_to(folder).as_posix(), stem.with_suffix(".json"), facts, arrays)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BadFiles(f"{path.name} is missing in {path.parent}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFiles(f"{path} is not JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise BadFiles(f"{path} holds no JSON object")
+    return facts
+
+
+def read_manifest(pair: Pair) -> dict[str, tuple[int, ...]]:
+    """The shape of every key of the pair's checkpoint."""
+    path = pair.path.with_name(f"manifest_{pair.path.stem.removesuffix('_eval')}.json")
+    try:
+        return {entry["key"]: tuple(map(int, entry["shape"])) for entry in read_json(path)["entries"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFiles(f"{path} does not list keys and shapes as entries: {error!r}") from error
+
+
+def describe(pair: Pair) -> ModelDescription:
+    """The model of the pair's configuration."""
+    _check_constants(pair)
+    try:
+        return _describe(pair)
+    except BadFiles:
+        raise
+    except KeyError as error:
+        raise BadFiles(
+            f"{pair.path} has no {error} in its configuration; the model cannot be built without it"
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadFiles(f"{pair.path} does not describe a model: {error}") from error
+
+
+def _describe(pair: Pair) -> ModelDescription:
+    embed_dim = pair.require("open_clip_cfg", "embed_dim")
+    vision = pair.require("open_clip_cfg", "vision_cfg")
+    text = pair.require("open_clip_cfg", "text_cfg")
+    if "timm_model_name" in vision:
+        image = ConvNeXtDescription(
+            depths=tuple(pair.require("trunk", "depths")),
+            dims=tuple(pair.require("trunk", "dims")),
+            embed_dim=embed_dim,
+            head=vision["timm_proj"],
+            norm_eps=1e-5 if "xxlarge" in vision["timm_model_name"] else 1e-6,
+        )
+    else:
+        size = vision["image_size"]
+        image = ResNetDescription(
+            layers=tuple(vision["layers"]), width=vision["width"], image_size=size, embed_dim=embed_dim
+        )
+    former = pair.require("model_cfg", "MASK_FORMER")
+    head = pair.require("model_cfg", "SEM_SEG_HEAD")
+    mixing = pair.require("model_cfg", "FC_CLIP")
+    return ModelDescription(
+        clip=ClipDescription(
+            image=image,
+            text=TextDescription(
+                width=text["width"],
+                heads=text["heads"],
+                layers=text["layers"],
+                embed_dim=embed_dim,
+                quick_gelu=pair.facts["open_clip_cfg"].get("quick_gelu", False),
+                context_length=text["context_length"],
+                vocab_size=text["vocab_size"],
+            ),
+        ),
+        head=HeadDescription(
+            hidden_dim=former["HIDDEN_DIM"],
+            mask_dim=head["MASK_DIM"],
+            heads=former["NHEADS"],
+            encoder_layers=head["TRANSFORMER_ENC_LAYERS"],
+            decoder_layers=former["DEC_LAYERS"] - 1,  # it counts the prediction from the learned queries
+            decoder_ffn_dim=former["DIM_FEEDFORWARD"],
+            num_queries=former["NUM_OBJECT_QUERIES"],
+        ),
+        ensemble=EnsembleDescription(
+            alpha=mixing["GEOMETRIC_ENSEMBLE_ALPHA"],
+            beta=mixing["GEOMETRIC_ENSEMBLE_BETA"],
+            valid_masks_only=mixing["ENSEMBLE_ON_VALID_MASK"],
+        ),
+    )
+
+
+def _check_constants(pair: Pair) -> None:
+    """What the official code configures, and this project need not."""
+    constants = (
+        (("PIXEL_MEAN",), PIXEL_MEAN),
+        (("PIXEL_STD",), PIXEL_STD),
+        (("DETECTIONS_PER_IMAGE",), MAX_INSTANCES),
+        (("MASK_FORMER", "SIZE_DIVISIBILITY"), STRIDE),
+        (("SEM_SEG_HEAD", "CONVS_DIM"), pair.require("model_cfg", "MASK_FORMER", "HIDDEN_DIM")),
+    )
+    for keys, ours in constants:
+        theirs = pair.require("model_cfg", *keys)
+        if np.shape(theirs) != np.shape(ours) or not np.allclose(theirs, ours, rtol=1e-6):
+            raise BadFiles(f"{pair.path} has model_cfg.{'.'.join(keys)} = {theirs}; this model only knows {ours}")
+
+
+def vocabulary(pair: Pair, key: str) -> Vocabulary:
+    """`test_classes` or `train_classes`, [["cat,kitten", 1], ...], split as the official code splits them."""
+    try:
+        rows = [(names.replace(", ", ",").split(","), bool(thing)) for names, thing in pair.require(key)]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadFiles(f"{pair.path} does not list {key} as pairs of names and thing flags: {error}") from error
+    if key == "test_classes" and "thing_ids_test" in pair.facts:
+        things = set(pair.facts["thing_ids_test"])
+        rows = [(names, i in things) for i, (names, _) in enumerate(rows)]
+    return Vocabulary(key, tuple(VocabularyClass(tuple(n), thing, (0, 0, 0), i) for i, (n, thing) in enumerate(rows)))
+
+
+def size(pair: Pair, value: Sequence[int]) -> tuple[int, int]:
+    """A (height, width) of the json."""
+    match value:
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+    raise BadFiles(f"{pair.path} gives a size as {value!r}, which is no pair of positive whole numbers")
