@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 
@@ -107,6 +108,7 @@ def _table(description: ModelDescription | ClipDescription) -> _Table:
 
 def _from_openclip(arguments: argparse.Namespace) -> None:
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    _description(arguments.model, arguments.quick_gelu, False)  # a wrong name, before gigabytes are read
     weights, quick_gelu = _read_clip(arguments.pretrained, arguments.model)
     if any(key.startswith((fcclip.CLIP_PREFIX, fcclip.HEAD_PREFIX)) for key in weights.tensors):
         raise ValueError(f"{arguments.pretrained} is a whole FC-CLIP; convert it with `{_prog()} fcclip`")
@@ -119,6 +121,7 @@ def _from_openclip(arguments: argparse.Namespace) -> None:
 def _from_fcclip(arguments: argparse.Namespace) -> None:
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     vocabulary = _vocabulary(arguments.vocabulary)
+    _description(arguments.model, arguments.quick_gelu, False)  # a wrong name, before gigabytes are read
     weights = _read(arguments.checkpoint)
     if not any(key.startswith(fcclip.HEAD_PREFIX) for key in weights.tensors):
         raise ValueError(f"{arguments.checkpoint} holds no FC-CLIP; convert a CLIP alone with `{_prog()} openclip`")
@@ -242,7 +245,8 @@ def _description(model: str, override: bool | None, quick_gelu: bool) -> ModelDe
         return descriptions.clip_description(name, quick_gelu=chosen)
     try:
         record = json.loads(pathlib.Path(model).read_text())
-        parse = descriptions.model_from_json if "clip" in record else descriptions.clip_from_json
+        whole = isinstance(record, dict) and "clip" in record
+        parse = descriptions.model_from_json if whole else descriptions.clip_from_json
         description = parse(record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{model}: {error}") from None

@@ -46,6 +46,8 @@ def read(path: pathlib.Path, *, name: str | None = None) -> Weights:
         FileNotFoundError: there is no such file.
         ValueError: it holds no plain tensors, or would run code, or the package that reads it is missing.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file in it that holds the weights")
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}; check the path")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -111,6 +113,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
 def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     torch = _import_torch(path)
     zipped = zipfile.is_zipfile(path)
+    if not zipped and not _is_pickle(path):
+        raise ValueError(f"{path} is no file of PyTorch's, or one that was cut short; fetch it again")
     try:
         if zipped and _is_torchscript(path):
             raise ValueError(
@@ -142,8 +146,15 @@ def _import_torch(path: pathlib.Path) -> ModuleType:
     try:
         import torch
     except ImportError:
-        raise ValueError(f"{path} needs PyTorch: pip install fcclip-jax[convert], or use a .safetensors file") from None
+        raise ValueError(f"{path} needs PyTorch: pip install torch, or use a .safetensors file") from None
     return torch
+
+
+def _is_pickle(path: pathlib.Path) -> bool:
+    """Files from before PyTorch 1.6 begin like a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
 
 
 def _is_torchscript(path: pathlib.Path) -> bool:

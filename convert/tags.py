@@ -25,7 +25,7 @@ def download(model: str, tag: str) -> Pretrained:
         import open_clip
     except ImportError:
         raise ValueError(
-            f"there is no file {tag}, and OpenCLIP's tags need its package: pip install fcclip-jax[convert]"
+            f"there is no file {tag}, and OpenCLIP's tags need its package: pip install open_clip_torch"
         ) from None
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:

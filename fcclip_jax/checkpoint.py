@@ -148,15 +148,29 @@ def check_space(folder: str | os.PathLike[str], size: int) -> None:
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raises FileExistsError if something is there already; with `overwrite`, ValueError if that is no checkpoint."""
+    """Raises FileExistsError if something is there already; with `overwrite`, ValueError if that is no checkpoint.
+
+    And OSError if nothing can be written there.
+    """
     path = _resolve(path)
     if not path.exists():
+        _check_writable(path)
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or ask for it to be overwritten")
     replaceable = path.is_dir() and ((path / DESCRIPTION).exists() or not any(path.iterdir()))
     if not replaceable:
         raise ValueError(f"{path} is not a checkpoint, so it will not be overwritten; choose another name")
+
+
+def _check_writable(path: epath.Path) -> None:
+    """Raises OSError if nothing can be made there: better now than after hours of work."""
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if os.path.isabs(nearest):  # a local one
+        try:
+            tempfile.TemporaryDirectory(dir=nearest).cleanup()
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror} in {nearest}; choose another place") from None
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -205,7 +219,16 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _resolve(path: str | os.PathLike[str]) -> epath.Path:
-    return epath.Path(path).expanduser().resolve()
+    path = epath.Path(path).expanduser()
+    if "://" not in os.fspath(path):
+        return path.resolve()
+    try:
+        path.exists()
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs another package ({_first_line(error)}): pip install 'etils[epath-gcs]'"
+        ) from None
+    return path
 
 
 def _sibling(path: epath.Path, suffix: str) -> epath.Path:
@@ -366,8 +389,8 @@ def _from_json(record: Any) -> Checkpoint:
             "text_sha256": str(text_sha256),
             "training_vocabulary": None | dict() as vocabulary,
             "ignored": dict(ignored),
-            "files": dict(),
-        } if (kind == "fcclip") == (vocabulary is not None):
+            "files": {**files},
+        } if files and (kind == "fcclip") == (vocabulary is not None):
             parse = descriptions.model_from_json if kind == "fcclip" else descriptions.clip_from_json
             return Checkpoint(
                 description=parse(description),

@@ -6,9 +6,9 @@ import difflib
 import glob
 import itertools
 import math
-import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -204,6 +204,8 @@ def _segment(arguments: argparse.Namespace) -> int:
             f"--short-side {arguments.short_side} is more than --max-side {arguments.max_side}; raise the latter too"
         )
     words = read_classes(arguments.classes, arguments.stuff)
+    if not arguments.weights.strip():
+        raise ValueError("--weights is empty; give a checkpoint directory, or random")
     output = arguments.output
     _check_output(output)
     paths = find_photos(arguments.photos, besides=output)
@@ -355,8 +357,10 @@ def _check_output(folder: pathlib.Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{nearest} is a file; --output needs a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output {folder} cannot be written: there is no permission to write in {nearest}")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise OSError(f"--output {folder} cannot be written: {error.strerror} in {nearest}; choose another") from None
 
 
 @contextlib.contextmanager

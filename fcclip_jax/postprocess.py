@@ -87,9 +87,7 @@ def postprocess(
     semantic_before_resize: class scores are formed at the padded size and then resized, as the official code does where
         nothing but semantic maps is asked for.
     """
-    unknown = sorted(set(tasks) - set(TASKS))
-    if unknown or not tasks:
-        raise ValueError(f"tasks are {sorted(tasks)}: name one or more of {', '.join(TASKS)}")
+    tasks = check_tasks(tasks)
     height, width = tiled_canvas(canvas)
 
     def one_image(
@@ -188,6 +186,14 @@ def semantic_scores(
 
     scores = lax.map(one_image, (mask_logits, class_probs, image_hw, output_hw))
     return scores[:, : canvas[0], : canvas[1]]
+
+
+def check_tasks(tasks: str | Collection[str]) -> tuple[str, ...]:
+    """The tasks in their own order; raises ValueError for none or unknown ones."""
+    chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if not chosen or not set(chosen) <= set(TASKS):
+        raise ValueError(f"tasks are {list(chosen)}: name one or more of {', '.join(TASKS)}")
+    return tuple(task for task in TASKS if task in chosen)
 
 
 class PanopticState(NamedTuple):

@@ -20,7 +20,7 @@ from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_s
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import FCCLIP, prepare
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.postprocess import TASKS, Postprocessed, postprocess, semantic_scores
+from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, postprocess, semantic_scores
 from fcclip_jax.results import Result, make_result
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.classifier import TextEncoder
@@ -70,7 +70,11 @@ class Segmenter:
         self.training, self.short_side, self.max_side, self.batch_size = training, short_side, max_side, batch_size
         chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
         self.buckets = bucket_lists.check_buckets(chosen)
-        self.vocabulary: Vocabulary | None = None
+        if not self.buckets:
+            raise ValueError(
+                "buckets is empty; give at least one (height, width), or None for a few that follow the sides"
+            )
+        self._words: _Words | None = None
         self._encoder = TextEncoder(model.clip.text, fingerprint=fingerprint, cache_dir=cache_dir)
         # Only the text encoder holds the text tower: the image program never reads it.
         image_model = nnx.clone(model, variables=False)
@@ -104,17 +108,25 @@ class Segmenter:
 
         Synonyms share a string, parted by commas: "cat, kitten". Words are things unless `stuff` names them.
         """
-        if isinstance(classes, Vocabulary):
-            vocabulary = classes
-        elif isinstance(classes, str):
-            vocabulary = Vocabulary.load(classes)
+        if isinstance(classes, (str, Vocabulary)):
+            if stuff:
+                raise ValueError(
+                    "stuff goes with a list of words; a vocabulary says itself which of its classes are stuff"
+                )
+            vocabulary = Vocabulary.load(classes) if isinstance(classes, str) else classes
         else:
             vocabulary = Vocabulary.from_words(classes, stuff)
+        if not vocabulary.classes:
+            raise ValueError(f"the vocabulary {vocabulary.name!r} has no classes")
         text = self._encoder.classifier(vocabulary, self.training)
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
-        self._text, self._is_thing = jax.device_put((text, is_thing))
-        self.vocabulary = vocabulary
+        self._words = _Words(vocabulary, *jax.device_put((text, is_thing)))
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The classes that are looked for."""
+        return self._words and self._words.vocabulary
 
     def __call__(
         self,
@@ -142,10 +154,11 @@ class Segmenter:
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images are done, out of order where buckets fill out of order.
 
-        An image that cannot be read yields its error instead, and the others go on.
+        An image that cannot be read yields its error instead, and the others go on. The words are those of the start.
         """
-        self._require_classes()
-        tasks = tuple(task for task in TASKS if task in set(tasks)) or tuple(tasks)
+        words, tasks = self._required_words(), check_tasks(tasks)
+        if not 0 <= overlap_threshold <= 1:
+            raise ValueError(f"overlap_threshold is {overlap_threshold}; it is a share, from 0 to 1")
         waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
         for item in self._prepared(images):
             if isinstance(item.error, Exception):
@@ -154,16 +167,16 @@ class Segmenter:
             key = (item.bucket, bucket_lists.canvas(item.image.shape[:2]))
             waiting[key].append(item)
             if len(waiting[key]) == self.batch_size:
-                yield from self._run(*key, waiting.pop(key), tasks, overlap_threshold)
+                yield from self._run(*key, waiting.pop(key), words, tasks, overlap_threshold)
         for key, batch in waiting.items():
-            yield from self._run(*key, batch, tasks, overlap_threshold)
+            yield from self._run(*key, batch, words, tasks, overlap_threshold)
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
         """Every class's score at every pixel of one image: large, and compiled for each number of classes.
 
         before_resize: score at the network's size and resize the scores, as the official semantic-only configs do.
         """
-        self._require_classes()
+        words = self._required_words()
         (item,) = self._prepared([image])
         if item.error is not None:
             raise item.error
@@ -171,16 +184,17 @@ class Segmenter:
         scores = self._scores_program(
             self._state,
             *self._batch([item], item.bucket, size=1),
-            self._text,
+            words.text,
             canvas=bucket_lists.canvas((height, width)),
-            classes=len(self.vocabulary.classes),
+            classes=len(words.vocabulary.classes),
             before_resize=before_resize,
         )
         return np.moveaxis(np.array(np.asarray(scores)[0, :height, :width]), -1, 0)
 
-    def _require_classes(self) -> None:
-        if self.vocabulary is None:
+    def _required_words(self) -> "_Words":
+        if self._words is None:
             raise ValueError("there are no classes to look for yet; call set_classes first")
+        return self._words
 
     def _prepared(self, images: Iterable[ImageLike]) -> Iterator["_Prepared"]:
         """Images decoded and resized, a few ahead of the computation."""
@@ -218,6 +232,7 @@ class Segmenter:
         bucket: tuple[int, int],
         canvas: tuple[int, int],
         items: list["_Prepared"],
+        words: "_Words",
         tasks: tuple[str, ...],
         overlap_threshold: float,
     ) -> Iterator[tuple[int, Result]]:
@@ -225,8 +240,8 @@ class Segmenter:
         output = self._program(
             self._state,
             *arrays,
-            self._text,
-            self._is_thing,
+            words.text,
+            words.is_thing,
             np.float32(overlap_threshold),
             canvas=canvas,
             tasks=tasks,
@@ -234,7 +249,15 @@ class Segmenter:
         output = jax.device_get(output)
         for row, item in enumerate(items):
             part = jax.tree.map(lambda x, row=row: x[row], output)
-            yield item.index, make_result(item.image, self.vocabulary, part)
+            yield item.index, make_result(item.image, words.vocabulary, part)
+
+
+class _Words(NamedTuple):
+    """A vocabulary, and what the program reads of it."""
+
+    vocabulary: Vocabulary
+    text: TextClassifier
+    is_thing: Array
 
 
 class _Prepared(NamedTuple):

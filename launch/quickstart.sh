@@ -13,4 +13,4 @@ venv=${VENV:-.venv}
 
 photo=$("$venv/bin/python" -c "import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / 'data' / 'astronaut.png')")
 "$venv/bin/fcclip" segment "$photo" --classes "astronaut|woman, space shuttle|rocket, flag, helmet, wall" --stuff wall \
-    --weights random --short-side 320 --max-side 544 --overlap-threshold 0.3 --threshold 0 --output "$output"
+    --weights random --short-side 320 --max-side 544 --overlap-threshold 0 --threshold 0 --output "$output"

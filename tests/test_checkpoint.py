@@ -177,9 +177,13 @@ def test_damage_is_one_sentence(damaged, capfd, harm, kind, complaint):
 
 def test_sizes_without_a_model(damaged):
     record = json.loads((damaged / "fcclip.json").read_text())["description"]
-    record["head"]["hidden_dim"] = -1
+    record["head"]["encoder_ffn_dim"] = -1
     rewrite(damaged, description=record)
     with pytest.raises(ValueError, match="fcclip.json: no model can be built of the sizes in its description"):
+        checkpoint.load(damaged)
+    record["head"]["hidden_dim"] = -1
+    rewrite(damaged, description=record)
+    with pytest.raises(ValueError, match="fcclip.json: a width of -1 cannot be split among 8 heads"):
         checkpoint.load(damaged)
 
 

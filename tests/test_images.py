@@ -67,6 +67,10 @@ def test_what_is_not_an_image(tmp_path):
             load_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="there is no image at .*absent.png"):
         load_image(tmp_path / "absent.png")
+    with pytest.raises(ValueError, match="0 pixels wide and 5 high"):
+        load_image(Image.new("RGB", (0, 5)))
+    with pytest.raises(ValueError, match="infinities or NaN"):
+        load_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
     with pytest.raises(ValueError, match=r"expected an RGB image as uint8 \[H, W, 3\], got float32 \[2, 2, 3\]"):
         load_image(np.zeros((2, 2, 3), np.float32))
 

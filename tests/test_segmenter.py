@@ -116,14 +116,21 @@ def test_fewer_tasks(segmenter):
     with pytest.raises(ValueError, match="this result holds semantic; segment with 'panoptic' among the tasks"):
         result.panoptic  # noqa: B018
     with pytest.raises(ValueError, match="name one or more of panoptic, semantic, instances"):
-        segmenter(make_photo((200, 300)), tasks=["masks"])
+        segmenter(make_photo((200, 300)), tasks=["semantic", "masks"])
+    with pytest.raises(ValueError, match="overlap_threshold is 5.0; it is a share, from 0 to 1"):
+        segmenter(make_photo((200, 300)), overlap_threshold=5.0)
 
 
 def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     segmenter.set_classes(WORDS)
-    found = dict(segmenter.stream([make_photo((80, 100)), tmp_path / "text.jpg", make_photo((80, 100))]))
-    assert [type(found[i]).__name__ for i in range(3)] == ["Result", "ValueError", "Result"]
+    photos = [make_photo((80, 100)), tmp_path / "text.jpg", Image.new("RGB", (0, 5)), make_photo((80, 100))]
+    stream = segmenter.stream(photos)
+    found = dict([next(stream)])
+    segmenter.set_classes(["other words"])  # for the next stream, not for this one
+    found |= dict(stream)
+    assert [type(found[i]).__name__ for i in range(4)] == ["Result", "ValueError", "ValueError", "Result"]
+    assert found[0].vocabulary == found[3].vocabulary and len(found[3].vocabulary.classes) == len(WORDS)
     with pytest.raises(ValueError, match="text.jpg: it is not an image"):
         segmenter([tmp_path / "text.jpg"])
 
@@ -140,5 +147,9 @@ def test_what_is_refused():
         Segmenter.random(short_side=900, max_side=800)
     with pytest.raises(ValueError, match="bucket 100x100 is not made of multiples of 32; try 128x128"):
         Segmenter.random(buckets=[(100, 100)])
+    with pytest.raises(ValueError, match="buckets is empty"):
+        Segmenter.random(buckets=[])
+    with pytest.raises(ValueError, match="a vocabulary says itself which of its classes are stuff"):
+        Segmenter.random().set_classes("cityscapes", stuff=["car"])
     with pytest.raises(ValueError, match="batch_size is 0"):
         Segmenter.random(batch_size=0)

@@ -1,5 +1,6 @@
 """Photographs in, at the size that the network reads."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -25,7 +26,9 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
         return image
     if isinstance(image, Image.Image):
         return _upright_rgb(image)
-    path = epath.Path(image)
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
+    path = epath.Path(image).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no image at {image}")
     if path.is_dir():
@@ -40,9 +43,13 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    if 0 in image.size:
+        raise ValueError(f"the image is {image.width} pixels wide and {image.height} high: there is nothing in it")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # convert("RGB") would clip deep greys to white.
         grey = np.asarray(image, np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("the image holds infinities or NaN; give pixels that are numbers")
         span = max(grey.max() - grey.min(), 1e-12)
         image = Image.fromarray(np.uint8(np.round((grey - grey.min()) * (255 / span))))
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

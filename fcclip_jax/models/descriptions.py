@@ -44,6 +44,11 @@ class ResNetDescription:
         return self.width * 32 // 64
 
 
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width < 1 or width % heads:
+        raise ValueError(f"a width of {width} cannot be split among {heads} heads")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDescription:
     """CLIP's text transformer."""
@@ -56,6 +61,9 @@ class TextDescription:
     """x * sigmoid(1.702 x) instead of the exact GELU: a property of the weights (OpenAI's), not of the architecture."""
     context_length: int = 77
     vocab_size: int = 49408
+
+    def __post_init__(self):
+        _check_heads(self.width, self.heads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,11 @@ class HeadDescription:
     decoder_layers: int = 9
     decoder_ffn_dim: int = 2048
     num_queries: int = 250
+
+    def __post_init__(self):
+        _check_heads(self.hidden_dim, self.heads)
+        if self.hidden_dim % 32 or self.mask_dim < 1 or self.num_queries < 1:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 32, mask_dim and num_queries above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

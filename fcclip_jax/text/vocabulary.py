@@ -56,7 +56,9 @@ class Vocabulary:
         if name not in shipped():
             close = difflib.get_close_matches(str(name), shipped(), n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}? There are" if close else "there are"
-            raise ValueError(f"no vocabulary is called {name!r}: {hint} {', '.join(shipped())}")
+            raise ValueError(
+                f"no vocabulary is called {name!r}: {hint} {', '.join(shipped())}; words of your own go in a list"
+            )
         return cls.from_json((_FOLDER / f"{name}.json").read_text("utf-8"))
 
     @classmethod
@@ -64,17 +66,21 @@ class Vocabulary:
         """Makes a vocabulary of your own: `from_words(["cat, kitten", "sky", "grass"], stuff=["sky", "grass"])`.
 
         Each word is one class, its synonyms parted by commas, the first of them its name. Classes are things (counted one
-        by one) unless `stuff` names them. Raises ValueError for no words, an empty or repeated one, or unknown stuff.
+        by one) unless `stuff` names them. Raises ValueError for no words, an empty one, a name that two classes share
+        (CLIP does not see capitals), or unknown stuff.
         """
-        if not words or isinstance(words, str) or isinstance(stuff, str):
-            raise ValueError(f"words must be a list of at least one, stuff a list; got {words!r} and {stuff!r}")
+        for what, given in (("the classes", words), ("stuff", stuff)):
+            if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
+                raise ValueError(f"{what} must be a list of words, such as ['cat, kitten', 'sofa']; got {given!r:.80}")
+        if not words:
+            raise ValueError("the list of classes is empty; name at least one")
         synonyms = [_split_synonyms(word) for word in words]
-        counts = Counter(names[0] for names in synonyms)
+        counts = Counter(" ".join(names[0].lower().split()) for names in synonyms)
         if repeated := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"the class {repeated[0]!r} is there {counts[repeated[0]]} times; name each class once")
         stuff_names = {_split_synonyms(word)[0] for word in stuff}
-        if unknown := sorted(stuff_names - counts.keys()):
-            raise ValueError(f"stuff {unknown[0]!r} is not the first synonym of any class; add it to the words")
+        if unknown := sorted(stuff_names - {names[0] for names in synonyms}):
+            raise ValueError(f"stuff {unknown[0]!r} is not among the classes; name a class by its first word")
         classes = (
             VocabularyClass(names, names[0] not in stuff_names, color_of(names[0]), id)
             for id, names in enumerate(synonyms, start=1)

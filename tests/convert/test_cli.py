@@ -302,12 +302,14 @@ def test_files_that_are_no_weights(tmp_path, refused, resnet):
         refused(sentence, "fcclip", "--checkpoint", tmp_path / name, *options)
 
     (tmp_path / "text.pth").write_text("these are no weights\n")
-    expect("is refused: it is damaged", "text.pth")
+    expect("is no file of PyTorch's, or one that was cut short", "text.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
-    expect("is refused: it is damaged", "empty.pth")
+    expect("is no file of PyTorch's, or one that was cut short", "empty.pth")
     torch.save({"a": torch.zeros(1000)}, tmp_path / "short.pth")
     (tmp_path / "short.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:2000])
-    expect("is refused: it is damaged", "short.pth")
+    expect("is no file of PyTorch's, or one that was cut short", "short.pth")
+    (tmp_path / "old.pth").write_bytes(b"\x80\x02 these are no weights")
+    expect("is refused: it is damaged", "old.pth")
     (tmp_path / "text.safetensors").write_text("these are no weights\n")
     expect("is no safetensors file, or a damaged one", "text.safetensors")
     safetensors.numpy.save_file({"a": np.zeros(1000)}, tmp_path / "short.safetensors")
@@ -403,8 +405,8 @@ def test_missing_packages(tmp_path, refused, resnet, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    refused("pip install fcclip-jax[convert]", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
-    refused("pip install fcclip-jax[convert]", "openclip", "--pretrained", "openai", *options)
+    refused("pip install torch,", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
+    refused("pip install open_clip_torch", "openclip", "--pretrained", "openai", *options)
 
 
 def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):

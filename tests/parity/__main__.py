@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 
@@ -31,9 +32,14 @@ STAGES = {
 """The parts of the summary, by how the names of their arrays begin."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"parity: {message}; see {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = print) -> int:
     """0 if everything holds, 1 if something falls short or goes uncompared, 2 if there is nothing to go by."""
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
+    parser = _Parser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument(
         "folder", metavar="DIR", type=pathlib.Path, help="holds X_eval.json, X_eval.npz, manifest_X.json"
     )
