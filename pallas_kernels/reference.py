@@ -41,13 +41,18 @@ def ms_deform_attn(
 
 
 def _bilinear(plane: jax.Array, x: jax.Array, y: jax.Array, h: int, w: int) -> jax.Array:
-    """Samples [h * w, D] at pixel coordinates (x, y), [Q] each; neighbours outside the plane count as zero."""
+    """Samples [h * w, D] at pixel coordinates (x, y), [Q] each; neighbours outside the plane count as zero.
+
+    Weights are written so that at a whole coordinate, where bilinear sampling has a kink, their derivatives are those of
+    the interval that begins there, which is what PyTorch's `grid_sample` takes.
+    """
     left, top = jnp.floor(x), jnp.floor(y)
+    right_share, bottom_share = x - left, y - top
     total = jnp.zeros((x.shape[0], plane.shape[-1]), plane.dtype)
-    for row in (top, top + 1):
-        for column in (left, left + 1):
-            weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
+    for row, row_weight in ((top, 1 - bottom_share), (top + 1, bottom_share)):
+        for column, column_weight in ((left, 1 - right_share), (left + 1, right_share)):
             inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
             index = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
+            weight = column_weight * row_weight
             total += jnp.where(inside, weight, jnp.zeros_like(weight))[:, None] * plane[index]
     return total

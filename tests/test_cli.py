@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -377,6 +378,16 @@ def test_a_full_disk(segment, photos, tmp_path, capsys, monkeypatch):
     error = fails(capsys, segment(photos))
     assert error.startswith("error: cannot write ") and error.endswith("a.png: No space left on device")
     assert files_in(tmp_path / "out") == []
+
+
+def test_too_little_memory(segment, photos, capsys, monkeypatch):
+    def stream(self, images, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99999999999 bytes.")
+        yield
+
+    monkeypatch.setattr(FakeSegmenter, "stream", stream)
+    assert segment(photos) == 2
+    assert "error: not enough memory; try a smaller --short-side" in capsys.readouterr().err
 
 
 def test_an_interruption_keeps_what_is_done(segment, fake, photos, tmp_path, capsys):
