@@ -1,23 +1,50 @@
-"""The one entry point of this package."""
+"""The one entry point of this package: checks, the choice of implementation, gradients, sharding."""
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import reference
+from pallas_kernels import gpu, reference, tpu, xla
+from pallas_kernels.lowering import note_platform
 
-IMPLEMENTATIONS = ("reference",)
+Array = jax.Array | np.ndarray
+
+IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
+PRECISIONS = ("float32", "bfloat16")
+PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
+"""Where the kernels run, as JAX names platforms; the others run everywhere."""
+
+
+class Options(NamedTuple):
+    """What is known when a call is traced."""
+
+    shapes: tuple[tuple[int, int], ...]
+    implementation: str | None
+    precision: str | None
+    deterministic: bool
 
 
 def ms_deform_attn(
-    value: jax.Array,
-    locations: jax.Array,
-    weights: jax.Array,
+    value: Array,
+    locations: Array,
+    weights: Array,
     shapes: Sequence[tuple[int, int]],
     *,
     implementation: str | None = None,
+    precision: str | None = None,
+    deterministic: bool = False,
 ) -> jax.Array:
     """Multi-scale deformable attention's sampling (Deformable DETR, equation 3): a weighted sum of bilinear samples.
+
+    Differentiable in its three arrays (reverse mode). Where bilinear sampling has a kink, the derivative is PyTorch's:
+    that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of
+    devices each works on its own share of the batch, over as many axes as divide it, and nothing is gathered.
 
     Args:
         value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated.
@@ -25,34 +52,143 @@ def ms_deform_attn(
             (`grid_sample` with align_corners=False); what lies outside reads as zero.
         weights: [B, Q, M, L, P].
         shapes: the (height, width) of each of the L levels.
-        implementation: one of `IMPLEMENTATIONS`, or None for the best that works on the platform.
+        implementation: one of `IMPLEMENTATIONS`; None takes, when the program is lowered for a platform, the kernel
+            for that platform if it can run these arrays, and "xla" elsewhere, and logs once which.
+        precision: of the TPU kernel's matrix products, one of `PRECISIONS`; None follows the arrays' dtype: "float32" is
+            exact to rounding, "bfloat16" is several times faster.
+        deterministic: the "gpu" kernel's gradient of `value` is summed in a fixed order, more slowly. All else is
+            deterministic anyway.
 
     Returns:
-        [B, Q, M, D], in the dtype of `value`.
+        [B, Q, M, D], in the dtype of the arrays.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
+        ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the implementation that was named
+            cannot run: at once where the arrays are the reason, when the program is lowered where the platform is.
     """
-    shapes = tuple((int(h), int(w)) for h, w in shapes)
-    _check(value, locations, weights, shapes)
-    if implementation not in (None, *IMPLEMENTATIONS):
+    options = Options(tuple((int(h), int(w)) for h, w in shapes), implementation, precision, deterministic)
+    _check(value, locations, weights, options)
+    arrays = tuple(jnp.asarray(array) for array in (value, locations, weights))
+    reason = _unsupported(implementation, arrays, options.shapes)
+    if reason:
         raise ValueError(
-            f"unknown implementation {implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}, or None"
+            f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason}; choose 'xla',"
+            " or None"
         )
-    return reference.ms_deform_attn(value, locations, weights, shapes)
+    return _sample(*arrays, options)
 
 
-def _check(value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, int], ...]) -> None:
-    given = f"value {value.shape}, locations {locations.shape}, weights {weights.shape}, level shapes {shapes}"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sample(value: Array, locations: Array, weights: Array, options: Options) -> jax.Array:
+    return _on_each_shard(_forward, options, value, locations, weights)
+
+
+def _sample_forward(value: Array, locations: Array, weights: Array, options: Options):
+    return _sample(value, locations, weights, options), (value, locations, weights)
+
+
+def _sample_backward(options: Options, inputs: tuple[Array, ...], grad: Array):
+    return _on_each_shard(_backward, options, *inputs, grad)
+
+
+_sample.defvjp(_sample_forward, _sample_backward)
+
+
+def _on_each_shard(function: Callable, options: Options, *arrays: Array):
+    """Applies `function` to the parts of the batch where they are: the partitioner cannot see into a Pallas kernel."""
+    run = functools.partial(function, options=options)
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+    free = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual]
+    shared, parts = [], 1
+    for name in free:
+        if arrays[0].shape[0] % (parts * mesh.shape[name]) == 0:
+            shared.append(name)
+            parts *= mesh.shape[name]
+    if math.prod(mesh.shape[name] for name in free) == 1:
+        return run(*arrays)
+    spec = PartitionSpec(tuple(shared))
+    # The kernels' results vary as their inputs do; JAX cannot check it of a pallas_call.
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=set(free), check_vma=False)
+    return sharded(*arrays)
+
+
+@functools.partial(jax.jit, static_argnames="options", inline=True)
+def _forward(*arrays: jax.Array, options: Options) -> jax.Array:
+    shapes, precision = options.shapes, options.precision
+    return _choose(
+        options,
+        arrays,
+        reference=functools.partial(reference.ms_deform_attn, shapes=shapes),
+        xla=functools.partial(xla.forward, shapes=shapes),
+        tpu=functools.partial(tpu.forward, shapes=shapes, precision=precision),
+        gpu=functools.partial(gpu.forward, shapes=shapes),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="options", inline=True)
+def _backward(*arrays: jax.Array, options: Options) -> tuple[jax.Array, jax.Array, jax.Array]:
+    shapes, precision = options.shapes, options.precision
+    return _choose(
+        options,
+        arrays,
+        reference=functools.partial(reference.backward, shapes=shapes),
+        xla=functools.partial(xla.backward, shapes=shapes),
+        tpu=functools.partial(tpu.backward, shapes=shapes, precision=precision),
+        gpu=functools.partial(gpu.backward, shapes=shapes, deterministic=options.deterministic),
+    )
+
+
+def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: Callable):
+    """The implementation that was named, or one for each platform, of which lowering keeps its own."""
+
+    def noted(name: str, remark: str = "") -> Callable:
+        def run(value: jax.Array, *others: jax.Array):
+            only = PLATFORMS.get(name) if options.implementation else None
+            return implementations[name](note_platform(value, name=name, only=only, remark=remark), *others)
+
+        return run
+
+    if options.implementation is not None:
+        return noted(options.implementation)(*arrays)
+    branches = {}
+    for name, platform in PLATFORMS.items():
+        reason = _unsupported(name, arrays, options.shapes)
+        branches[platform] = noted("xla", f", since {reason}") if reason else noted(name)
+    return jax.lax.platform_dependent(*arrays, **branches, default=noted("xla"))
+
+
+def _unsupported(name: str | None, arrays: tuple[jax.Array, ...], shapes: tuple[tuple[int, int], ...]) -> str | None:
+    if name not in PLATFORMS:
+        return None
+    return {"tpu": tpu, "gpu": gpu}[name].unsupported(*arrays[:2], shapes)
+
+
+def _describe(value: Array, locations: Array, weights: Array, shapes: tuple[tuple[int, int], ...]) -> str:
+    return f"value {value.shape}, locations {locations.shape}, weights {weights.shape}, level shapes {shapes}"
+
+
+def _check(value: Array, locations: Array, weights: Array, options: Options) -> None:
+    shapes = options.shapes
+    given = _describe(value, locations, weights, shapes)
     if value.ndim != 4 or locations.ndim != 6 or weights.ndim != 5:
         raise ValueError(f"expected value [B,N,M,D], locations [B,Q,M,L,P,2] and weights [B,Q,M,L,P], got {given}")
+    if not shapes or min(min(shape) for shape in shapes) < 1:
+        raise ValueError(f"every level needs at least one row and one column, got {given}")
     if sum(h * w for h, w in shapes) != value.shape[1]:
         raise ValueError(f"the level shapes do not add up to the {value.shape[1]} rows of value: {given}")
     batch, _, heads, _ = value.shape
     expected = (batch, weights.shape[1], heads, len(shapes), weights.shape[4])
     if weights.shape != expected or locations.shape != (*expected, 2):
-        raise ValueError(f"batch, queries, heads, levels and points differ: {given}")
+        raise ValueError(f"batch, queries, heads, levels or points differ: {given}")
+    dtypes = f"value {value.dtype}, locations {locations.dtype}, weights {weights.dtype}"
     if not value.dtype == locations.dtype == weights.dtype:
+        raise ValueError(f"dtypes differ: {dtypes}; cast them to one ({given})")
+    if value.dtype not in ("float32", "bfloat16", "float64"):
+        raise ValueError(f"dtypes are {dtypes}; cast them to float32 or bfloat16 ({given})")
+    if options.implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(
-            f"dtypes differ: value {value.dtype}, locations {locations.dtype}, weights {weights.dtype}; cast them to one"
+            f"unknown implementation {options.implementation!r}; choose one of {', '.join(IMPLEMENTATIONS)}, or None"
         )
+    if options.precision not in (None, *PRECISIONS):
+        raise ValueError(f"unknown precision {options.precision!r}; choose one of {', '.join(PRECISIONS)}, or None")

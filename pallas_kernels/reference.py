@@ -29,15 +29,22 @@ def ms_deform_attn(
         empty = jnp.zeros((points[0].shape[1], value.shape[-1]), accumulate)
         return jax.lax.scan(add_point, empty, tuple(points))[0]
 
-    batch, _, heads, channels = value.shape
+    batch, pixels, heads, channels = value.shape
     _, queries, _, levels, points = weights.shape
     by_head = (
-        value.transpose(0, 2, 1, 3).reshape(batch * heads, -1, channels),
+        value.transpose(0, 2, 1, 3).reshape(batch * heads, pixels, channels),
         locations.transpose(0, 2, 4, 1, 3, 5).reshape(batch * heads, points, queries, levels, 2),
         weights.transpose(0, 2, 4, 1, 3).reshape(batch * heads, points, queries, levels),
     )
     out = jax.lax.map(one_head, by_head)
-    return out.reshape(batch, heads, -1, channels).transpose(0, 2, 1, 3).astype(value.dtype)
+    return out.reshape(batch, heads, queries, channels).transpose(0, 2, 1, 3).astype(value.dtype)
+
+
+def backward(
+    value: jax.Array, locations: jax.Array, weights: jax.Array, grad: jax.Array, shapes: tuple[tuple[int, int], ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of value, locations and weights for the result's gradient [B, Q, M, D], by JAX's differentiation."""
+    return jax.vjp(lambda *arrays: ms_deform_attn(*arrays, shapes), value, locations, weights)[1](grad)
 
 
 def _bilinear(plane: jax.Array, x: jax.Array, y: jax.Array, h: int, w: int) -> jax.Array:

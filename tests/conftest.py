@@ -1,6 +1,10 @@
 """Every test runs with strict dtype and rank promotion: an accidental widening or broadcast is an error."""
 
+import os
 import pathlib
+
+# libtpu is installed for its compiler alone: without this JAX would look for a TPU first. Set it to test elsewhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

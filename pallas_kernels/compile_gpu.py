@@ -1,0 +1,154 @@
+"""`python -m pallas_kernels.compile_gpu`: the GPU kernels down to machine code, on a machine without a GPU.
+
+JAX lowers each kernel for CUDA, which gives Triton's intermediate code; Triton from pip (Linux; torch's CUDA wheels
+bring it too) compiles that on to machine code, and its ptxas reports registers and spills. XLA on a GPU runs its own
+version of Triton, so the figures are close to, not exactly, those of what a GPU will run.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from jaxlib.mlir import ir
+
+from pallas_kernels import gpu
+
+# The smallest levels first, as the pixel decoder has them for a 1024x1024 image: strides 32, 16 and 8.
+SHAPES = ((32, 32), (64, 64), (128, 128))
+HEADS, CHANNELS, POINTS = 8, 32, 4
+DEVICES = {80: "NVIDIA A100", 90: "NVIDIA H100"}
+CALL = "__gpu$xla.gpu.triton"
+
+
+class Kernel(NamedTuple):
+    """One Pallas kernel after JAX's lowering: its name, Triton's code as text, and how it is launched."""
+
+    name: str
+    code: str
+    warps: int
+    stages: int
+    programs: int
+
+
+class Build(NamedTuple):
+    """What Triton and ptxas made of a kernel; spills and shared memory in bytes."""
+
+    seconds: float
+    registers: int
+    spills: int
+    shared: int
+
+
+def lower(function, *arguments: jax.ShapeDtypeStruct, capability: int) -> list[Kernel]:
+    """The Pallas kernels of `function`, lowered for CUDA with the installed JAX. No GPU is needed."""
+    # JAX 0.12 asks which GPU it is for.
+    device = jax.sharding.AbstractDevice(device_kind=DEVICES[capability], num_cores=None, platform="cuda")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), (), abstract_device=device)):
+        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return [_kernel(call) for call in _triton_calls(lowered.compiler_ir("stablehlo").operation)]
+
+
+def build(kernel: Kernel, capability: int) -> Build:
+    """Compiles a lowered kernel to machine code with Triton from pip, which must be installed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    knobs, log = triton.knobs, io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        knobs.cache.scope(),
+        knobs.compilation.scope(),
+        knobs.nvidia.scope(),
+        contextlib.redirect_stdout(log),
+    ):
+        knobs.cache.dir, knobs.compilation.always_compile = folder, True
+        # The machine code does not say what was spilled, the assembler's report does.
+        knobs.nvidia.dump_ptxas_log = True
+        source = pathlib.Path(folder, "kernel.ttir")
+        source.write_text(kernel.code)
+        options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
+        begin = time.perf_counter()
+        compiled = triton.compile(str(source), target=GPUTarget("cuda", capability, 32), options=options)
+        seconds = time.perf_counter() - begin
+    report = log.getvalue()
+    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
+    registers = re.search(r"Used (\d+) registers", report)[1]
+    return Build(seconds, int(registers), int(stores) + int(loads), compiled.metadata.shared)
+
+
+def kernels(dtype: jax.typing.DTypeLike, capability: int, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[Kernel]:
+    """Every kernel once: forward, backward, and the value gradient with and without atomics."""
+    pixels = sum(h * w for h, w in shapes)
+    value = jax.ShapeDtypeStruct((1, pixels, HEADS, CHANNELS), dtype)
+    weights = jax.ShapeDtypeStruct((1, pixels, HEADS, len(shapes), POINTS), dtype)
+    locations = jax.ShapeDtypeStruct((*weights.shape, 2), dtype)
+
+    def forward(*arguments):
+        return gpu.forward(*arguments, shapes)
+
+    def backward(*arguments):
+        return gpu.backward(*arguments, shapes)
+
+    def deterministic(*arguments):
+        return gpu.backward(*arguments, shapes, deterministic=True)
+
+    found = {}
+    for function, *inputs in ((forward,), (backward, value), (deterministic, value)):
+        for kernel in lower(function, value, locations, weights, *inputs, capability=capability):
+            found.setdefault(kernel.name, kernel)
+    return list(found.values())
+
+
+def _triton_calls(operation: ir.Operation) -> Iterator[ir.Operation]:
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                if "call_target_name" in inner.attributes and inner.attributes["call_target_name"].value == CALL:
+                    yield inner.operation
+                yield from _triton_calls(inner.operation)
+
+
+def _kernel(call: ir.Operation) -> Kernel:
+    from jaxlib.triton import dialect  # Not every platform's jaxlib has it.
+
+    config = call.attributes["mhlo.backend_config"]
+    with ir.Context() as context:
+        context.allow_unregistered_dialects = True
+        dialect.register_dialect(context)
+        # The bytes are in jaxlib's version of MLIR; as text, another version reads them too.
+        code = ir.Module.parse(config["ir"].value_bytes).operation.get_asm()
+    programs = config["grid_x"].value * config["grid_y"].value * config["grid_z"].value
+    return Kernel(config["name"].value, code, config["num_warps"].value, config["num_stages"].value, programs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_gpu", description=__doc__.split("\n")[0])
+    parser.parse_args()
+    if gpu.plgpu is None or importlib.util.find_spec("triton") is None:
+        print("compile_gpu needs Triton to compile for a GPU; on Linux: pip install triton", file=sys.stderr)
+        return 2
+    versions = f"jax {jax.__version__}, triton {importlib.metadata.version('triton')}"
+    print(f"{versions}; levels {SHAPES}, {HEADS} heads x {CHANNELS} channels, {POINTS} points, B = 1")
+    row = "{:10}{:>10}{:>7}{:>10}{:>9}{:>11}{:>10}{:>10}"
+    print(row.format("kernel", "dtype", "arch", "programs", "build s", "registers", "spills B", "shared B"))
+    for dtype, capability in itertools.product(("float32", "bfloat16"), DEVICES):
+        for kernel in kernels(dtype, capability):
+            name, made = kernel.name.removeprefix("ms_deform_attn_"), build(kernel, capability)
+            figures = (kernel.programs, f"{made.seconds:.2f}", made.registers, made.spills, made.shared)
+            print(row.format(name, dtype, f"sm_{capability}", *figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Which platform a program is lowered for, said where it is known: JAX lowers long after it traces."""
+
+import functools
+import logging
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+logger = logging.getLogger("pallas_kernels")
+
+
+def note_platform(x: jax.Array, *, name: str, only: str | None, remark: str) -> jax.Array:
+    """Returns x. When the program is lowered, logs once what runs where, or refuses.
+
+    name: the implementation; only: the one platform that it runs on, None for any; remark: what to add to the log.
+
+    Raises:
+        ValueError: at lowering, for another platform than `only`.
+    """
+    return _note_platform.bind(x, name=name, only=only, remark=remark)
+
+
+@functools.cache
+def log_once(name: str, platform: str, remark: str) -> None:
+    logger.info("ms_deform_attn runs as %r on %s%s", name, platform, remark)
+
+
+def _lower(context: mlir.LoweringRuleContext, x, *, name: str, only: str | None, remark: str):
+    for platform in context.module_context.platforms:
+        if only not in (None, platform):
+            raise ValueError(
+                f"implementation {name!r} runs on {only} alone, and this program is for {platform}; choose 'xla', or"
+                " None for the best of every platform"
+            )
+        log_once(name, platform, remark)
+    return [x]
+
+
+_note_platform = Primitive("note_platform")
+_note_platform.def_impl(lambda x, **_: x)
+_note_platform.def_abstract_eval(lambda x, **_: x)
+batching.defvectorized(_note_platform)
+mlir.register_lowering(_note_platform, _lower)

@@ -1,0 +1,62 @@
+"""Four virtual devices: they share the batch, and no value crosses from one to another."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import ms_deform_attn
+from tests.pallas_kernels.cases import PYRAMID, random_case
+
+COLLECTIVES = r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
+
+
+CASES = [("xla", batch, context) for batch in (4, 2, 3) for context in ("mesh set", "mesh of the arrays alone")] + [
+    ("reference", 4, "mesh set")
+]
+
+
+def test_in_a_process_with_four_devices():
+    """The number of devices is fixed when a process starts."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.pallas_kernels.test_sharding"]
+    done = subprocess.run(command, check=False, env={**os.environ, **flags}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [f"{case}: equal" for case in CASES]
+
+
+def check(implementation: str, batch: int, context: str) -> None:
+    case = random_case(PYRAMID, batch=batch, queries=11, channels=16)
+
+    def both(value, locations, weights, grad):
+        def sample(*arrays):
+            return ms_deform_attn(*arrays, case.shapes, implementation=implementation)
+
+        out, pullback = jax.vjp(sample, value, locations, weights)
+        return out, *pullback(grad)
+
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    # What divides the batch: both axes, one, or none.
+    axes = {4: ("data", "fsdp"), 2: ("data",), 3: ()}[batch]
+    spec = P(axes or None)
+    arrays = jax.device_put(case.arrays, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh) if context == "mesh set" else contextlib.nullcontext():
+        program = jax.jit(both).lower(*arrays).compile()
+    assert not re.search(COLLECTIVES, program.as_text())
+    found = program(*arrays)
+    assert all(x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim) for x in found)
+    for x, y in zip(found, jax.jit(both)(*case.arrays), strict=True):
+        # The same program on each part; nothing but the vectorisation of sums may differ.
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6 * np.abs(y).max())
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        check(*case)
+        print(f"{case}: equal")
