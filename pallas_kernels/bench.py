@@ -5,7 +5,7 @@ four points a level around itself, for 8 heads of 32 channels. Prints for each i
 and for PyTorch's pure `grid_sample` formulation where torch is installed (on a CPU or a CUDA device), for the forward
 pass and for forward and backward together:
 
-    ms           median milliseconds of a call, all rows run in turns so that whatever else the machine does meets all alike
+    ms           median milliseconds of a call, all rows run in turns so that other load meets all alike
     / reference  that divided by the reference's
     / torch      and by PyTorch's, with as many threads
     peak MiB     the most memory held during the first call beyond the inputs; on an accelerator what XLA plans for
@@ -54,8 +54,8 @@ class Peak(NamedTuple):
 
 # By jax.Device.device_kind. TPUs: cloud.google.com/tpu/docs/v5e, v5p, v6e and tpu7x; a TPU7x chip is two devices, so
 # half of it is here. Their float32 peak is not published: a sixth of bfloat16's, since an exact float32 product is six
-# bfloat16 products. GPUs: NVIDIA's data sheets, tensor cores without sparsity for bfloat16, plain cores for float32; a T4
-# has no bfloat16, so its float32 rate stands for both.
+# bfloat16 products. GPUs: NVIDIA's data sheets, tensor cores without sparsity for bfloat16, plain cores for float32; a
+# T4 has no bfloat16, so its float32 rate stands for both.
 PEAKS = {
     "TPU v5 lite": Peak(819e9, 197e12, 197e12 / 6),
     "TPU v5": Peak(2765e9, 459e12, 459e12 / 6),
@@ -139,7 +139,7 @@ class Bench(NamedTuple):
 
 
 def random_arrays(problem: Problem, sigma: float) -> tuple[np.ndarray, ...]:
-    """value, locations, weights, the output's gradient; points lie about `sigma` pixels of their level from the query."""
+    """value, locations, weights, the output's gradient; points lie `sigma` pixels of their level around a query."""
     rng = np.random.default_rng(0)
     shapes, levels = problem.shapes, len(problem.shapes)
     value = rng.standard_normal((problem.batch, problem.tokens, problem.heads, problem.channels), np.float32)
@@ -386,8 +386,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with_torch = importlib.util.find_spec("torch") is not None and _torch_has(backend)
     print(
         f"ms_deform_attn on {device_kind} ({threads} threads), jax {jax.__version__}, {args.dtype}, "
-        f"batch {args.batch}, {problem.heads} heads x {problem.channels} channels, {len(STRIDES)} levels x {problem.points} points, "
-        f"{args.sigma:g} px around each query; " + ("torch beside it" if with_torch else "without torch")
+        f"batch {args.batch}, {problem.heads} heads x {problem.channels} channels, {len(STRIDES)} levels x "
+        f"{problem.points} points, {args.sigma:g} px around each query; "
+        + ("torch beside it" if with_torch else "without torch")
     )
     for bench in benches:
         if with_torch:
