@@ -53,7 +53,8 @@ def ms_deform_attn(
         weights: [B, Q, M, L, P].
         shapes: the (height, width) of each of the L levels.
         implementation: one of `IMPLEMENTATIONS`; None takes, when the program is lowered for a platform, the kernel
-            for that platform if it can run these arrays, and "xla" elsewhere, and logs once which.
+            for that platform if it can run these arrays, and "xla" elsewhere, and logs once which. `jax.export` takes
+            one platform at a time: JAX cannot lower a Pallas kernel for several.
         precision: of the TPU kernel's matrix products, one of `PRECISIONS`; None follows the arrays' dtype: "float32" is
             exact to rounding, "bfloat16" is several times faster.
         deterministic: the "gpu" kernel's gradient of `value` is summed in a fixed order, more slowly. All else is
@@ -66,7 +67,11 @@ def ms_deform_attn(
         ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the implementation that was named
             cannot run: at once where the arrays are the reason, when the program is lowered where the platform is.
     """
-    options = Options(tuple((int(h), int(w)) for h, w in shapes), implementation, precision, deterministic)
+    try:
+        levels = tuple((int(h), int(w)) for h, w in shapes)
+    except (TypeError, ValueError):
+        raise ValueError(f"level shapes are {shapes!r}; give the (height, width) of every level") from None
+    options = Options(levels, implementation, precision, deterministic)
     _check(value, locations, weights, options)
     arrays = tuple(jnp.asarray(array) for array in (value, locations, weights))
     reason = _unsupported(implementation, arrays, options.shapes)

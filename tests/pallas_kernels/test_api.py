@@ -103,6 +103,13 @@ def test_arrays_that_do_not_fit(change, message):
     assert "\n" not in text and "value (" in text and "locations (" in text and "weights (" in text and "((" in text
 
 
+@pytest.mark.parametrize("shapes", [((3, 5), (6, 9, 1), (11, 18)), ("3x5", "6x9")])
+def test_level_shapes_that_are_none(shapes):
+    unchecked = getattr(ms_deform_attn, "__wrapped__", ms_deform_attn)  # the tests' type checks come before ours
+    with pytest.raises(ValueError, match=r"level shapes are .*; give the \(height, width\) of every level"):
+        unchecked(VALUE, LOCATIONS, WEIGHTS, shapes)
+
+
 @pytest.mark.parametrize("options", [{"implementation": "cuda"}, {"precision": "high"}])
 def test_names_that_do_not_exist(options):
     with pytest.raises(ValueError, match=r"unknown \w+ '\w+'; choose one of .*, or None"):
