@@ -44,7 +44,8 @@ def ms_deform_attn(
 
     Differentiable in its three arrays (reverse mode). Where bilinear sampling has a kink, the derivative is PyTorch's:
     that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of
-    devices each works on its own share of the batch, over as many axes as divide it, and nothing is gathered.
+    devices each works on its own share of the batch, over as many axes as divide it, and nothing is gathered. (Within a
+    `jax.shard_map` of your own, give that check_vma=False: JAX cannot check a Pallas kernel.)
 
     Args:
         value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated.
@@ -104,10 +105,15 @@ def _on_each_shard(function: Callable, options: Options, *arrays: Array):
     run = functools.partial(function, options=options)
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
-    free = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual]
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    free = [name for name in mesh.axis_names if kinds[name] is not AxisType.Manual]
+    # How the batch is shared along an explicit axis is the caller's choice, and part of the array's type.
+    (batch_spec, *_) = jax.typeof(arrays[0]).sharding.spec
+    chosen = batch_spec if isinstance(batch_spec, tuple) else (batch_spec,)
     shared, parts = [], 1
     for name in free:
-        if arrays[0].shape[0] % (parts * mesh.shape[name]) == 0:
+        divides = arrays[0].shape[0] % (parts * mesh.shape[name]) == 0
+        if (name in chosen) if kinds[name] is AxisType.Explicit else divides:
             shared.append(name)
             parts *= mesh.shape[name]
     if math.prod(mesh.shape[name] for name in free) == 1:

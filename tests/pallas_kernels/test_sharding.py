@@ -41,12 +41,13 @@ def check(implementation: str, batch: int, context: str) -> None:
         out, pullback = jax.vjp(sample, value, locations, weights)
         return out, *pullback(grad)
 
-    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
-    # What divides the batch: both axes, one, or none.
-    axes = {4: ("data", "fsdp"), 2: ("data",), 3: ()}[batch]
+    kind = AxisType.Explicit if context == "explicit mesh" else AxisType.Auto
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(kind, kind))
+    # What divides the batch, both axes, one, or none; along explicit axes what the arrays are shared by.
+    axes = {4: ("data", "fsdp"), 2: ("data",), 3: ()}[batch] if kind is AxisType.Auto else ("fsdp",)
     spec = P(axes or None)
     arrays = jax.device_put(case.arrays, NamedSharding(mesh, spec))
-    with jax.set_mesh(mesh) if context == "mesh set" else contextlib.nullcontext():
+    with contextlib.nullcontext() if context == "mesh of the arrays alone" else jax.set_mesh(mesh):
         program = jax.jit(both).lower(*arrays).compile()
     assert not re.search(COLLECTIVES, program.as_text())
     found = program(*arrays)
