@@ -46,9 +46,10 @@ def devices(topology: str) -> list[jax.Device]:
     """The described TPU's devices, to compile for.
 
     Raises:
-        RuntimeError: libtpu is not installed, or does not know the topology.
+        RuntimeError: libtpu is not installed, or does not take the topology.
     """
-    # libtpu reads these when it starts: that it is not on a TPU, and must not look for one.
+    # libtpu reads these when it starts: that it is not on a TPU, must not look for one, and need not be alone.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
@@ -57,7 +58,7 @@ def devices(topology: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except (RuntimeError, ValueError) as error:
-        raise RuntimeError(f"this libtpu does not know the topology {topology}: {str(error).splitlines()[0]}") from None
+        raise RuntimeError(f"libtpu cannot compile for {topology}: {str(error).splitlines()[0]}") from None
 
 
 def arguments(shapes: tpu.Shapes, batch: int, dtype: jax.typing.DTypeLike, sharding) -> list[jax.ShapeDtypeStruct]:

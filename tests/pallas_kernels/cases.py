@@ -93,6 +93,34 @@ CASES = {
 }
 
 
+def by_numpy(case: Case) -> tuple[np.ndarray, ...]:
+    """The result and the gradients of value, locations and weights, corner by corner in float64; kinks as in PyTorch."""
+    value, locations, weights, grad = (np.asarray(x, np.float64) for x in case.arrays)
+    image, _, head = np.indices(weights.shape[:3])
+    out, d_value, d_locations, d_weights = (np.zeros_like(x) for x in (grad, value, locations, weights))
+    start = 0
+    for level, (h, w) in enumerate(case.shapes):
+        for point in range(weights.shape[4]):
+            at = (slice(None), slice(None), slice(None), level, point)
+            x, y = np.moveaxis(locations[at] * (w, h) - 0.5, -1, 0)
+            for column, x_slope in ((np.floor(x), -1), (np.floor(x) + 1, 1)):
+                for row, y_slope in ((np.floor(y), -1), (np.floor(y) + 1, 1)):
+                    inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+                    x_share, y_share = 1 - np.abs(x - column), 1 - np.abs(y - row)
+                    pixel = start + (np.clip(row, 0, h - 1) * w + np.clip(column, 0, w - 1)).astype(int)
+                    share, weight = np.where(inside, x_share * y_share, 0), weights[at]
+                    corner = value[image, pixel, head]
+                    out += (share * weight)[..., None] * corner
+                    np.add.at(d_value, (image, pixel, head), (share * weight)[..., None] * grad)
+                    gain = np.where(inside, (corner * grad).sum(axis=-1), 0)
+                    d_weights[at] += share * gain
+                    d_locations[at] += (
+                        np.stack([x_slope * y_share * w, y_slope * x_share * h], -1) * (gain * weight)[..., None]
+                    )
+        start += h * w
+    return out, d_value, d_locations, d_weights
+
+
 def grid_sample(case: Case) -> tuple[np.ndarray, ...]:
     """The result and the gradients of value, locations and weights by PyTorch's `grid_sample`, in float64."""
     import torch

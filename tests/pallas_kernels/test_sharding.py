@@ -17,8 +17,13 @@ from tests.pallas_kernels.cases import PYRAMID, random_case
 COLLECTIVES = r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
 
 
-CASES = [("xla", batch, context) for batch in (4, 2, 3) for context in ("mesh set", "mesh of the arrays alone")] + [
-    ("reference", 4, "mesh set")
+CASES = [
+    ("xla", 4, "mesh set"),
+    ("xla", 4, "mesh of the arrays alone"),
+    ("xla", 4, "explicit mesh"),
+    ("xla", 2, "mesh set"),
+    ("xla", 3, "mesh set"),
+    ("reference", 4, "mesh set"),
 ]
 
 

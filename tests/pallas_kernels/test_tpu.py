@@ -32,10 +32,9 @@ def test_the_tpu_compiler_takes_both_passes_on_one_device_and_shards_them_on_fou
 
 def compile_for_v5e() -> None:
     devices = compile_tpu.devices(compile_tpu.TOPOLOGIES["v5e"])
-    for dtype in ("float32", "bfloat16"):
-        made = compile_tpu.compile_for(devices[0], "forward+backward", "800x1344", 4, dtype)
-        assert 2**20 < made.vmem < tpu.VMEM
-        assert made.hbm_temporaries < 2**30
+    made = compile_tpu.compile_for(devices[0], "forward+backward", "1024x1024", 4, "bfloat16")
+    assert 2**20 < made.vmem < tpu.VMEM
+    assert made.hbm_temporaries < 2**30
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=devices[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     shapes = compile_tpu.SIZES["1024x1024"]
