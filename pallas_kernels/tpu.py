@@ -27,6 +27,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -222,14 +223,17 @@ def _split(x: jax.Array) -> list[jax.Array]:
 
 def _whole(*shape: int) -> pl.BlockSpec:
     """All that an image and head has, fetched once for all blocks of queries."""
-    return pl.BlockSpec((None, None, *shape), lambda image, head, block: (image, head, *(0 for _ in shape)))
+    return pl.BlockSpec((None, None, *shape), lambda image, head, block: (image, head, *_zeros(shape)))
 
 
 def _by_query(*shape: int) -> pl.BlockSpec:
     """What a block of queries has; queries come last."""
-    return pl.BlockSpec(
-        (None, None, *shape, BLOCK), lambda image, head, block: (image, head, *(0 for _ in shape), block)
-    )
+    return pl.BlockSpec((None, None, *shape, BLOCK), lambda image, head, block: (image, head, *_zeros(shape), block))
+
+
+def _zeros(shape: tuple[int, ...]) -> list[np.int32]:
+    """Block indices of 32 bits: with jax_enable_x64 plain zeros have 64, which Mosaic does not take."""
+    return [np.int32(0) for _ in shape]
 
 
 def _in_specs(shapes: Shapes, samples: jax.Array, channels: int, exact: bool) -> list[pl.BlockSpec]:

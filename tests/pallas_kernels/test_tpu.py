@@ -35,6 +35,10 @@ def compile_for_v5e() -> None:
     made = compile_tpu.compile_for(devices[0], "forward+backward", "1024x1024", 4, "bfloat16")
     assert 2**20 < made.vmem < tpu.VMEM
     assert made.hbm_temporaries < 2**30
+    # Mosaic refuses indices of 64 bits, which Python's numbers become there.
+    with jax.enable_x64(True):
+        inputs = compile_tpu.arguments(((8, 8),), 1, jnp.float32, jax.sharding.SingleDeviceSharding(devices[0]))
+        jax.jit(compile_tpu.passes(((8, 8),))["forward+backward"]).lower(*inputs).compile()
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=devices[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     shapes = compile_tpu.SIZES["1024x1024"]
