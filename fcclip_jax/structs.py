@@ -12,7 +12,7 @@ size rounded up to a multiple of 32, which is all that the network may see; and 
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 STRIDE = 32
 """Images are padded to a multiple of this (MODEL.MASK_FORMER.SIZE_DIVISIBILITY): the stride of the coarsest features."""
@@ -54,3 +54,21 @@ class Prediction(NamedTuple):
     mask_logits: Float[Array, "B h w Q"]
     class_logits: Float[Array, "B Q K1"]
     """Void last; padded classes are -inf."""
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch as an id map: panoptic segments never overlap, so no stack of masks is needed."""
+
+    segment_map: UInt8[Array, "B H W"]
+    """Slot of each pixel's segment in `labels`; 255 where there is none."""
+    labels: Int[Array, "B G"]
+    """Class of the segment in each slot, real ones first; -1 in empty slots."""
+
+
+class Batch(NamedTuple):
+    """What one training step reads."""
+
+    images: UInt8[Array, "B H W 3"]
+    targets: Targets
+    positions: Int[Array, " B"]
+    """Place of each row in the endless stream of training images: the seed of everything random about it."""
