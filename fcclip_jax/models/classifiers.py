@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fcclip_jax.models.descriptions import EnsembleDescription
@@ -13,9 +14,10 @@ def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) 
 
     An empty mask pools to zeros. No gradient reaches the masks, which are hard.
     """
-    inside = masks.astype(features.dtype)
-    area = jnp.sum(inside, axis=(1, 2))[..., None]
-    return jnp.einsum("bhwq,bhwc->bqc", inside, features) / (area + 1e-8)
+    wide = np.promote_types(features.dtype, jnp.float32)
+    area = jnp.sum(masks, axis=(1, 2), dtype=wide)[..., None]
+    sums = jnp.einsum("bhwq,bhwc->bqc", masks.astype(features.dtype), features, preferred_element_type=wide)
+    return (sums / (area + 1e-8)).astype(features.dtype)
 
 
 def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:

@@ -33,7 +33,7 @@ Kind = type[nnx.Variable]
 
 
 class Linear(nnx.Module):
-    """y = x @ weight + bias."""
+    """y = x @ weight + bias. With PyTorch's default weights comes its default bias, else zeros."""
 
     def __init__(
         self,
@@ -46,7 +46,9 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.weight = kind(init(rngs.params(), (in_features, out_features)))
-        self.bias = kind(jnp.zeros(out_features)) if bias else None
+        bound = in_features**-0.5 if init is torch_default else 0.0
+        start = jax.random.uniform(rngs.params(), (out_features,), minval=-bound, maxval=bound) if bias else None
+        self.bias = kind(start) if bias else None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         y = x @ self.weight[...].astype(x.dtype)
@@ -149,7 +151,7 @@ class Attention(nnx.Module):
     ):
         self.in_proj_weight = kind(init(rngs.params(), (features, 3 * features)))
         self.in_proj_bias = kind(jnp.zeros(3 * features))
-        self.out_proj = Linear(features, features, kind=kind, rngs=rngs)
+        self.out_proj = Linear(features, features, init=init, kind=kind, rngs=rngs)
         self.heads = heads
 
     def __call__(
@@ -169,7 +171,8 @@ class Attention(nnx.Module):
         logits = jnp.einsum("bshd,bnhd->bhsn", q * q.shape[-1] ** -0.5, k)
         if mask is not None:
             logits = jnp.where(mask[:, None, :, :], logits, -jnp.inf)
-        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(logits, axis=-1), v)
+        wide = logits.astype(np.promote_types(logits.dtype, jnp.float32))
+        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(wide, axis=-1).astype(v.dtype), v)
         return self.out_proj(mixed.reshape(query.shape))
 
 
@@ -181,6 +184,8 @@ class Stack(nnx.Module):
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
         self.length = length
+        self.remat = False
+        """Whether training computes what is inside a module a second time instead of keeping it."""
         self.stacked = nnx.vmap(make, axis_size=length)(rngs.split(length)) if length else None
 
     def __call__(self, x: Float[Array, "..."], *args: Any) -> Float[Array, "..."]:
@@ -192,7 +197,7 @@ class Stack(nnx.Module):
         def apply(x, layer):
             return nnx.merge(graphdef, layer)(x, *args), None
 
-        return jax.lax.scan(apply, x, stacked)[0]
+        return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, x, stacked)[0]
 
     def unstack(self) -> list[nnx.Module]:
         """The modules one by one, for whoever needs to look between them."""
@@ -224,13 +229,15 @@ def sine_positions(
     so that the last is 2 pi.
     """
     pairs = features // 4
-    frequency = 10000.0 ** (-jnp.arange(pairs, dtype=dtype) / pairs)
+    # bfloat16 cannot tell neighbours apart.
+    wide = np.promote_types(dtype, jnp.float32)
+    frequency = 10000.0 ** (-jnp.arange(pairs, dtype=wide) / pairs)
 
     def axis(length: int, valid: Int[Array, " B"]) -> Float[Array, "B length C_2"]:
-        position = jnp.arange(1, length + 1, dtype=dtype)[None, :]
-        scale = 2 * jnp.pi / ((valid // stride).astype(dtype) + 1e-6)
+        position = jnp.arange(1, length + 1, dtype=wide)[None, :]
+        scale = 2 * jnp.pi / ((valid // stride).astype(wide) + 1e-6)
         angle = (position * scale[:, None])[:, :, None] * frequency[None, None, :]
-        return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:2], 2 * pairs)
+        return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:2], 2 * pairs).astype(dtype)
 
     h, w = shape
     y, x = axis(h, valid_hw[:, 0]), axis(w, valid_hw[:, 1])

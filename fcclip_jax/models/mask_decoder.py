@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -64,6 +65,8 @@ class MaskDecoder(nnx.Module):
         self.pool_proj = Linear(description.mask_dim, dim, rngs=rngs)
         self.class_embed = MLP(dim, dim, embed_dim, 3, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
+        self.remat = False
+        """Whether training computes a round over the levels a second time instead of keeping what is inside it."""
 
     def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
         """The normalised queries before the first layer and after each, all of which `predict` can read."""
@@ -93,7 +96,8 @@ class MaskDecoder(nnx.Module):
                     queries, [nnx.merge(*layer) for layer in zip(graphdefs[: len(tokens)], states, strict=True)]
                 )
 
-            queries, of_rounds = jax.lax.scan(visit_round, queries, stacked)
+            visit = jax.checkpoint(visit_round) if self.remat else visit_round
+            queries, of_rounds = jax.lax.scan(visit, queries, stacked)
             outputs += [of_level[i] for i in range(rounds) for of_level in of_rounds]
         outputs += visit_levels(queries, self.layers[len(self.layers) - rest :])[1]
         return [self.decoder_norm(queries) for queries in outputs]
@@ -134,13 +138,16 @@ class MaskDecoder(nnx.Module):
         text: TextClassifier,
         void: Float[Array, " E"],
     ) -> Prediction:
-        """Masks, and in-vocabulary class logits of what lies under them.
+        """Masks, and in-vocabulary class logits of what lies under them; both in at least float32.
 
         Unlike the paper's figure, the query itself is added to its pooled features
         (fcclip_transformer_decoder.py:482-490).
         """
-        mask_logits = jnp.einsum("bhwc,bqc->bhwq", mask_features, self.mask_embed(queries))
-        embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw)
+        wide = np.promote_types(queries.dtype, jnp.float32)
+        mask_logits = jnp.einsum(
+            "bhwc,bqc->bhwq", mask_features, self.mask_embed(queries), preferred_element_type=wide
+        )
+        embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw).astype(wide)
         scale = self.logit_scale[...]
         classes = text_logits(embeddings, text, scale), void_logits(embeddings, void, scale)
         return Prediction(mask_logits, jnp.concatenate(classes, axis=-1))
