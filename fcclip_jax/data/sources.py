@@ -1,0 +1,178 @@
+"""Annotated images one by one: what a source is, and the source that is a folder in COCO's panoptic format."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from fcclip_jax.text.vocabulary import Vocabulary, color_of
+
+MAX_ID = (1 << 24) - 1
+"""Segment ids are a PNG's three bytes."""
+
+
+class Record(NamedTuple):
+    """One image with its panoptic annotation, as it is stored."""
+
+    image_id: int | str
+    file_name: str
+    """The image's, without its folder."""
+    image: bytes
+    """The file: JPEG as a rule."""
+    panoptic: bytes
+    """A PNG whose colours are segment ids: R + 256 G + 65536 B, 0 for void."""
+    segments: Int[np.ndarray, "N 3"]
+    """(id, category id, whether it is a crowd) of each segment; int64."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records in a fixed order. `vocabulary` has the categories; its classes' ids are category ids."""
+
+    name: str
+    vocabulary: Vocabulary
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises OSError or ValueError, in one sentence, for a record that cannot be read."""
+        ...
+
+
+class FolderSource:
+    """A folder of images, a folder of panoptic PNGs and the json that ties them: nothing needs preparing."""
+
+    def __init__(
+        self,
+        images: epath.PathLike,
+        panoptic_json: epath.PathLike,
+        panoptic_pngs: epath.PathLike,
+        vocabulary: Vocabulary | None = None,
+    ):
+        """Checks all that can be checked without opening an image.
+
+        vocabulary: None takes the json's own categories.
+
+        Raises:
+            FileNotFoundError: a folder, the json, or an image or a PNG that the json names is missing.
+            ValueError: the json is not in COCO's panoptic format, or has a category that the vocabulary lacks.
+        """
+        self._images, self._pngs = epath.Path(images).expanduser(), epath.Path(panoptic_pngs).expanduser()
+        path = epath.Path(panoptic_json).expanduser()
+        image_names, png_names = _list_folder(self._images, "images"), _list_folder(self._pngs, "panoptic PNGs")
+        content = _read_json(path)
+        self.name = path.stem
+        self.vocabulary = vocabulary or vocabulary_of(content["categories"], path.stem)
+        try:
+            files = {entry["id"]: entry["file_name"] for entry in content["images"]}
+            annotations = content["annotations"]
+            self._ids = [entry["image_id"] for entry in annotations]
+            self._png_files = [entry["file_name"] for entry in annotations]
+            rows = [
+                (segment["id"], segment["category_id"], segment.get("iscrowd", 0))
+                for entry in annotations
+                for segment in entry["segments_info"]
+            ]
+            counts = [len(entry["segments_info"]) for entry in annotations]
+            self._segments = np.array(rows, np.int64).reshape(-1, 3)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{path} is not in COCO's panoptic format: {_fault(error)}") from None
+        if not annotations:
+            raise ValueError(f"{path} has no annotations")
+        if unknown := [id for id in self._ids if id not in files]:
+            raise ValueError(f"{path} annotates the image_id {unknown[0]!r}, which is not among its images")
+        self._files = [files[id] for id in self._ids]
+        self._ends = np.cumsum(counts)
+        self._check_segments(path)
+        _check_present(self._files, image_names, self._images, path)
+        _check_present(self._png_files, png_names, self._pngs, path)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Record:
+        start = self._ends[index - 1] if index else 0
+        return Record(
+            image_id=self._ids[index],
+            file_name=self._files[index],
+            image=(self._images / self._files[index]).read_bytes(),
+            panoptic=(self._pngs / self._png_files[index]).read_bytes(),
+            segments=self._segments[start : self._ends[index]],
+        )
+
+    def _check_segments(self, path: epath.Path) -> None:
+        ids, categories = self._segments[:, 0], self._segments[:, 1]
+        known = np.isin(categories, [entry.id for entry in self.vocabulary.classes])
+        if not known.all():
+            row = int(np.argmin(known))
+            raise ValueError(
+                f"{self._where(row, path)} has the category {categories[row]}, which the vocabulary"
+                f" {self.vocabulary.name!r} lacks"
+            )
+        fits = (ids >= 0) & (ids <= MAX_ID)
+        if not fits.all():
+            row = int(np.argmin(fits))
+            raise ValueError(f"{self._where(row, path)} is out of range: ids are from 0 to {MAX_ID}")
+
+    def _where(self, row: int, path: epath.Path) -> str:
+        image = int(np.searchsorted(self._ends, row, side="right"))
+        return f"the segment {self._segments[row, 0]} of {self._png_files[image]} in {path}"
+
+
+def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
+    """The vocabulary of a json's categories: {"id", "name"} and, if given, "isthing", "color" and "synonyms" (a list).
+
+    Without them a category is a thing, gets a colour of its own, and has one name; commas in the name part synonyms.
+
+    Raises:
+        ValueError: they are not of that form, or two share an id.
+    """
+    try:
+        classes = [
+            {
+                "id": entry["id"],
+                "names": [
+                    word.strip() for text in (entry["name"], *entry.get("synonyms", ())) for word in text.split(",")
+                ],
+                "thing": bool(entry.get("isthing", 1)),
+                "color": entry.get("color") or color_of(entry["name"]),
+            }
+            for entry in categories
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the categories of {name} are not of the form {{'id', 'name'}}: {_fault(error)}") from None
+    return Vocabulary.from_json(json.dumps({"name": name, "ignore_label": None, "classes": classes}))
+
+
+def _list_folder(folder: epath.Path, what: str) -> set[str]:
+    """Names of the files in it: one listing costs less than 100,000 questions whether a file is there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of {what} at {folder}")
+    return {file.name for file in folder.iterdir()}
+
+
+def _check_present(files: list[str], there: set[str], folder: epath.Path, path: epath.Path) -> None:
+    if missing := [file for file in files if file not in there]:
+        raise FileNotFoundError(
+            f"{path} names {missing[0]}, which is not in {folder} ({len(missing)} of {len(files)} files are missing)"
+        )
+
+
+def _read_json(path: epath.Path) -> dict:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no panoptic annotation at {path}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    match content:
+        case {"images": list(), "annotations": list(), "categories": list()}:
+            return content
+    raise ValueError(f"{path} is not in COCO's panoptic format: it lacks a list of images, annotations or categories")
+
+
+def _fault(error: Exception) -> str:
+    return f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
