@@ -71,6 +71,13 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
+def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
+    """The same model with these values in its variables, by name. The model itself stays as it is."""
+    graphdef, state = nnx.split(model)
+    filled = [(path, variable.replace(values[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
 def abstract_model(description: ModelDescription | ClipDescription) -> nnx.Module:
     """The model without values: nothing is initialised or compiled. A CLIP alone stands at `.clip`, as in FC-CLIP.
 
