@@ -1,4 +1,4 @@
-"""The command line: segments photographs in any words."""
+"""The command line: segments photographs in any words, prepares data for training."""
 
 import argparse
 import contextlib
@@ -43,6 +43,16 @@ exit code: 0 all done; 1 some photographs were skipped; 2 stopped, for the reaso
 """
 
 
+PREPARE_EXAMPLES = """\
+examples:
+  fcclip prepare coco --root datasets/coco --output prepared/coco
+  fcclip prepare ade20k --root datasets/ADEChallengeData2016 --output prepared/ade20k --splits train
+  fcclip prepare custom --images photos/ --json panoptic.json --pngs panoptic/ --output prepared/mine
+
+exit code: 0 all written; 2 stopped, for the reason given; 130 interrupted.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 with one sentence for what the user can put right."""
     try:
@@ -69,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fcclip", description="Open-vocabulary segmentation with a single frozen convolutional CLIP.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{segment,vocabularies}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{segment,vocabularies,prepare}")
 
     command = commands.add_parser(
         "segment",
@@ -160,6 +170,36 @@ def _parser() -> argparse.ArgumentParser:
         description="Lists the shipped vocabularies.",
     )
     command.set_defaults(run=_list_vocabularies)
+
+    command = commands.add_parser(
+        "prepare",
+        help="write a dataset into few large files for training",
+        description="Writes a panoptic dataset as ArrayRecord files, for training on many hosts or from slow disks; training"
+        " reads plain folders too. Repeat the command to go on after an interruption.",
+        epilog=PREPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("dataset", choices=("coco", "ade20k", "custom"), help="what to prepare")
+    command.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="a folder for the result")
+    command.add_argument(
+        "--root",
+        metavar="DIR",
+        help="coco, ade20k: the dataset's own folder, as it is unpacked, or the one that it lies in",
+    )
+    command.add_argument(
+        "--splits",
+        default="train,val",
+        metavar="SPLITS",
+        help="coco, ade20k: which parts of it (default: train,val)",
+    )
+    command.add_argument("--images", metavar="DIR", help="custom: the folder of images")
+    command.add_argument(
+        "--json",
+        metavar="FILE",
+        help="custom: the annotation in COCO's panoptic format; its categories are the classes",
+    )
+    command.add_argument("--pngs", metavar="DIR", help="custom: the folder of panoptic PNGs")
+    command.set_defaults(run=_prepare)
     return parser
 
 
@@ -200,6 +240,32 @@ def _list_vocabularies(arguments: argparse.Namespace) -> int:
         classes = Vocabulary.load(name).classes
         things = sum(entry.is_thing for entry in classes)
         print(f"{name:22} {len(classes):5} classes, {things:5} of them things")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    custom = (arguments.images, arguments.json, arguments.pngs)
+    if arguments.dataset == "custom":
+        if None in custom or arguments.root:
+            raise ValueError("a custom dataset is given by --images, --json and --pngs, all three, and no --root")
+    elif not arguments.root or any(custom):
+        raise ValueError(f"{arguments.dataset} is given by its --root, and no --images, --json or --pngs")
+    _check_output(arguments.output)
+
+    from fcclip_jax.data.datasets import open_folder
+    from fcclip_jax.data.prepare import prepare
+    from fcclip_jax.data.sources import FolderSource
+
+    if arguments.dataset == "custom":
+        sources = {"train": FolderSource(*custom)}
+    else:
+        splits = [split.strip() for split in arguments.splits.split(",")]
+        sources = {split: open_folder(f"{arguments.dataset}_panoptic", arguments.root, split) for split in splits}
+    started = time.perf_counter()
+    written, images = prepare(sources, arguments.output), sum(map(len, sources.values()))
+    print(
+        f"{images} images are in {arguments.output}, {written} of them written now in {time.perf_counter() - started:.1f} s"
+    )
     return 0
 
 

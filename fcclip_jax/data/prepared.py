@@ -1,0 +1,64 @@
+"""Datasets in ArrayRecord files: what `fcclip prepare` writes, and TFDS' own coco/2017_panoptic."""
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from fcclip_jax.data.sources import Record
+from fcclip_jax.text.vocabulary import Vocabulary
+
+_OFFICIAL_NAMES = {"val": "validation"}  # TFDS' names of the splits
+
+
+class PreparedSource:
+    """Records of one split, read by random access; the images' bytes stay as they are."""
+
+    def __init__(self, folder: epath.PathLike, split: str):
+        """Opens the dataset whose dataset_info.json is in the folder.
+
+        Raises:
+            ValueError: the folder has no such split, is not in ArrayRecord's format or holds something else.
+            FileNotFoundError: shards are missing.
+        """
+        builder = tfds.builder_from_directory(folder)
+        split = split if split in builder.info.splits else _OFFICIAL_NAMES.get(split, split)
+        if split not in builder.info.splits:
+            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits) or 'nothing'}")
+        missing_features = {"image", "image/id", "panoptic_image", "panoptic_objects"} - set(builder.info.features)
+        if missing_features:
+            raise ValueError(f"{folder} is no panoptic dataset: its records lack {min(missing_features)!r}")
+        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(
+                f"{folder} is in the format {builder.info.file_format.value}, which has no random access; write it with"
+                " file_format='array_record'"
+            )
+        missing = [path for path in builder.info.splits[split].filepaths if not epath.Path(path).exists()]
+        if missing:
+            raise FileNotFoundError(f"there is no file at {missing[0]}, one of the shards of {folder}")
+        self.name = f"{builder.info.full_name} {split}"
+        self.vocabulary = _vocabulary(builder.info)
+        self._category_of = np.array([entry.id for entry in self.vocabulary.classes])
+        raw = {"image": tfds.decode.SkipDecoding(), "panoptic_image": tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split, decoders=raw)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        example = self._records[index]
+        objects = {key: np.asarray(values, np.int64) for key, values in example["panoptic_objects"].items()}
+        image_id = example["image/id"]
+        return Record(
+            image_id=image_id.decode() if isinstance(image_id, bytes) else int(image_id),
+            file_name=example["image/filename"].decode(),
+            image=example["image"],
+            panoptic=example["panoptic_image"],
+            segments=np.stack([objects["id"], self._category_of[objects["label"]], objects["is_crowd"]], axis=1),
+        )
+
+
+def _vocabulary(info: tfds.core.DatasetInfo) -> Vocabulary:
+    if info.metadata and "vocabulary" in info.metadata:
+        return Vocabulary.from_json(info.metadata["vocabulary"])
+    # TFDS' own builder numbers COCO's categories in the order of the annotation, which is ours.
+    return Vocabulary.load("coco_panoptic")

@@ -1,0 +1,63 @@
+"""The table of datasets by name."""
+
+import json
+
+import pytest
+
+from fcclip_jax.data.datasets import DATASETS, open_source
+from tests.data import tiny
+
+
+def as_layout(root, paths, layout, pngs):
+    """Moves a tiny dataset to where the table looks for it."""
+    for source, target in ((paths.images, layout.images), (paths.json, layout.json), (paths.pngs, pngs)):
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        source.rename(root / target)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_layouts(tmp_path, name, split):
+    layout = DATASETS[name][split]
+    folder = {"coco_panoptic": "coco", "ade20k_panoptic": "ADEChallengeData2016"}[name]
+    as_layout(tmp_path / folder, tiny.write(tmp_path / "data", 2), layout, layout.pngs[-1])
+    for root in (tmp_path, tmp_path / folder):
+        source = open_source(name, root, split)
+        assert len(source) == 2 and source.vocabulary.name == layout.vocabulary
+
+
+def test_real_coco(shared):
+    assert [len(open_source("coco_panoptic", shared / "samples", split)) for split in ("train", "val")] == [11, 3]
+
+
+def test_official_ade20k_training_annotation(shared, tmp_path):
+    """The json that detectron2's preparation makes of ADE20K: words as image ids, categories from 0."""
+    golden = json.loads((shared / "golden/extra/ade_panoptic_prep.json").read_text())
+    content = golden["ade"]["outputs"]["ade20k_panoptic_train.json"]
+    folders = {"images/training": "jpg", "ade20k_panoptic_train": "png"}
+    for folder, suffix in folders.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for entry in content["images"]:
+            (tmp_path / folder / f"{entry['id']}.{suffix}").write_bytes(b"")
+    (tmp_path / "ade20k_panoptic_train.json").write_text(json.dumps(content))
+    source = open_source("ade20k_panoptic", tmp_path)
+    assert source[0].image_id == "ADE_train_00000001"
+    expected = [
+        [entry["id"], entry["category_id"], entry["iscrowd"]] for entry in content["annotations"][1]["segments_info"]
+    ]
+    assert source[1].segments.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("coco", "x"), "no dataset is called 'coco': did you mean coco_panoptic"),
+        (("coco_panoptic", "/nowhere", "test"), "has no split 'test', only train, val"),
+        (("coco_panoptic", "/nowhere"), "no folder of coco_panoptic at /nowhere; give one that holds annotations/"),
+        (("coco_panoptic",), "no folder of coco_panoptic at None"),
+        (("custom",), "is given by its images, panoptic_json and panoptic_pngs, or by the root of a prepared one"),
+    ],
+)
+def test_what_is_refused(arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        open_source(*arguments)
