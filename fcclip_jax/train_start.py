@@ -60,6 +60,10 @@ def starting_point(
             clip_source=None,
             ignored={},
         )
+    elif not init:
+        raise ValueError(
+            'the configuration\'s init is empty; give a checkpoint of CLIP (python -m convert openclip makes one), or "random"'
+        )
     else:
         found = checkpoint.read(init)
         _check_description(init, found, description)

@@ -1,0 +1,121 @@
+"""The command line of training.
+
+python -m fcclip_jax.main --config=configs/coco.py --workdir=runs/coco                # trains, or goes on
+python -m fcclip_jax.main --config=configs/coco.py:debug --workdir=runs/debug         # everything small, on a laptop
+python -m fcclip_jax.main --config=configs/coco.py --compile_only=v5e:4x4             # what it takes on a TPU pod
+"""
+
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A Python file with get_config(variant), such as configs/coco.py or configs/coco.py:debug; any value"
+    " of it can be set, as in --config.batch_size=8."
+)  # fmt: skip
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics and the trained model.")
+COMPILE_ONLY = flags.DEFINE_string(
+    "compile_only", None, "Compiles the training step for a TPU topology, such as v5e:4x4, says what it takes, and trains"
+    " nothing. Needs no TPU."
+)  # fmt: skip
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One process of several: TPU pods, Slurm and Open MPI say which; else give the next three."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are.", lower_bound=1)
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", lower_bound=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 2 with one sentence for what the user can put right, 1 if --compile_only does not fit."""
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        config = _parse(argv)
+        logging.set_verbosity(logging.WARNING)
+        if COMPILE_ONLY.value:
+            from fcclip_jax import plan
+
+            return plan.main(config, COMPILE_ONLY.value)
+        _start_processes()
+        _run(config)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (flags.Error, OSError, ValueError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> ConfigDict:
+    """Raises flags.Error or ValueError, in one sentence, for whatever is wrong with the command line or a config."""
+    _find_config(argv)
+    try:
+        rest = FLAGS(argv)[1:]
+    except (AttributeError, KeyError) as error:
+        meant = re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error))
+        told = f"has no {meant[2]!r}; did you mean {meant[1]!r}?" if meant else f"cannot be used: {error}"
+        raise ValueError(f"the configuration {told}") from None
+    except (TypeError, ImportError, SyntaxError) as error:
+        raise ValueError(f"the configuration cannot be used: {error}") from None
+    if rest:
+        raise ValueError(f"{rest[0]!r} is no flag; see python -m fcclip_jax.main --help")
+    if CONFIG.value is None:
+        raise ValueError("give a configuration, such as --config=configs/coco.py")
+    if WORKDIR.value is None and not COMPILE_ONLY.value:
+        raise ValueError("give the run a folder, such as --workdir=runs/coco")
+    return CONFIG.value
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # config_flags' way of reporting what a config file raises
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def _find_config(argv: Sequence[str]) -> None:
+    """Lets a configuration import its neighbours, as a script in its folder could: configs/ade20k.py says `import coco`.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    for i, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            path = pathlib.Path((value or "".join(argv[i + 1 : i + 2])).partition(":")[0])
+            if not path.is_file():
+                raise ValueError(f"there is no configuration {path}; the project's are in configs/")
+            sys.path.insert(0, str(path.resolve().parent))
+
+
+def _start_processes() -> None:
+    asked = (COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    if not DISTRIBUTED.value:
+        if any(value is not None for value in asked):
+            raise ValueError("--coordinator, --process_count and --process_index go with --distributed")
+        return
+    try:
+        jax.distributed.initialize(*asked)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the processes cannot find one another: {error}") from error
+
+
+def _run(config: ConfigDict) -> None:
+    # Importing them takes seconds, which --help and typing errors need not wait for.
+    from fcclip_jax import caching
+    from fcclip_jax.data.datasets import open_source
+    from fcclip_jax.train import train
+
+    caching.keep_compiled_programs()
+    train(config, WORKDIR.value, open_source(config.data.dataset, config.data.root, "train", **config.data.train))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
