@@ -9,6 +9,7 @@ import functools
 from collections.abc import Collection
 from typing import NamedTuple
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -92,7 +93,8 @@ def train_batches(
     steps = steps.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
     if workers:
         _parse_flags()
-        steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        steps = steps.mp_prefetch(options, worker_init_fn=_one_thread)
     return TrainBatches(steps, len(source))
 
 
@@ -161,6 +163,11 @@ def _check_unreadable(reasons: Collection[str], size: int) -> None:
             f"{len(reasons)} of {size} images cannot be read, which is more than {MAX_UNREADABLE:.0%}; the first:"
             f" {next(iter(reasons))}"
         )
+
+
+def _one_thread(worker: int, workers: int) -> None:
+    """The workers are the parallelism: OpenCV would start a thread for each core in each of them."""
+    cv2.setNumThreads(1)
 
 
 def _parse_flags() -> None:
