@@ -6,7 +6,7 @@ on how many processes or workers there are, and the state of the iterator is the
 """
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -39,7 +39,8 @@ class TrainBatches:
     """An endless iterator of TrainExample; `close` stops what it runs in the background."""
 
     def __init__(self, steps: grain.IterDataset, size: int):
-        self._iterator, self._size = iter(steps), size
+        self._iterator: Iterator[TrainExample] | None = iter(steps)
+        self._size = size
         self._unreadable: set[str] = set()
 
     def __iter__(self) -> "TrainBatches":
@@ -47,13 +48,18 @@ class TrainBatches:
 
     def __next__(self) -> TrainExample:
         """Raises ValueError when more than 1 % of the images have turned out to be unreadable."""
+        if self._iterator is None:
+            raise StopIteration
         example = next(self._iterator)
         self._unreadable.update(example.skipped)
         _check_unreadable(self._unreadable, self._size)
         return example
 
     def close(self) -> None:
-        self._iterator.close()
+        """Ends the stream. What grain holds goes now: left to the end of the program, its threads complain."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
 
 
 def train_batches(
@@ -72,7 +78,8 @@ def train_batches(
 
     crop: pixels of the square that images are cropped or padded to.
     batch_size: over all processes.
-    workers: processes that decode; 0 decodes in two threads of this one.
+    workers: processes that decode; 0 decodes in two threads of this one. Workers hand their batches over in shared
+        memory, up to three each: containers may need more of it than the usual 64 MB (docker run --shm-size).
     max_segments: of an image, at most 255; the largest are kept.
 
     Raises:
