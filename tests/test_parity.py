@@ -18,7 +18,7 @@ from fcclip_jax.checkpoint import named_variables
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.postprocess import Instances, Segments
-from tests.parity import forcing, judge
+from tests.parity import forcing, judge, training
 from tests.parity.__main__ import main
 from tests.parity.network import Network, build
 from tests.parity.pairs import BadFiles, Pair, describe, find_pairs, read_manifest
@@ -51,10 +51,13 @@ def test_slice():
     """Both families: whatever the project keeps of the official arrays, within the tool's 1e-4 of their largest."""
     code, lines = run(GOLDEN)
     assert code == 0, "\n".join(line for line in lines if not line.endswith(" ok"))
-    for pair in find_pairs(GOLDEN)[0]:
+    files = find_pairs(GOLDEN)
+    assert len(files.trainings) == 1
+    for pair in files.pairs + files.trainings:
         shown = {line.split()[0] for line in lines}
         outputs = pair.arrays.keys() - {"image_u8", "crafted_mask_cls", "crafted_mask_pred"}
         outputs = {name for name in outputs if not name.startswith(("cf_pred", "cf_clip"))}
+        outputs = {name for name in outputs if not training.INPUTS.fullmatch(name)}
         assert {judge_name(name) for name in outputs} <= shown
 
 
@@ -165,11 +168,58 @@ def test_what_is_not_compared(small, change, name, reason, code):
     assert "not compared: " in line and reason in line
 
 
-def test_training_pairs_are_mentioned(small):
-    np.savez(small / "small_convnext_train.npz", loss=np.zeros(1))
-    code, lines = run(small)
-    assert code == 0
-    assert "small_convnext_train: not compared: training" in "\n".join(lines)
+@pytest.fixture
+def small_training(tmp_path) -> pathlib.Path:
+    """A step of training, and nothing else of its model."""
+    for path in GOLDEN.glob("*small_rn*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "small_rn_eval.npz"
+    with np.load(path) as file:
+        arrays = {"num_templates": file["num_templates"]}
+    np.savez(path, **arrays)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({k: v for k, v in facts.items() if "segments" not in k}))
+    return tmp_path
+
+
+def rewrite_training(folder: pathlib.Path, change: Callable[[dict], dict]) -> None:
+    path = folder / "small_rn_train.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **change(arrays))
+
+
+def test_wrong_values_of_a_training_step_are_named(small_training):
+    """The least that is wrong of each kind: a matching, a point, a loss, a gradient, a group of the optimiser."""
+    bias = "grad_sem_seg_head.pixel_decoder.mask_features.bias"
+
+    def change(arrays: dict) -> dict:
+        queries, points = arrays["match2_img1_query"], arrays["loss_points_0"].copy()
+        points[3, 7] += 1e-6
+        largest = np.abs(arrays[bias]).max()
+        arrays |= {"match2_img1_query": queries[::-1], "loss_points_0": points}
+        arrays |= {"weighted_loss_dice_1": arrays["weighted_loss_dice_1"] * np.float32(1 + 2e-4)}
+        return arrays | {bias: arrays[bias] + 2e-3 * largest, "after_x.bias": np.zeros(3), "mystery": np.zeros(3)}
+
+    rewrite_training(small_training, change)
+    path = small_training / "small_rn_train.json"
+    facts = json.loads(path.read_text())
+    facts["param_groups"][5]["weight_decay"] = 0.01
+    path.write_text(json.dumps(facts))
+    code, lines = run(small_training)
+    assert code == 1
+    short = {line.split()[0] for line in lines if line.endswith("FALLS SHORT")}
+    assert short == {"param_groups", "match2_img1_query", "loss_points_0", "weighted_loss_dice_1", bias}
+    assert "1 differ, " + facts["param_groups"][5]["key"] in line_of("param_groups", lines)
+    assert "not compared: the file lacks other weights" in line_of("after_x.bias", lines)
+    assert "not compared: no array of this kind" in line_of("mystery", lines)
+
+
+def test_a_training_step_without_its_inputs(small_training):
+    rewrite_training(small_training, lambda arrays: {"total_loss": arrays["total_loss"]})
+    code, lines = run(small_training)
+    assert code == 1
+    assert "not compared: the file lacks images, targets or draws" in line_of("total_loss", lines)
 
 
 def break_json(folder):
@@ -249,7 +299,7 @@ def test_the_model_follows_the_configuration(tmp_path, name):
     """Each changed number shows in the checkpoint's keys and shapes, which the conversion tables hold against it."""
     for path in GOLDEN.glob(f"*{name}*"):
         shutil.copy(path, tmp_path)
-    ((pair, *_), _, _) = find_pairs(tmp_path)
+    pair = find_pairs(tmp_path).pairs[0]
     original = read_manifest(pair)
     for keys, value in CONFIGURATIONS[name].items():
         place = pair.facts
@@ -291,7 +341,7 @@ class Turned(NamedTuple):
 
 @pytest.fixture(scope="module")
 def turned() -> Turned:
-    (pair,) = (pair for pair in find_pairs(GOLDEN)[0] if pair.name == "small_rn_eval")
+    (pair,) = (pair for pair in find_pairs(GOLDEN).pairs if pair.name == "small_rn_eval")
     with jax.default_matmul_precision("highest"):  # as the tool runs, whose programs are compiled already
         network = Network(pair)
         image = pair.arrays["image_u8"]

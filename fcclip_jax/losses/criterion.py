@@ -50,11 +50,11 @@ class LossSums(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Means over the whole batch, not yet weighted."""
+    """Means over the whole batch, not yet weighted; of one output, or of each of several."""
 
-    cross_entropy: Float[Array, ""]
-    mask: Float[Array, ""]
-    dice: Float[Array, ""]
+    cross_entropy: Float[Array, "*O"]
+    mask: Float[Array, "*O"]
+    dice: Float[Array, "*O"]
 
 
 def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, settings: LossSettings) -> LossSums:
@@ -134,8 +134,8 @@ def mean_losses(sums: LossSums) -> Losses:
     return Losses(sums.cross_entropy / sums.class_weights, sums.mask / segments, sums.dice / segments)
 
 
-def weighted_total(losses: Losses, settings: LossSettings) -> Float[Array, ""]:
-    """What one output adds to the number that training makes smaller; all outputs weigh the same."""
+def weighted_total(losses: Losses, settings: LossSettings) -> Float[Array, "*O"]:
+    """What each output adds to the number that training makes smaller; all outputs weigh the same."""
     return (
         settings.class_weight * losses.cross_entropy
         + settings.mask_weight * losses.mask

@@ -6,34 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from fcclip_jax.losses.criterion import LossSettings
 from fcclip_jax.structs import Prediction, Targets
+from tests.fixed_draws import FixedDraws
 
 SETTINGS = LossSettings(num_points=32)
 OVERSAMPLED, KEPT = 96, 24
-
-
-class FixedDraws(NamedTuple):
-    """`PointDraws` that are there already."""
-
-    shared: Float[Array, "B S 2"]
-    candidates: Float[Array, "B G N 2"]
-    others: Float[Array, "B G U 2"]
-
-    def matcher(self, row: Int[Array, ""], count: int) -> Float[Array, "S 2"]:
-        assert count == self.shared.shape[1]
-        return self.shared[row]
-
-    def oversampled(self, row: Int[Array, ""], slot: Int[Array, ""], count: int) -> Float[Array, "N 2"]:
-        assert count == self.candidates.shape[2]
-        return self.candidates[row, slot]
-
-    def uniform(self, row: Int[Array, ""], slot: Int[Array, ""], count: int) -> Float[Array, "U 2"]:
-        assert count == self.others.shape[2]
-        return self.others[row, slot]
 
 
 class Case(NamedTuple):

@@ -14,6 +14,7 @@ from tests.parity.extras import compare_extra
 from tests.parity.network import Network
 from tests.parity.pairs import BadFiles, Pair, find_pairs
 from tests.parity.section import Section
+from tests.parity.training import compare_training
 
 STAGES = {
     "text": r"te[sx]t_|train_|void_|num_|category_",
@@ -28,6 +29,11 @@ STAGES = {
     "crafted": "crafted_",
     "made-up heads": "cf_",
     "photographs": r"case|[^_]+_image",
+    "training predictions": r"out\d+_",
+    "matching": r"cost_|match\d",
+    "losses": r"(un)?weighted_loss|total_loss",
+    "gradients": r"grad_",
+    "update by recorded gradients": r"after_",
 }
 """The parts of the summary, by how the names of their arrays begin."""
 
@@ -41,7 +47,10 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = 
     """0 if everything holds, 1 if something falls short or goes uncompared, 2 if there is nothing to go by."""
     parser = _Parser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument(
-        "folder", metavar="DIR", type=pathlib.Path, help="holds X_eval.json, X_eval.npz, manifest_X.json"
+        "folder",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="holds X_eval.json, X_eval.npz, manifest_X.json, and may hold X_train.*",
     )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of max|difference| / max|official| (1e-4)")
     options = parser.parse_args(arguments)
@@ -59,15 +68,19 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = 
 
 def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]) -> list[Section]:
     """Compares everything in the folder, writing each file's lines as it is done."""
-    pairs, extras, others = find_pairs(folder)
+    files = find_pairs(folder)
     sections: list[Section] = []
     models: dict[pathlib.Path, tuple[Pair, Network]] = {}
-    for pair in pairs:
+    for pair in files.pairs:
         network = Network(pair)
         models[pair.path] = pair, network
         sections.append(compare_pair(pair, network, tolerance))
         report(sections[-1], write)
-    for extra in extras:
+    for training in files.trainings:
+        evaluated = training.path.with_name(training.path.name.replace("_train.json", "_eval.json"))
+        sections.append(compare_training(training, *models[evaluated], tolerance))
+        report(sections[-1], write)
+    for extra in files.extras:
         near = {
             found[1]: model
             for path, model in models.items()
@@ -77,10 +90,8 @@ def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]
         for section in compare_extra(extra, near, tolerance):
             sections.append(section)
             report(section, write)
-    for path in others:
-        training = path.stem.endswith("_train")
-        reason = "training is not part of this comparison yet" if training else "holds no outputs of a model"
-        write(f"{path.relative_to(folder).with_suffix('').as_posix()}: not compared: {reason}")
+    for path in files.others:
+        write(f"{path.relative_to(folder).with_suffix('').as_posix()}: not compared: holds no outputs of a model")
     return sections
 
 

@@ -45,12 +45,12 @@ def reruns(
     """The stages of the image again, and the signs that differ from those of the first run. `recorded` is [Q, h, w]."""
     arrays = network.stages(image, {})
     own = {i: arrays[f"dec{i}_pred_masks"][0] for i in range(network.description.head.decoder_layers + 1)}
-    signs = _signs({i: (own[i], recorded[i]) for i in recorded.keys() & own.keys()}, tolerance)
+    signs = signs_near_zero({i: (own[i], recorded[i]) for i in recorded.keys() & own.keys()}, tolerance)
     crossed = [sign for sign in signs if (sign.logit > 0) != (sign.forced > 0)]
     # The decoder forms coarse logits in an order of its own, and may see another sign than the masks have.
     if signs := crossed or [sign for sign in signs if sign.relative <= NOISE]:
         yield signs, network.stages(image, {i: np.moveaxis(masks, 0, -1) for i, masks in recorded.items()})
-    nearest = sorted(_signs({i: (masks, masks) for i, masks in own.items()}, NOISE))[:NEAREST]
+    nearest = sorted(signs_near_zero({i: (masks, masks) for i, masks in own.items()}, NOISE))[:NEAREST]
     for count in range(1, len(nearest) + 1):
         for some in itertools.combinations(nearest, count):
             for sides in itertools.product((-1.0, 1.0), repeat=count):
@@ -73,7 +73,7 @@ def shrunk(mask_logits: np.ndarray, factor: int) -> np.ndarray:
     return sum(mask_logits[..., rows, columns] for rows in near for columns in near) / 4
 
 
-def _signs(pairs: Mapping[int, tuple[np.ndarray, np.ndarray]], limit: float) -> list[Sign]:
+def signs_near_zero(pairs: Mapping[int, tuple[np.ndarray, np.ndarray]], limit: float) -> list[Sign]:
     """Every logit, of (ours, what may be forced), of which the latter is at most `limit` of the largest from zero."""
     found = []
     for i, (masks, others) in pairs.items():

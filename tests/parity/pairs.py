@@ -49,16 +49,32 @@ class Pair(NamedTuple):
         return value
 
 
-def find_pairs(folder: pathlib.Path) -> tuple[list[Pair], list[Pair], list[pathlib.Path]]:
-    """Model pairs, extras that use their models, and the npz files that this tool has nothing to compare with."""
+class Files(NamedTuple):
+    """What a folder holds."""
+
+    pairs: list[Pair]
+    """X_eval: each describes a model."""
+    trainings: list[Pair]
+    """X_train: steps of training of the model of the X_eval beside it."""
+    extras: list[Pair]
+    """More photographs for these models."""
+    others: list[pathlib.Path]
+    """Npz files that this tool has nothing to compare with."""
+
+
+def find_pairs(folder: pathlib.Path) -> Files:
     if not folder.is_dir():
         raise BadFiles(f"there is no folder {folder}; name one that holds X_eval.json and X_eval.npz")
     stems = sorted({path.with_suffix("") for suffix in ("json", "npz") for path in folder.rglob(f"*_eval.{suffix}")})
     if not stems:
         raise BadFiles(f"{folder} holds no X_eval.json with an X_eval.npz beside it: there is nothing to compare with")
+    trainings = [stem.with_name(f"{stem.name.removesuffix('_eval')}_train") for stem in stems]
+    trainings = [stem for stem in trainings if stem.with_suffix(".npz").exists()]
     extras = [path.with_suffix("") for name in EXTRAS for path in sorted(folder.rglob(f"{name}.npz"))]
-    others = sorted(path for path in folder.rglob("*.npz") if path.with_suffix("") not in {*stems, *extras})
-    return [_load(folder, stem) for stem in stems], [_load(folder, stem) for stem in extras], others
+    known = {*stems, *trainings, *extras}
+    others = sorted(path for path in folder.rglob("*.npz") if path.with_suffix("") not in known)
+    loaded = ([_load(folder, stem) for stem in group] for group in (stems, trainings, extras))
+    return Files(*loaded, others)
 
 
 def _load(folder: pathlib.Path, stem: pathlib.Path) -> Pair:
