@@ -221,8 +221,14 @@ class _ClipAlone(nnx.Module):
 
 
 def _checkpointer() -> ocp.Checkpointer:
+    # One of several processes reads and writes on its own, without waiting for the others.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
     # Trained weights hardly compress, and trying doubles the memory and the time of writing.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _resolve(path: str | os.PathLike[str]) -> epath.Path:

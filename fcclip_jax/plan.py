@@ -32,6 +32,7 @@ HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x"
 """GiB of memory of what JAX calls a device: a chip, or half of a v7x one."""
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_WITH_OPERANDS = ("all-gather", "collective-permute")
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -170,7 +171,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             own[name], calls[name] = [], []
             entry = name if header[1] else entry
         elif found := re.match(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line):
-            own[name].append((found[2], _size(found[1], started=bool(found[3]))))
+            own[name].append((found[2], _size(found[1], found[2] in _WITH_OPERANDS and bool(found[3]))))
         elif name:
             trips = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
             for callee in re.findall(r"(?:body|to_apply|calls|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)", line):
@@ -191,13 +192,13 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _size(shapes: str, started: bool) -> int:
-    """Of a result; of an asynchronous one, which holds the operands too, its largest part."""
+    """Of a result. What an asynchronous all-gather or permutation starts with holds its operands too, before it."""
     sizes = [
         _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
         for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-        if dtype in _BYTES
+        if dtype in _BYTES and sides
     ]
-    return max(sizes, default=0) if started else sum(sizes)
+    return sum(sizes[len(sizes) // 2 :]) if started and len(sizes) > 1 else sum(sizes)
 
 
 def _vocabulary(config: ConfigDict) -> Vocabulary:

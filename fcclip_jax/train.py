@@ -154,8 +154,10 @@ def step_settings(config: ConfigDict) -> StepSettings:
     """
     if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
         raise ValueError("steps, log_every and checkpoint.every must be at least 1")
-    if config.compute_dtype not in ("bfloat16", "float32"):
-        raise ValueError(f"compute_dtype is {config.compute_dtype!r}; choose bfloat16 or float32")
+    if config.compute_dtype not in ("bfloat16", "float32", "float64"):
+        raise ValueError(f"compute_dtype is {config.compute_dtype!r}; choose bfloat16, float32 or float64")
+    if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("compute_dtype float64 shows what rounding does, slowly; it needs JAX_ENABLE_X64=1")
     return StepSettings(
         losses=LossSettings(**config.losses),
         optim=OptimSettings(**config.optim),

@@ -44,7 +44,8 @@ class StepSettings(NamedTuple):
     losses: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     compute_dtype: str = "bfloat16"
-    """Of the trunk and the mask decoder; parameters, pixel decoder and losses are float32, as officially."""
+    """Of the trunk and the mask decoder; parameters, pixel decoder and losses are float32, as officially.
+    With float64 the pixel decoder is that too."""
     deform_attn_precision: str | None = None
     """`ms_deform_attn`'s: of the TPU kernel's products."""
     remat: bool = False
@@ -171,7 +172,7 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
     features = model.clip.image(images, valid_hw)
     if not settings.train_trunk:
         features = jax.lax.stop_gradient(features)
-    features = _constrain(_cast(features, jnp.float32), by_image)
+    features = _constrain(_cast(features, jnp.promote_types(dtype, jnp.float32)), by_image)
     pixels = _constrain(_cast(model.pixel_decoder(features, valid_hw), dtype), by_image)
     queries = jnp.stack(model.mask_decoder(pixels, valid_hw))
     seed = jax.random.key(settings.seed)
