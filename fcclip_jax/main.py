@@ -114,7 +114,17 @@ def _run(config: ConfigDict) -> None:
     from fcclip_jax.train import train
 
     caching.keep_compiled_programs()
-    train(config, WORKDIR.value, open_source(config.data.dataset, config.data.root, "train", **config.data.train))
+    data = config.data
+    source = open_source(data.dataset, data.root, "train", **data.train)
+    val_source = None
+    if config.eval.every:
+        val_source = open_source(data.dataset, data.root, "val", **data.val)
+        if val_source.vocabulary.classes != source.vocabulary.classes:
+            raise ValueError(
+                f"the categories of {val_source.name} are not those of {source.name}; give both splits the same, or set"
+                " eval.every to 0"
+            )
+    train(config, WORKDIR.value, source, val_source)
 
 
 if __name__ == "__main__":

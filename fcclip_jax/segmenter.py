@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -122,6 +122,30 @@ class Segmenter:
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
         self._words = _Words(vocabulary, *jax.device_put((text, is_thing)))
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Puts new values, by `checkpoint.named_variables`' names, in the image model's place of old ones.
+
+        Nothing is compiled anew. The words that were set stay as they are: the text tower's weights are not for changing.
+
+        Raises:
+            ValueError: the image model has no such name, or the value is of another shape.
+        """
+        state = nnx.to_flat_state(self._state)
+        values = dict(weights)
+        filled = []
+        for path, variable in state:
+            name = ".".join(map(str, path))
+            value = values.pop(name, None)
+            if value is not None and np.shape(value) != variable.shape:
+                raise ValueError(f"{name} is of shape {variable.shape}, and its new value of {np.shape(value)}")
+            if value is not None:
+                device = next(iter(variable[...].devices())) if isinstance(variable[...], jax.Array) else None
+                variable = variable.replace(jax.device_put(np.asarray(value, variable.dtype), device))
+            filled.append((path, variable))
+        if values:
+            raise ValueError(f"the image model has no variable {next(iter(values))}")
+        self._state = nnx.from_flat_state(filled)
 
     @property
     def vocabulary(self) -> Vocabulary | None:

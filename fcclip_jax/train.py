@@ -20,6 +20,7 @@ from fcclip_jax import caching, checkpoint, sharding
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.sources import Source
+from fcclip_jax.evaluate import Validator, on_host
 from fcclip_jax.losses.criterion import LossSettings
 from fcclip_jax.metrics import Metrics
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
@@ -40,17 +41,16 @@ from fcclip_jax.train_step import (
 START, FINAL = "start", "final"
 """Checkpoints in the working directory: the whole model before and after."""
 
-Validate = Callable[[Mapping[str, jax.Array], int], Mapping[str, float]]
-"""From the trained parameters and the step to what there is to say about them, such as {"coco/pq": 54.3}."""
-
 
 def train(
-    config: ConfigDict, workdir: str | os.PathLike[str], source: Source, validate: Validate | None = None
+    config: ConfigDict, workdir: str | os.PathLike[str], source: Source, val_source: Source | None = None
 ) -> Checkpoint:
     """Trains in `workdir`, or goes on where a run there was left; returns the trained model, which is in `final` too.
 
     Section 4.1 of the paper: COCO panoptic, 16 crops of 1024 pixels a step, AdamW at 1e-4 for 368,750 steps; CLIP stays as
     it is, and what trains is the pixel decoder, the mask decoder and void's embedding.
+
+    val_source: what panoptic quality is measured on from time to time, if there is one.
 
     Raises:
         ValueError, OSError: the configuration, the data or the checkpoints do not allow it, or a loss is not finite.
@@ -103,10 +103,18 @@ def train(
         max_segments=config.data.max_segments,
     )
     metrics = Metrics(workdir, config.to_dict(), first_step=first, wandb=config.wandb)
+    validate = val_source and Validator(
+        start,
+        val_source,
+        metrics,
+        images=config.eval.images,
+        pictures=config.eval.pictures,
+        short_side=config.eval.short_side,
+        max_side=config.eval.max_side,
+    )
     train_step = make_train_step(model, settings, mesh)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
         for resource_ in (batches, metrics, checkpoints):
             stack.callback(resource_.close)
         stop_asked = stack.enter_context(_preemption())
@@ -116,7 +124,8 @@ def train(
             with watch.waiting():
                 example = next(batches)
                 batch = sharding.place_batch(example.batch, mesh)
-            state, found = train_step(state, frozen, text, batch)
+            with jax.set_mesh(mesh):
+                state, found = train_step(state, frozen, text, batch)
             if mesh.size > 1 and jax.default_backend() == "cpu":
                 # Virtual devices on few cores: steps in flight starve each other's collectives until they abort.
                 jax.block_until_ready(state)
@@ -307,12 +316,7 @@ def _start(workdir: pathlib.Path, config: ConfigDict, description: ModelDescript
 
 def _result(start: Checkpoint, state: TrainState) -> Checkpoint:
     """The whole model with what was trained, on every host."""
-    parameters = best_parameters(state)
-    if jax.process_count() > 1:
-        trained = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in parameters.items()}
-    else:
-        trained = jax.device_get(parameters)
-    return start._replace(parameters={**start.parameters, **trained})
+    return start._replace(parameters={**start.parameters, **on_host(best_parameters(state))})
 
 
 def _check_same_stream(workdir: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

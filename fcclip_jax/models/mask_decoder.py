@@ -144,9 +144,7 @@ class MaskDecoder(nnx.Module):
         (fcclip_transformer_decoder.py:482-490).
         """
         wide = np.promote_types(queries.dtype, jnp.float32)
-        mask_logits = jnp.einsum(
-            "bhwc,bqc->bhwq", mask_features, self.mask_embed(queries), preferred_element_type=wide
-        )
+        mask_logits = jnp.einsum("bhwc,bqc->bhwq", mask_features, self.mask_embed(queries), preferred_element_type=wide)
         embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw).astype(wide)
         scale = self.logit_scale[...]
         classes = text_logits(embeddings, text, scale), void_logits(embeddings, void, scale)
