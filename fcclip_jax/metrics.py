@@ -58,7 +58,7 @@ class Metrics:
             self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), resume="allow")
 
     def measure(self, name: str, value: float) -> None:
-        self._values[name] = float(value)
+        self._values[name] = value
 
     def write(self, step: int) -> None:
         """What was measured since the last call, as one line. Numbers that are not finite are written as strings."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 
 class OptimSettings(NamedTuple):
@@ -76,9 +77,15 @@ def treatment(name: str, settings: OptimSettings) -> Treatment:
 
 def learning_rate(settings: OptimSettings) -> optax.Schedule:
     """The rate of each step, counted from 0. There is no warm-up: the official one starts at the full rate."""
-    return optax.piecewise_constant_schedule(
-        settings.learning_rate, {step: settings.drop for step in settings.milestones}
+    rates = np.asarray(
+        [settings.learning_rate * settings.drop**i for i in range(len(settings.milestones) + 1)], np.float32
     )
+    starts = np.sort(np.asarray(settings.milestones, np.int32))
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        return jnp.asarray(rates)[jnp.sum(jnp.asarray(starts) <= step)]
+
+    return rate
 
 
 def optimizer(names: Iterable[str], settings: OptimSettings) -> optax.GradientTransformation:

@@ -61,6 +61,8 @@ class Plan(NamedTuple):
     """None for a device that this table does not know."""
     collectives: dict[str, tuple[int, int]]
     """How many of each kind a step makes, and how many bytes they give."""
+    kernels: int
+    """Places in the program where a Pallas kernel is called."""
     compile_seconds: float
 
     @property
@@ -98,7 +100,7 @@ def main(config: ConfigDict, topology: str) -> int:
     )
     for name, (count, size) in plan.collectives.items():
         print(f"{name:20} {count:6} a step, {size / 2**20:10.1f} MiB on each device")
-    print(f"compiled in {plan.compile_seconds:.0f} s")
+    print(f"compiled in {plan.compile_seconds:.0f} s, with {plan.kernels} calls of Pallas kernels")
     if not plan.fits:
         print("it does not fit: raise mesh.fsdp or accumulate, set remat, or take a smaller batch or crop")
     return 0 if plan.fits else 1
@@ -146,7 +148,7 @@ def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: 
     begin = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     arguments_size, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     kind = mesh.devices.flat[0].device_kind
@@ -155,7 +157,8 @@ def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: 
         temporaries=temporaries,
         peak=arguments_size + temporaries + results,
         capacity=HBM[kind] * GIB if kind in HBM else None,
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(text),
+        kernels=text.count('custom_call_target="tpu_custom_call"'),
         compile_seconds=seconds,
     )
 
@@ -166,7 +169,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     calls: dict[str, list[tuple[str, int]]] = {}
     entry = name = ""
     for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.\-]+) (?:\([^=]*)?->.*\{$", line):
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*-> .*\{$", line):
             name = header[2]
             own[name], calls[name] = [], []
             entry = name if header[1] else entry

@@ -76,47 +76,48 @@ def train(
         mesh,
     )
 
-    # The state: fresh, or that of the latest checkpoint.
-    state = initial_state(trainable, settings, mesh)
-    kept = config.checkpoint
-    checkpoints = Checkpoints(workdir, keep_last=kept.keep_last, keep_best=kept.keep_best, best=kept.best)
-    stream = {"images": len(source), "batch_size": config.batch_size, "seed": config.seed, "crop": config.data.crop}
-    if checkpoints.latest is not None:
-        _check_same_stream(workdir, checkpoints.read_about(checkpoints.latest)["stream"], stream)
-        state = checkpoints.restore(checkpoints.latest, state)
-    first = int(state.step)
-    say(
-        f"training {sum(x.size for x in trainable.values()):,} parameters ({sum(x.size for x in frozen.values()):,} frozen)"
-        f" on {mesh.size} {jax.devices()[0].platform} devices, from step {first} to {config.steps}, in {workdir}"
-    )
-
-    # The data: what a step sees is a function of its number, so resuming needs nothing else.
-    batches = train_batches(
-        source,
-        crop=config.data.crop,
-        batch_size=config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        seed=config.seed,
-        start=first,
-        workers=config.data.workers,
-        max_segments=config.data.max_segments,
-    )
-    metrics = Metrics(workdir, config.to_dict(), first_step=first, wandb=config.wandb)
-    validate = val_source and Validator(
-        start,
-        val_source,
-        metrics,
-        images=config.eval.images,
-        pictures=config.eval.pictures,
-        short_side=config.eval.short_side,
-        max_side=config.eval.max_side,
-    )
-    train_step = make_train_step(model, settings, mesh)
-
     with contextlib.ExitStack() as stack:
-        for resource_ in (batches, metrics, checkpoints):
-            stack.callback(resource_.close)
+        # The state: fresh, or that of the latest checkpoint.
+        state = initial_state(trainable, settings, mesh)
+        kept = config.checkpoint
+        checkpoints = Checkpoints(workdir, keep_last=kept.keep_last, keep_best=kept.keep_best, best=kept.best)
+        stack.callback(checkpoints.close)
+        stream = {"images": len(source), "batch_size": config.batch_size, "seed": config.seed, "crop": config.data.crop}
+        if checkpoints.latest is not None:
+            _check_same_stream(workdir, checkpoints.read_about(checkpoints.latest)["stream"], stream)
+            state = checkpoints.restore(checkpoints.latest, state)
+        first = int(state.step)
+        say(
+            f"training {sum(x.size for x in trainable.values()):,} parameters ({sum(x.size for x in frozen.values()):,} frozen)"
+            f" on {mesh.size} {jax.devices()[0].platform} devices, from step {first} to {config.steps}, in {workdir}"
+        )
+
+        # The data: what a step sees is a function of its number, so resuming needs nothing else.
+        batches = train_batches(
+            source,
+            crop=config.data.crop,
+            batch_size=config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            seed=config.seed,
+            start=first,
+            workers=config.data.workers,
+            max_segments=config.data.max_segments,
+        )
+        stack.callback(batches.close)
+        metrics = Metrics(workdir, config.to_dict(), first_step=first, wandb=config.wandb)
+        stack.callback(metrics.close)
+        validate = val_source and Validator(
+            start,
+            val_source,
+            metrics,
+            images=config.eval.images,
+            pictures=config.eval.pictures,
+            short_side=config.eval.short_side,
+            max_side=config.eval.max_side,
+        )
+        train_step = make_train_step(model, settings, mesh)
+
         stop_asked = stack.enter_context(_preemption())
         watch = Watch(metrics, sorted(trainable), first, config.steps, config.log_every)
         stack.callback(watch.close)
@@ -256,7 +257,7 @@ class Watch:
             "segments_over_budget": self.over_budget,
         }
         for name, value in measured.items():
-            self._metrics.measure(f"train/{name}", value)
+            self._metrics.measure(f"train/{name}", float(value))
         self._metrics.write(step)
         self._progress.set_postfix_str(
             f"loss {values.loss:.2f}, gradient {values.gradient_norm:.3g}, data wait {waiting:.0%}", refresh=False

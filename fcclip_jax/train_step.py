@@ -102,7 +102,7 @@ def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
     return np.dtype(np.float32 if name.endswith(("running_mean", "running_var")) else jnp.dtype(settings.compute_dtype))
 
 
-def initial_state(parameters: Parameters, settings: StepSettings, mesh: Mesh) -> TrainState:
+def initial_state(parameters: Mapping[str, np.ndarray], settings: StepSettings, mesh: Mesh) -> TrainState:
     """Before the first step: the trainable parameters (on the host) on the mesh, and an optimiser without a past."""
     placed = sharding.place_parameters(parameters, mesh)
     update = optimizer(parameters, settings.optim)

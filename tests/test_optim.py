@@ -70,7 +70,7 @@ def test_the_rate_of_each_step():
     rate = optim.learning_rate(OptimSettings())
     official = {0: 1e-4, 11: 1e-4, 327_777: 1e-4, 327_778: 1e-5, 355_091: 1e-5, 355_092: 1e-6, 368_749: 1e-6}
     for step, expected in official.items():
-        np.testing.assert_allclose(rate(step), expected, rtol=1e-6)
+        np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-6)
 
 
 def test_groups_by_hand():

@@ -85,7 +85,7 @@ def compare_facts(section: Section, pair: Pair, names: Names) -> None:
         section.add(Verdict("param_groups", (len(theirs),), not wrong, None, text))
     if (rates := pair.facts.get("lr_at_iteration")) is not None:
         rate = learning_rate(settings)
-        error = max(abs(float(rate(int(step))) / theirs - 1) for step, theirs in rates.items())
+        error = max(abs(float(rate(jnp.int32(int(step)))) / theirs - 1) for step, theirs in rates.items())
         # Ours is a float32.
         section.add(Verdict("lr_at_iteration", (len(rates),), error < 1e-6, error))
     if (limit := pair.facts.get("clip_full_model_value")) is not None:
