@@ -172,7 +172,7 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
     features = model.clip.image(images, valid_hw)
     if not settings.train_trunk:
         features = jax.lax.stop_gradient(features)
-    features = _constrain(_cast(features, jnp.promote_types(dtype, jnp.float32)), by_image)
+    features = _constrain(_cast(features, np.promote_types(dtype, jnp.float32)), by_image)
     pixels = _constrain(_cast(model.pixel_decoder(features, valid_hw), dtype), by_image)
     queries = jnp.stack(model.mask_decoder(pixels, valid_hw))
     seed = jax.random.key(settings.seed)

@@ -71,7 +71,7 @@ class MaskDecoder(nnx.Module):
     def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
         """The normalised queries before the first layer and after each, all of which `predict` can read."""
         tokens, positions, masks, small_features = self.inputs(pixels, valid_hw)
-        queries = self.learned_queries(*tokens[0].shape[::2])
+        queries = self.learned_queries(tokens[0])
         query_positions = self.query_embed[...].astype(queries.dtype)[None]
 
         def visit_levels(queries, layers):
@@ -102,8 +102,10 @@ class MaskDecoder(nnx.Module):
         outputs += visit_levels(queries, self.layers[len(self.layers) - rest :])[1]
         return [self.decoder_norm(queries) for queries in outputs]
 
-    def learned_queries(self, batch: int, dim: int) -> Float[Array, "B Q C"]:
-        return jnp.broadcast_to(self.query_feat[...][None], (batch, self.query_feat.shape[0], dim))
+    def learned_queries(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B Q C"]:
+        """The same for every image, in the tokens' dtype."""
+        queries = self.query_feat[...].astype(tokens.dtype)
+        return jnp.broadcast_to(queries[None], (tokens.shape[0], *queries.shape))
 
     def inputs(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]):
         """Per level: tokens with their level embedding, positions, valid masks, and mask_features at its stride.

@@ -107,7 +107,7 @@ def mask_stages(
     """Fills `out`; returns the last prediction, with the mask logits that hard thresholds should read."""
     decoder, void = model.mask_decoder, model.void_embedding[...]
     tokens, positions, valid, small_features = decoder.inputs(pixels, valid_hw)
-    queries = decoder.learned_queries(*tokens[0].shape[::2])
+    queries = decoder.learned_queries(tokens[0])
     query_positions = decoder.query_embed[...][None]
     attend = None
     for i in range(len(decoder.layers) + 1):
