@@ -6,8 +6,10 @@
 Frozen weights are in `start` once and for all. Any mesh reads what any other has written.
 """
 
+import functools
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -104,9 +106,9 @@ class Checkpoints:
             ).state
         # Tensorstore and orbax have no common error for files that are cut short, missing or of another shape.
         except Exception as error:
+            sys.unraisablehook = functools.partial(_unless_event_loop_closed, sys.unraisablehook)
             raise self._damaged(step, error) from error
         state = TrainState(**{**restored, "average": restored.get("average")})
-        # Orbax may read into other memory than a program's results lie in; the same layout compiles nothing anew.
         found = map(int, jax.device_get(check_sums(state)))
         wrong = [name for name, value in zip(names, found, strict=True) if value != sums[name]]
         if wrong:
@@ -130,6 +132,12 @@ def check_sums(state: TrainState) -> list[jax.Array]:
         return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
 
     return [check_sum(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def _unless_event_loop_closed(report: Callable[[Any], None], problem: Any) -> None:
+    """Reads that are still under way when another has failed find their event loop gone, which is nobody's concern."""
+    if str(problem.exc_value) != "Event loop is closed":
+        report(problem)
 
 
 def _names(state: TrainState) -> list[str]:

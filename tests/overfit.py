@@ -1,6 +1,6 @@
 """Can it learn at all? A small model on a handful of photographs, again and again, until it knows them by heart.
 
-    python -m tests.overfit FOLDER [--crop 256] [--steps 3000]
+    python -m tests.overfit FOLDER [--crop 256] [--steps 2500]
 
 FOLDER is laid out like COCO's. Trained is what training trains; the trunk stays as it was drawn, at random. The panoptic
 quality on the same photographs is held against an oracle: their own ground truth at the resolution of the masks, a
@@ -35,7 +35,7 @@ from fcclip_jax.train_start import starting_point, training_classifier
 from fcclip_jax.train_step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
 
 TRUNK = SMALL.clip
-HEAD = dataclasses.replace(SMALL.head, num_queries=60)
+HEAD = dataclasses.replace(SMALL.head, hidden_dim=128, mask_dim=128, num_queries=60)
 AS_IT_IS = transforms.Jitter(flip=False, scale=1.0, offset=0.0)
 MAX_SEGMENTS = 48
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.overfit", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path)
     parser.add_argument("--crop", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=2)
     options = parser.parse_args(argv)
     report = overfit(options.folder, options.crop, options.steps, options.batch)
@@ -74,7 +74,9 @@ def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Rep
     description = ModelDescription(clip=TRUNK, head=HEAD)
     settings = StepSettings(
         losses=LossSettings(num_points=2048),
-        optim=OptimSettings(learning_rate=1e-3, milestones=(int(0.6 * steps), int(0.85 * steps))),
+        optim=OptimSettings(
+            learning_rate=1e-3, drop=0.3, milestones=tuple(int(share * steps) for share in (0.4, 0.6, 0.8, 0.9))
+        ),
         compute_dtype="float32",
     )
     start = starting_point("random", description, vocabulary, seed=0, void_weight=settings.losses.void_weight)

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -176,15 +178,20 @@ def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, 
 
 
 def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
-    config = training.config(paths, steps=6)
-    train(config, tmp_path, training.source(config))
-    folder = tmp_path / "checkpoints" / "6"
+    workdir = tmp_path / "damaged"
+    shutil.copytree(straight, workdir)
+    folder = workdir / "checkpoints" / "6"
     data = max((path for path in (folder / "state" / "d").iterdir()), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"checkpoints/6 is damaged .* remove that folder to resume from step 3"):
-        train(config, tmp_path, training.source(config))
+    process = run(training.command(paths, workdir), cache)
+    output = process.communicate()[0]
+    assert process.returncode == 2
+    assert re.search(
+        r"error: the checkpoint .*checkpoints/6 is damaged .* remove that folder to resume from step 3", output
+    )
+    assert "Traceback" not in output
 
 
 def test_another_run_is_not_taken_for_this_one(paths, straight):
