@@ -61,19 +61,20 @@ class Validator:
         self._segmenter.set_weights(on_host(parameters))
         classes = self._source.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
-        records: list[Record] = []
+        # Only of the images on their way through the model.
+        records: dict[int, Record] = {}
 
         def decoded() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-            for index in self._chosen:
-                records.append(self._source[index])
-                yield decode_image(records[-1].image)
+            for index, chosen in enumerate(self._chosen):
+                records[index] = self._source[chosen]
+                yield decode_image(records[index].image)
 
         progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
         with progress:
             for index, result in self._segmenter.stream(decoded(), tasks=("panoptic",)):
                 if isinstance(result, Exception):
                     raise result
-                truth = read_truth(records[index], self._source.vocabulary)
+                truth = read_truth(records.pop(index), self._source.vocabulary)
                 found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
                 total = total.plus(panoptic.count(truth, result.panoptic.id_map, found, len(classes)))
                 if index < self._pictures:

@@ -140,8 +140,10 @@ class Segmenter:
             if value is not None and np.shape(value) != variable.shape:
                 raise ValueError(f"{name} is of shape {variable.shape}, and its new value of {np.shape(value)}")
             if value is not None:
-                device = next(iter(variable[...].devices())) if isinstance(variable[...], jax.Array) else None
-                variable = variable.replace(jax.device_put(np.asarray(value, variable.dtype), device))
+                # A program compiled for values that may go to any device is another one than for values that may not.
+                before = variable[...]
+                place = before.sharding if isinstance(before, jax.Array) and before.committed else None
+                variable = variable.replace(jax.device_put(np.asarray(value, variable.dtype), place))
             filled.append((path, variable))
         if values:
             raise ValueError(f"the image model has no variable {next(iter(values))}")

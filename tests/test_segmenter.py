@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcclip_jax.checkpoint import named_variables
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.photo_sizes import PHOTO_SIZES
@@ -133,6 +136,27 @@ def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
     assert found[0].vocabulary == found[3].vocabulary and len(found[3].vocabulary.classes) == len(WORDS)
     with pytest.raises(ValueError, match="text.jpg: it is not an image"):
         segmenter([tmp_path / "text.jpg"])
+
+
+def test_new_weights_compile_nothing(segmenter, compilations):
+    segmenter.set_classes(WORDS)
+    photo = make_photo((200, 300))
+    before = segmenter(photo)
+    compiled = len(compilations)
+    answers = []
+    for seed in (1, 0):
+        weights = {name: np.asarray(value[...]) for name, value in named_variables(random_model(SMALL, seed)).items()}
+        segmenter.set_weights({name: value for name, value in weights.items() if not name.startswith("clip.text.")})
+        answers.append(segmenter(photo))
+    assert len(compilations) == compiled
+    others, same, old = ([found.score for found in answer.instances()] for answer in (*answers, before))
+    assert same == old and others != old
+    np.testing.assert_array_equal(answers[1].panoptic.id_map, before.panoptic.id_map)
+
+    with pytest.raises(ValueError, match="the image model has no variable mask_decoder.nothing"):
+        segmenter.set_weights({"mask_decoder.nothing": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"void_embedding is of shape \(.*\), and its new value of \(3,\)"):
+        segmenter.set_weights({"void_embedding": np.zeros(3, np.float32)})
 
 
 def test_ten_thousand_words(segmenter):
