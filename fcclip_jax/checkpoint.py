@@ -112,7 +112,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, *, overwrite: boo
         ValueError, FileExistsError: as `check_free`.
         OSError: it cannot be written, the disk being full for example; nothing is left behind.
     """
-    path = _resolve(path)
+    path = resolve(path)
     check_free(path, overwrite=overwrite)
     new_parents = [folder for folder in path.parents if not folder.exists()]
     temporary = _sibling(path, "tmp")
@@ -159,7 +159,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
     And OSError if nothing can be written there.
     """
-    path = _resolve(path)
+    path = resolve(path)
     if not path.exists():
         _check_writable(path)
         return
@@ -187,7 +187,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no checkpoint there.
         ValueError: what is there is no checkpoint, or a damaged one.
     """
-    path = _resolve(path)
+    path = resolve(path)
     contents = _read_description(path)
     variables = named_variables(_abstract_model(path, contents.description))
     return contents._replace(parameters=_restore(path, variables, ocp.RestoreArgs(restore_type=np.ndarray)))
@@ -199,7 +199,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     Raises:
         FileNotFoundError, ValueError: as `read`; and if the checkpoint holds a CLIP alone.
     """
-    path = _resolve(path)
+    path = resolve(path)
     contents = _read_description(path)
     if not isinstance(contents.description, ModelDescription):
         raise ValueError(
@@ -231,7 +231,8 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _resolve(path: str | os.PathLike[str]) -> epath.Path:
+def resolve(path: str | os.PathLike[str]) -> epath.Path:
+    """An absolute path, local or anywhere that etils.epath reads. Raises ValueError if that needs another package."""
     path = epath.Path(path).expanduser()
     if "://" not in os.fspath(path):
         return path.resolve()

@@ -7,12 +7,12 @@ metrics.write(step)                     # one JSON line of all that was measured
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
@@ -42,7 +42,7 @@ class Metrics:
         self._wandb = None
         if not self._active:
             return
-        workdir = pathlib.Path(workdir)
+        workdir = epath.Path(workdir)
         self._path = workdir / FILE
         _replace(workdir / "config.json", json.dumps(config, indent=1, default=str) + "\n")
         _drop_after(self._path, first_step)
@@ -66,8 +66,12 @@ class Metrics:
         if not self._active or not values:
             return
         plain = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **plain}) + "\n")
+        line = json.dumps({"step": step, **plain}) + "\n"
+        if os.path.isabs(self._path):
+            with self._path.open("a") as file:
+                file.write(line)
+        else:  # an object store: nothing can be appended there
+            self._path.write_text((self._path.read_text() if self._path.exists() else "") + line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
@@ -85,7 +89,7 @@ class Metrics:
             self._wandb.finish()
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def _drop_after(path: epath.Path, step: int) -> None:
     """Keeps the lines of steps up to `step`; one that was cut short by the end of a run goes too."""
     if not path.exists():
         return
@@ -100,7 +104,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     _replace(path, "".join(kept))
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def _replace(path: epath.Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import resource
 import signal
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -55,7 +55,7 @@ def train(
     Raises:
         ValueError, OSError: the configuration, the data or the checkpoints do not allow it, or a loss is not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = checkpoint.resolve(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     settings = step_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -295,7 +295,7 @@ def say(line: str) -> None:
         tqdm.write(line)
 
 
-def _start(workdir: pathlib.Path, config: ConfigDict, description: ModelDescription, source: Source) -> Checkpoint:
+def _start(workdir: epath.Path, config: ConfigDict, description: ModelDescription, source: Source) -> Checkpoint:
     """What training starts from: found in `start`, where a new run leaves it."""
     folder = workdir / START
     if folder.exists():
@@ -320,7 +320,7 @@ def _result(start: Checkpoint, state: TrainState) -> Checkpoint:
     return start._replace(parameters={**start.parameters, **on_host(best_parameters(state))})
 
 
-def _check_same_stream(workdir: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_stream(workdir: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name, value in wanted.items():
         if saved[name] != value:
             raise ValueError(
