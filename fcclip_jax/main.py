@@ -112,8 +112,10 @@ def _run(config: ConfigDict) -> None:
     from fcclip_jax import caching
     from fcclip_jax.data.datasets import open_source
     from fcclip_jax.train import train
+    from fcclip_jax.train_config import step_settings
 
     caching.keep_compiled_programs()
+    step_settings(config)  # mistakes in numbers, before those in the data
     data = config.data
     source = open_source(data.dataset, data.root, "train", **data.train)
     val_source = None

@@ -22,7 +22,7 @@ from fcclip_jax.models.descriptions import HeadDescription
 from fcclip_jax.optim import optimizer
 from fcclip_jax.structs import Batch, Targets, TextClassifier
 from fcclip_jax.text.vocabulary import Vocabulary
-from fcclip_jax.train import step_settings
+from fcclip_jax.train_config import step_settings
 from fcclip_jax.train_start import model_description
 from fcclip_jax.train_step import StepSettings, TrainState, frozen_dtype, is_trainable, make_train_step, skeleton
 from pallas_kernels.compile_tpu import devices

@@ -21,15 +21,13 @@ from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.sources import Source
 from fcclip_jax.evaluate import Validator, on_host
-from fcclip_jax.losses.criterion import LossSettings
 from fcclip_jax.metrics import Metrics
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
-from fcclip_jax.optim import OptimSettings
 from fcclip_jax.train_checkpoint import Checkpoints
+from fcclip_jax.train_config import step_settings
 from fcclip_jax.train_start import model_description, starting_point, training_classifier
 from fcclip_jax.train_step import (
     StepMetrics,
-    StepSettings,
     TrainState,
     frozen_dtype,
     initial_state,
@@ -55,11 +53,11 @@ def train(
     Raises:
         ValueError, OSError: the configuration, the data or the checkpoints do not allow it, or a loss is not finite.
     """
-    workdir = checkpoint.resolve(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     settings = step_settings(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, config.accumulate, mesh)
+    workdir = checkpoint.resolve(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
 
     # The model: CLIP's two towers, and a head that starts from nothing.
     description = model_description(config.model.clip, HeadDescription(**config.model.head))
@@ -154,31 +152,6 @@ def train(
             checkpoint.save(workdir / FINAL, result, overwrite=True)
         say(f"the trained model is {workdir / FINAL}")
     return result
-
-
-def step_settings(config: ConfigDict) -> StepSettings:
-    """What the configuration says about a step.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-    if config.steps < 1 or config.log_every < 1 or config.checkpoint.every < 1:
-        raise ValueError("steps, log_every and checkpoint.every must be at least 1")
-    if config.compute_dtype not in ("bfloat16", "float32", "float64"):
-        raise ValueError(f"compute_dtype is {config.compute_dtype!r}; choose bfloat16, float32 or float64")
-    if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ValueError("compute_dtype float64 shows what rounding does, slowly; it needs JAX_ENABLE_X64=1")
-    return StepSettings(
-        losses=LossSettings(**config.losses),
-        optim=OptimSettings(**config.optim),
-        compute_dtype=config.compute_dtype,
-        deform_attn_precision=config.deform_attn_precision,
-        remat=config.remat,
-        accumulate=config.accumulate,
-        train_trunk=config.train_trunk,
-        average=config.average,
-        seed=config.seed,
-    )
 
 
 class Watch:

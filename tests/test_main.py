@@ -1,0 +1,104 @@
+"""The command line of training: one sentence and exit code 2 for whatever is the user's to put right."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fcclip_jax import plan
+from fcclip_jax.train_config import step_settings
+from tests import training
+from tests.data import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name, variant", [("coco", ""), ("coco", "debug"), ("coco", "trainable_clip"), ("coco", "RN50x4"),
+                                           ("coco_rn50", ""), ("ade20k", ""), ("custom", "debug")])  # fmt: skip
+def test_configurations(name, variant):
+    config = training.load_config(name, variant)
+    settings = step_settings(config)
+    assert settings.train_trunk == (variant == "trainable_clip")
+    assert config.is_locked
+    if "RN" in variant or name == "coco_rn50":
+        assert config.model.clip.endswith("-quickgelu")
+
+
+def test_the_official_recipe():
+    config = training.load_config("coco")
+    assert (config.steps, config.batch_size, config.data.crop) == (368_750, 16, 1024)
+    settings = step_settings(config)
+    assert settings.optim.milestones == (327_778, 355_092)
+    assert (settings.optim.learning_rate, settings.optim.weight_decay, settings.optim.clip_norm) == (1e-4, 0.05, 0.01)
+    assert settings.losses.num_points == 12_544
+
+
+@pytest.mark.parametrize(
+    "name, value, complaint",
+    [
+        ("steps", 0, "steps is 0; it must be at least 1"),
+        ("data.crop", 100, "data.crop is 100; it must be a multiple of 32"),
+        ("data.max_segments", 300, "data.max_segments is 300; a segment map has room for 255"),
+        ("data.workers", -1, "data.workers is -1; it must be at least 0"),
+        ("losses.matcher", "greedy", "losses.matcher is 'greedy'; choose one of optax, scipy"),
+        ("compute_dtype", "float16", "compute_dtype is 'float16'; choose one of bfloat16"),
+        ("deform_attn_precision", "fast", "deform_attn_precision is 'fast'; choose one of None, float32, bfloat16"),
+        ("average", 2.0, "average is 2.0; a moving average's decay is between 0 and 1"),
+        ("eval.max_side", 10, "eval.max_side 10 is less than eval.short_side 128"),
+        ("optim.learning_rate", float("nan"), "optim.learning_rate is nan; it must be at least 0"),
+    ],
+)
+def test_numbers_that_cannot_be(name, value, complaint):
+    config = training.load_config("coco", "debug")
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        step_settings(config)
+
+
+def answer(*flags: str) -> str:
+    """What the command says when it refuses to run."""
+    command = [sys.executable, "-m", "fcclip_jax.main", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+def test_mistakes_on_the_command_line(tmp_path):
+    coco = f"--config={training.CONFIGS / 'coco.py'}"
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert answer(coco, workdir, "--config.batchsize=3").endswith("has no 'batchsize'; did you mean 'batch_size'?")
+    assert "there is no configuration nowhere.py" in answer("--config=nowhere.py", workdir)
+    assert "configs/coco.py has no variant 'debg'; choose one of debug" in answer(f"{coco}:debg", workdir)
+    assert "give the run a folder" in answer(coco)
+    assert "Did you mean: workdir" in answer(coco, "--wokdir=x")
+    assert "there is no folder of coco_panoptic at /nowhere" in answer(coco, workdir, "--config.data.root=/nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_that_show_later(tmp_path):
+    paths = tiny.write(tmp_path / "data", 3)
+    workdir = tmp_path / "run"
+    assert "asks for 5 devices, and there are 1" in answer(*training.command(paths, workdir, **{"mesh.data": 5})[3:])
+    assert "there is no checkpoint at /nowhere" in answer(*training.command(paths, workdir, init="/nowhere")[3:])
+    paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))
+    assert "has the category 77, which the vocabulary" in answer(*training.command(paths, workdir)[3:])
+
+
+def test_collectives_are_counted_with_the_loops_around_them():
+    text = """HloModule jit_step
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %r = f32[4,8]{1,0:T(8,128)} all-reduce(%x), to_apply=%add
+  %g = (f32[2,8]{1,0}, /*index=1*/f32[4,8]{1,0}) all-gather-start(%y), dimensions={0}
+}
+%cond (p: (s32[], f32[4,8])) -> pred[] {
+  %lt = pred[] compare(%i, %n)
+}
+ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %w = (s32[], f32[4,8]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %s = bf16[16]{0} all-reduce(%z), to_apply=%add
+}
+"""
+    assert plan.collectives(text) == {"all-reduce": (4, 3 * 128 + 32), "all-gather": (3, 3 * 128)}
