@@ -6,10 +6,11 @@
 Frozen weights are in `start` once and for all. Any mesh reads what any other has written.
 """
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -62,18 +63,20 @@ class Checkpoints:
         if step == self.latest:
             return
         sums = dict(zip(_names(state), map(int, jax.device_get(check_sums(state))), strict=True))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_tree(state)),
-                about=ocp.args.JsonSave({**about, "check_sums": sums}),
-            ),
-            metrics=metrics and dict(metrics),
-        )
+        with self._trouble_reported():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_tree(state)),
+                    about=ocp.args.JsonSave({**about, "check_sums": sums}),
+                ),
+                metrics=metrics and dict(metrics),
+            )
 
     def wait(self) -> None:
-        """Until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until what was saved is on disk. Raises OSError, as `save` does, if it cannot be written."""
+        with self._trouble_reported():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
@@ -114,6 +117,18 @@ class Checkpoints:
         if wrong:
             raise self._damaged(step, ValueError(f"{wrong[0]} is not what was saved"))
         return state
+
+    @contextlib.contextmanager
+    def _trouble_reported(self) -> Iterator[None]:
+        try:
+            yield
+        # Of the threads that write: whatever orbax and tensorstore make of what the file system says.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(
+                f"a checkpoint in {self.folder} cannot be written: {reason}; free some space and run the same command: it"
+                " goes on from the checkpoint before"
+            ) from error
 
     def _damaged(self, step: int, error: Exception) -> ValueError:
         before = max((other for other in self._manager.all_steps() if other < step), default=None)
