@@ -14,12 +14,9 @@ program runs for the first time (before torch is loaded) and the part of it that
 """
 
 import argparse
-import contextlib
 import importlib.util
 import os
-import pathlib
 import re
-import resource
 import statistics
 import sys
 import time
@@ -35,6 +32,7 @@ from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
 from fcclip_jax.models.fcclip import prepare
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import postprocess
+from fcclip_jax.process_memory import peak_memory, reset_peak_memory
 from fcclip_jax.structs import STRIDE, TextClassifier
 
 MODEL = "convnext_large_d_320"
@@ -163,21 +161,6 @@ def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, f
             run()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def reset_peak_memory() -> None:
-    """Lets `peak_memory` start from what is in use now, on Linux; elsewhere it counts from the start of the process."""
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    with contextlib.suppress(OSError):
-        status = pathlib.Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def parse_size(text: str) -> tuple[int, int]:
