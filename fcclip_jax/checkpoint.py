@@ -86,7 +86,11 @@ def abstract_model(description: ModelDescription | ClipDescription) -> nnx.Modul
     """
     build = FCCLIP if isinstance(description, ModelDescription) else _ClipAlone
     try:
-        return nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0)))
+        for name, variable in named_variables(model).items():
+            if min(variable.shape, default=0) < 0:
+                raise ValueError(f"{name} would have the shape {variable.shape}")
+        return model
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"no model can be built of the sizes in its description: {_first_line(error)}") from None
 

@@ -198,7 +198,7 @@ def test_another_run_is_not_taken_for_this_one(paths, straight):
     for changes, complaint in (
         ({"batch_size": 2}, "has batch_size 4, and the configuration 2"),
         ({"model.head.num_queries": 7}, "a run of another model or vocabulary"),
-        ({"optim.learning_rate": -1.0, "seed": 3}, "has seed 0, and the configuration 3"),
+        ({"seed": 3}, "has seed 0, and the configuration 3"),
     ):
         config = training.config(paths, **changes)
         with pytest.raises(ValueError, match=complaint):
