@@ -1,8 +1,9 @@
-"""The command line of training.
+"""The command line of training and evaluation.
 
 python -m fcclip_jax.main --config=configs/coco.py --workdir=runs/coco                # trains, or goes on
 python -m fcclip_jax.main --config=configs/coco.py:debug --workdir=runs/debug         # everything small, on a laptop
 python -m fcclip_jax.main --config=configs/coco.py --compile_only=v5e:4x4             # what it takes on a TPU pod
+python -m fcclip_jax.main --config=configs/eval.py:ade20k --checkpoint=DIR --workdir=runs/ade20k   # evaluates, or goes on
 """
 
 import pathlib
@@ -19,7 +20,13 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A Python file with get_config(variant), such as configs/coco.py or configs/coco.py:debug; any value"
     " of it can be set, as in --config.batch_size=8."
 )  # fmt: skip
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics and the trained model.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder: checkpoints, metrics and the trained model, or an evaluation's log and report."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "What configs/eval.py evaluates: a folder that training or convert wrote, or \"random\" for a small"
+    " model that finds nothing, to see that all works."
+)  # fmt: skip
 COMPILE_ONLY = flags.DEFINE_string(
     "compile_only", None, "Compiles the training step for a TPU topology, such as v5e:4x4, says what it takes, and trains"
     " nothing. Needs no TPU."
@@ -33,7 +40,8 @@ PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 2 with one sentence for what the user can put right, 1 if --compile_only does not fit."""
+    """Returns the exit code: 2 with one sentence for what the user can put right, 1 if --compile_only does
+    not fit, or images could not be evaluated."""
     argv = list(sys.argv if argv is None else argv)
     try:
         config = _parse(argv)
@@ -43,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return plan.main(config, COMPILE_ONLY.value)
         _start_processes()
+        if "benchmark" in config:
+            from fcclip_jax.evaluation.run import run
+
+            return run(config, CHECKPOINT.value, WORKDIR.value)
         _run(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -70,6 +82,13 @@ def _parse(argv: list[str]) -> ConfigDict:
         raise ValueError("give a configuration, such as --config=configs/coco.py")
     if WORKDIR.value is None and not COMPILE_ONLY.value:
         raise ValueError("give the run a folder, such as --workdir=runs/coco")
+    evaluates = "benchmark" in CONFIG.value
+    if evaluates and CHECKPOINT.value is None:
+        raise ValueError("give what is to be evaluated, such as --checkpoint=runs/coco/model")
+    if evaluates and COMPILE_ONLY.value:
+        raise ValueError("--compile_only is about training: give it with another configuration than configs/eval.py")
+    if CHECKPOINT.value is not None and not evaluates:
+        raise ValueError("--checkpoint goes with configs/eval.py; training begins at --config.init")
     return CONFIG.value
 
 

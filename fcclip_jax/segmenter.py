@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax import buckets as bucket_lists
 from fcclip_jax import caching, checkpoint
@@ -53,6 +54,7 @@ class Segmenter:
         max_side: int = MAX_SIDE,
         buckets: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
+        devices: Sequence[jax.Device] | None = None,
         cache_dir: pathlib.Path | None = None,
     ):
         """`load` and `random` are the usual ways here.
@@ -62,11 +64,15 @@ class Segmenter:
         short_side, max_side: images are resized to the first, or less where the longer side would pass the second.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
         batch_size: images computed together. More than one pays on accelerators, not on a CPU.
+        devices: what a batch is spread over, in equal parts; by default the first alone.
         """
         if not 1 <= short_side <= max_side:
             raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        devices = jax.local_devices()[:1] if devices is None else list(devices)
+        if batch_size % len(devices):
+            raise ValueError(f"a batch of {batch_size} cannot be spread evenly over {len(devices)} devices")
         self.training, self.short_side, self.max_side, self.batch_size = training, short_side, max_side, batch_size
         chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
         self.buckets = bucket_lists.check_buckets(chosen)
@@ -80,7 +86,14 @@ class Segmenter:
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
         graphdef, self._state = nnx.split(image_model)
-        self._program = jax.jit(functools.partial(_segment, graphdef), static_argnames=("canvas", "tasks"))
+        segment = functools.partial(_segment, graphdef)
+        self._everywhere = None
+        if len(devices) > 1:
+            mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+            self._everywhere = NamedSharding(mesh, PartitionSpec())
+            self._state = jax.device_put(self._state, self._everywhere)
+            segment = _spread(segment, mesh)
+        self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
         self._scores_program = jax.jit(
             functools.partial(_score, graphdef), static_argnames=("canvas", "classes", "before_resize")
         )
@@ -121,7 +134,7 @@ class Segmenter:
         text = self._encoder.classifier(vocabulary, self.training)
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
-        self._words = _Words(vocabulary, *jax.device_put((text, is_thing)))
+        self._words = _Words(vocabulary, *jax.device_put((text, is_thing), self._everywhere))
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Puts new values, by `checkpoint.named_variables`' names, in the image model's place of old ones.
@@ -176,15 +189,32 @@ class Segmenter:
         return results[0] if single else [results[index] for index in range(len(results))]
 
     def stream(
-        self, images: Iterable[ImageLike], *, tasks: Collection[str] = TASKS, overlap_threshold: float = 0.8
+        self,
+        images: Iterable[ImageLike],
+        *,
+        tasks: Collection[str] = TASKS,
+        overlap_threshold: float = 0.8,
+        semantic_before_resize: bool = False,
+        offered: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images are done, out of order where buckets fill out of order.
 
         An image that cannot be read yields its error instead, and the others go on. The words are those of the start.
+
+        semantic_before_resize: score at the network's size and resize the scores, as the official semantic-only configs do.
+        offered: the classes that the image of this index may have, counted from 0; by default all of them.
         """
         words, tasks = self._required_words(), check_tasks(tasks)
         if not 0 <= overlap_threshold <= 1:
             raise ValueError(f"overlap_threshold is {overlap_threshold}; it is a share, from 0 to 1")
+        run = functools.partial(
+            self._run,
+            words=words,
+            tasks=tasks,
+            overlap_threshold=overlap_threshold,
+            before_resize=semantic_before_resize,
+            offered=offered,
+        )
         waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
         for item in self._prepared(images):
             if isinstance(item.error, Exception):
@@ -193,9 +223,9 @@ class Segmenter:
             key = (item.bucket, bucket_lists.canvas(item.image.shape[:2]))
             waiting[key].append(item)
             if len(waiting[key]) == self.batch_size:
-                yield from self._run(*key, waiting.pop(key), words, tasks, overlap_threshold)
+                yield from run(*key, waiting.pop(key))
         for key, batch in waiting.items():
-            yield from self._run(*key, batch, words, tasks, overlap_threshold)
+            yield from run(*key, batch)
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
         """Every class's score at every pixel of one image: large, and compiled for each number of classes.
@@ -258,19 +288,29 @@ class Segmenter:
         bucket: tuple[int, int],
         canvas: tuple[int, int],
         items: list["_Prepared"],
+        *,
         words: "_Words",
         tasks: tuple[str, ...],
         overlap_threshold: float,
+        before_resize: bool,
+        offered: Callable[[int], Sequence[int]] | None,
     ) -> Iterator[tuple[int, Result]]:
         arrays = self._batch(items, bucket, size=self.batch_size)
+        choice = None
+        if offered is not None:
+            choice = np.zeros((self.batch_size, *words.is_thing.shape), bool)
+            for row in range(self.batch_size):
+                choice[row, list(offered(items[min(row, len(items) - 1)].index))] = True
         output = self._program(
             self._state,
             *arrays,
             words.text,
             words.is_thing,
             np.float32(overlap_threshold),
+            choice,
             canvas=canvas,
             tasks=tasks,
+            before_resize=before_resize,
         )
         output = jax.device_get(output)
         for row, item in enumerate(items):
@@ -302,11 +342,12 @@ def _masks_and_classes(
     images: UInt8[Array, "B H W 3"],
     image_hw: Int[Array, "B 2"],
     text: TextClassifier,
+    offered: Bool[Array, "B K"] | None = None,
 ) -> tuple[Float[Array, "B h w Q"], Float[Array, "B Q K1"]]:
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = prepare(images, image_hw)
     prediction, features = model(pixels, valid_hw, text)
-    return prediction.mask_logits, model.classify(prediction, features.clip_dense, valid_hw, text)
+    return prediction.mask_logits, model.classify(prediction, features.clip_dense, valid_hw, text, offered=offered)
 
 
 def _segment(
@@ -318,12 +359,14 @@ def _segment(
     text: TextClassifier,
     is_thing: Array,
     overlap_threshold: Float[Array, ""],
+    offered: Bool[Array, "B K"] | None,
     *,
     canvas: tuple[int, int],
     tasks: tuple[str, ...],
+    before_resize: bool,
 ) -> Postprocessed:
     """The whole of one batch, from pixels to maps: one program."""
-    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text)
+    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text, offered)
     return postprocess(
         mask_logits,
         class_probs,
@@ -334,7 +377,24 @@ def _segment(
         canvas=canvas,
         tasks=tasks,
         overlap_threshold=overlap_threshold,
+        semantic_before_resize=before_resize,
     )
+
+
+def _spread(segment: Callable[..., Postprocessed], mesh: Mesh) -> Callable[..., Postprocessed]:
+    """The same program on every device, each with its part of the batch: nothing passes between them."""
+    everywhere, parts = PartitionSpec(), PartitionSpec("data")
+
+    def program(*arrays: Any, **options: Any) -> Postprocessed:
+        return jax.shard_map(
+            functools.partial(segment, **options),
+            mesh=mesh,
+            in_specs=(everywhere, parts, parts, parts, everywhere, everywhere, everywhere, parts),
+            out_specs=parts,
+            check_vma=False,
+        )(*arrays)
+
+    return program
 
 
 def _score(

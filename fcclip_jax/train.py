@@ -20,7 +20,6 @@ from fcclip_jax import caching, checkpoint, sharding
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.sources import Source
-from fcclip_jax.evaluate import Validator, on_host
 from fcclip_jax.metrics import Metrics
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.train_checkpoint import Checkpoints
@@ -35,6 +34,7 @@ from fcclip_jax.train_step import (
     make_train_step,
     skeleton,
 )
+from fcclip_jax.validate import Validator, on_host
 
 START, FINAL = "start", "final"
 """Checkpoints in the working directory: the whole model before and after."""

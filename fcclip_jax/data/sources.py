@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -54,7 +53,7 @@ class FolderSource:
         panoptic_pngs: epath.PathLike,
         vocabulary: Vocabulary | None = None,
     ):
-        """Checks all that can be checked without opening an image.
+        """Checks all that can be checked without opening an image. Images may lie in folders within their folder.
 
         vocabulary: None takes the json's own categories.
 
@@ -64,7 +63,7 @@ class FolderSource:
         """
         self._images, self._pngs = epath.Path(images).expanduser(), epath.Path(panoptic_pngs).expanduser()
         path = epath.Path(panoptic_json).expanduser()
-        image_names, png_names = _list_folder(self._images, "images"), _list_folder(self._pngs, "panoptic PNGs")
+        image_names, png_names = list_files(self._images, "images"), list_files(self._pngs, "panoptic PNGs")
         content = _read_json(path)
         self.name = path.stem
         self.vocabulary = vocabulary or vocabulary_of(content["categories"], path.stem)
@@ -78,6 +77,8 @@ class FolderSource:
                 for entry in annotations
                 for segment in entry["segments_info"]
             ]
+            areas = [segment.get("area", -1) for entry in annotations for segment in entry["segments_info"]]
+            self._areas = np.array(areas, np.int64)
             counts = [len(entry["segments_info"]) for entry in annotations]
             self._segments = np.array(rows, np.int64).reshape(-1, 3)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -91,6 +92,9 @@ class FolderSource:
         self._check_segments(path)
         _check_present(self._files, image_names, self._images, path)
         _check_present(self._png_files, png_names, self._pngs, path)
+        self.image_ids: list[int | str] = self._ids
+        self.image_paths = [self._images / image_names[file] for file in self._files]
+        self.png_paths = [self._pngs / png_names[file] for file in self._png_files]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -100,10 +104,15 @@ class FolderSource:
         return Record(
             image_id=self._ids[index],
             file_name=self._files[index],
-            image=(self._images / self._files[index]).read_bytes(),
-            panoptic=(self._pngs / self._png_files[index]).read_bytes(),
+            image=self.image_paths[index].read_bytes(),
+            panoptic=self.png_paths[index].read_bytes(),
             segments=self._segments[start : self._ends[index]],
         )
+
+    def areas(self, index: int) -> Int[np.ndarray, " N"] | None:
+        """Pixels of each of a record's segments, as the json has them; None where it lacks one."""
+        areas = self._areas[self._ends[index - 1] if index else 0 : self._ends[index]]
+        return None if (areas < 0).any() else areas
 
     @property
     def digest(self) -> str:
@@ -155,16 +164,27 @@ def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
     return Vocabulary.from_json(json.dumps({"name": name, "ignore_label": None, "classes": classes}))
 
 
-def _list_folder(folder: epath.Path, what: str) -> set[str]:
-    """Names of the files in it: one listing costs less than 100,000 questions whether a file is there."""
+def list_files(folder: epath.Path, what: str) -> dict[str, str]:
+    """Paths of all files in the folder, also by name alone, where the one least deep counts.
+
+    One walk costs less than 100,000 questions whether a file is there.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of {what} at {folder}")
-    if os.path.isdir(folder):  # epath makes an object for each file, which takes seconds
-        return set(os.listdir(folder))
-    return {file.name for file in folder.iterdir()}
+    found: dict[str, str] = {}
+    for path, _, names in folder.walk():
+        within = path.relative_to(folder).as_posix()
+        for name in names:
+            file = name if within == "." else f"{within}/{name}"
+            found[file] = file
+            found.setdefault(name, file)
+    return found
 
 
-def _check_present(files: list[str], there: set[str], folder: epath.Path, path: epath.Path) -> None:
+def _check_present(files: list[str], there: dict[str, str], folder: epath.Path, path: epath.Path) -> None:
     if missing := [file for file in files if file not in there]:
         raise FileNotFoundError(
             f"{path} names {missing[0]}, which is not in {folder} ({len(missing)} of {len(files)} files are missing)"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
@@ -58,14 +58,22 @@ class FCCLIP(nnx.Module):
         valid_hw: Int[Array, "B 2"],
         text: TextClassifier,
         mixing: EnsembleDescription | None = None,
+        offered: Bool[Array, "B K"] | None = None,
     ) -> Float[Array, "B Q K1"]:
-        """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last."""
+        """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last.
+
+        offered: leaves each image only some of the classes, as if its vocabulary had no others.
+        """
         masks = shrink(prediction.mask_logits, STRIDE // 4) > 0
         masks &= valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
         out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
+        in_vocab = prediction.class_logits
+        if offered is not None:
+            out_vocab = jnp.where(offered[:, None, :], out_vocab, -jnp.inf)
+            in_vocab = in_vocab.at[..., :-1].set(jnp.where(offered[:, None, :], in_vocab[..., :-1], -jnp.inf))
         valid_masks = jnp.any(masks, axis=(1, 2))
-        return ensemble(prediction.class_logits, out_vocab, text.seen, valid_masks, mixing or self.ensemble)
+        return ensemble(in_vocab, out_vocab, text.seen, valid_masks, mixing or self.ensemble)
 
 
 def prepare(

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcclip_jax import evaluate
+from fcclip_jax import validate
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.checkpoint import Source as Origin
 from fcclip_jax.data.datasets import open_source
 from fcclip_jax.data.sources import Source
-from fcclip_jax.evaluate import Validator, read_truth, scores, truth_result
 from fcclip_jax.evaluators.panoptic import PanopticCounts
 from fcclip_jax.metrics import Metrics
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.results import Panoptic, Result
+from fcclip_jax.validate import Validator, read_truth, scores, truth_result
 from tests.data import tiny
 
 
@@ -57,14 +57,14 @@ class Oracle:
 
 @pytest.fixture
 def validator(source, monkeypatch) -> Validator:
-    monkeypatch.setattr(evaluate, "full_model", lambda start: None)
+    monkeypatch.setattr(validate, "full_model", lambda start: None)
 
     def segmenter(*arguments, **options):
         oracle = Oracle(source)
         oracle.set_classes = lambda vocabulary: None
         return oracle
 
-    monkeypatch.setattr(evaluate, "Segmenter", segmenter)
+    monkeypatch.setattr(validate, "Segmenter", segmenter)
     start = Checkpoint(SMALL, {}, source.vocabulary, "", Origin("", ""), None, {})
     return Validator(start, source, Pictures(), images=3, pictures=1, short_side=64, max_side=64)
 

@@ -1,0 +1,479 @@
+"""The nine benchmarks of the paper: where their files lie, what was reported, and their annotated images."""
+
+import copy
+import difflib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+
+from fcclip_jax.data import images
+from fcclip_jax.data.decoding import decode_ids
+from fcclip_jax.data.sources import FolderSource, list_files
+from fcclip_jax.evaluators.panoptic import Truth
+from fcclip_jax.postprocess import TASKS
+from fcclip_jax.text.vocabulary import Vocabulary
+
+IGNORE = 65535
+"""The class of pixels that do not count."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class LabelMaps(NamedTuple):
+    """Images of class numbers, one for each photograph."""
+
+    folder: str
+    suffix: str
+    """What replaces the photograph's own."""
+    first: int = 0
+    """The number of the first class; smaller ones do not count."""
+
+
+class PanopticFiles(NamedTuple):
+    json: str
+    pngs: tuple[str, ...]
+    """The first that is there: archives unpack to different places."""
+
+
+class Benchmark(NamedTuple):
+    """A row of the table; paths are relative to the data set's own folder, as it is officially laid out."""
+
+    title: str
+    folder: str
+    """What its own folder is called beside others."""
+    images: str
+    vocabulary: str
+    number: int
+    """How many images there are officially."""
+    reported: Mapping[str, float]
+    """By the paper, in percent, for the ConvNeXt-L checkpoint."""
+    image_suffix: str = ".jpg"
+    panoptic: PanopticFiles | None = None
+    labels: LabelMaps | None = None
+    """None takes the classes of the panoptic segments."""
+    instances: str | None = None
+    """Annotations in COCO's format."""
+    cities: str | None = None
+    """The folder of the files that cityscapesScripts reads."""
+    prepared_by: str = ""
+    """The command that makes what the official download lacks."""
+    short_side: int = 800
+    max_side: int = 1333
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it is annotated for."""
+        there = {"panoptic": self.panoptic, "semantic": True, "instances": self.instances or self.cities}
+        return tuple(task for task in TASKS if there[task])
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "coco": Benchmark(
+        title="COCO",
+        folder="coco",
+        images="val2017",
+        vocabulary="coco_panoptic",
+        number=5000,
+        reported={"pq": 54.4, "ap": 44.6, "miou": 63.7},
+        panoptic=PanopticFiles(
+            "annotations/panoptic_val2017.json", ("annotations/panoptic_val2017", "panoptic_val2017")
+        ),
+        instances="annotations/instances_val2017.json",
+    ),
+    "ade20k": Benchmark(
+        title="ADE20K",
+        folder="ADEChallengeData2016",
+        images="images/validation",
+        vocabulary="ade20k_150",
+        number=2000,
+        reported={"pq": 26.8, "ap": 16.8, "miou": 34.1, "pq_grounding": 38.4, "miou_grounding": 54.1},
+        panoptic=PanopticFiles("ade20k_panoptic_val.json", ("ade20k_panoptic_val",)),
+        labels=LabelMaps("annotations/validation", ".png", first=1),
+        instances="ade20k_instance_val.json",
+        prepared_by="fcclip annotate ade20k",
+    ),
+    "cityscapes": Benchmark(
+        title="Cityscapes",
+        folder="cityscapes",
+        images="leftImg8bit/val",
+        vocabulary="cityscapes",
+        number=500,
+        reported={"pq": 44.0, "sq": 75.4, "rq": 53.6, "ap": 26.8, "miou": 56.2, "pq_grounding": 48.1},
+        image_suffix="_leftImg8bit.png",
+        panoptic=PanopticFiles("gtFine/cityscapes_panoptic_val.json", ("gtFine/cityscapes_panoptic_val",)),
+        labels=LabelMaps("gtFine/val", "_gtFine_labelTrainIds.png"),
+        cities="gtFine/val",
+        prepared_by="fcclip annotate cityscapes",
+        short_side=1024,
+        max_side=2560,
+    ),
+    "mapillary": Benchmark(
+        title="Mapillary Vistas",
+        folder="mapillary_vistas",
+        images="validation/images",
+        vocabulary="mapillary_vistas",
+        number=2000,
+        reported={"pq": 18.2, "sq": 57.7, "rq": 22.9, "miou": 27.9, "pq_grounding": 21.5},
+        panoptic=PanopticFiles("validation/panoptic/panoptic_2018.json", ("validation/panoptic",)),
+        labels=LabelMaps("validation/labels", ".png"),
+        short_side=1024,
+        max_side=2560,
+    ),
+    "ade20k_847": Benchmark(
+        title="A-847",
+        folder="ADE20K_2021_17_01",
+        images="images_detectron2/validation",
+        vocabulary="ade20k_847",
+        number=2000,
+        reported={"miou": 14.8, "miou_grounding": 33.4},
+        labels=LabelMaps("annotations_detectron2/validation", ".tif"),
+        prepared_by="fcclip annotate ade20k_full",
+    ),
+    "pascal_context_459": Benchmark(
+        title="PC-459",
+        folder="pascal_ctx_d2",
+        images="images/validation",
+        vocabulary="pascal_context_459",
+        number=5104,
+        reported={"miou": 18.2, "miou_grounding": 41.2},
+        labels=LabelMaps("annotations_ctx459/validation", ".tif"),
+        prepared_by="fcclip annotate pascal_context",
+    ),
+    "pascal_context_59": Benchmark(
+        title="PC-59",
+        folder="pascal_ctx_d2",
+        images="images/validation",
+        vocabulary="pascal_context_59",
+        number=5104,
+        reported={"miou": 58.4, "miou_grounding": 74.9},
+        labels=LabelMaps("annotations_ctx59/validation", ".png"),
+        prepared_by="fcclip annotate pascal_context",
+    ),
+    "pascal_voc_21": Benchmark(
+        title="PAS-21",
+        folder="pascal_voc_d2",
+        images="images/validation",
+        vocabulary="pascal_voc_21",
+        number=1449,
+        reported={"miou": 81.8, "miou_grounding": 88.7},
+        labels=LabelMaps("annotations_pascal21/validation", ".png"),
+        prepared_by="fcclip annotate pascal_voc",
+    ),
+    "pascal_voc_20": Benchmark(
+        title="PAS-20",
+        folder="pascal_voc_d2",
+        images="images/validation",
+        vocabulary="pascal_voc_20",
+        number=1449,
+        reported={"miou": 95.4, "miou_grounding": 98.5},
+        labels=LabelMaps("annotations_pascal20/validation", ".png"),
+        prepared_by="fcclip annotate pascal_voc",
+    ),
+}
+
+
+class Example(NamedTuple):
+    """One photograph with all that is known of it."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    panoptic: Truth | None
+    semantic: UInt16[np.ndarray, "H W"]
+    """Classes, counted from 0 in the vocabulary; IGNORE does not count."""
+
+
+class Examples:
+    """Annotated photographs in a fixed order; all that can be checked without decoding one has been checked."""
+
+    def __init__(
+        self,
+        name: str,
+        vocabulary: Vocabulary,
+        image_ids: Sequence[int | str],
+        image_paths: Sequence[epath.Path],
+        *,
+        panoptic: FolderSource | None,
+        label_paths: Sequence[epath.Path] | None,
+        first_label: int = 0,
+        instances: dict | None = None,
+        cities: epath.Path | None = None,
+    ):
+        """`open_benchmark`, `open_panoptic` and `open_semantic` are the ways here.
+
+        Raises:
+            ValueError: an image and its annotation are of different sizes, or one of them is no image.
+        """
+        self.name, self.vocabulary, self.cities = name, vocabulary, cities
+        self.image_ids, self.image_paths = list(image_ids), list(image_paths)
+        self._panoptic, self._label_paths, self._first_label = panoptic, label_paths, first_label
+        self.instances = instances
+        """Annotations in COCO's format, of these images alone; None where there are none."""
+        self._rows = list(range(len(self.image_paths)))
+        """Where each is in the annotation."""
+        self._class_of = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
+        self._check_sizes()
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises OSError or ValueError, in one sentence, for what cannot be read."""
+        image, row = images.load_image(os.fspath(self.image_paths[index])), self._rows[index]
+        truth = None if self._panoptic is None else self._truth(row)
+        if self._label_paths is not None:
+            semantic = read_labels(self._label_paths[row], self._first_label, self.vocabulary)
+        else:
+            semantic = classes_of(truth)
+        for what, found in (("panoptic map", truth and truth.id_map), ("label map", semantic)):
+            if found is not None and found.shape != image.shape[:2]:
+                raise ValueError(_mismatch(self.image_paths[index], image.shape[:2], what, found.shape))
+        return Example(image, truth, semantic)
+
+    def spread(self, number: int) -> "Examples":
+        """So many of them, evenly spread."""
+        chosen = np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int).tolist()
+        kept = copy.copy(self)
+        kept.image_ids, kept.image_paths, kept._rows = (
+            [values[place] for place in chosen] for values in (self.image_ids, self.image_paths, self._rows)
+        )
+        return kept
+
+    def digest(self) -> str:
+        """Tells sets of images apart: a check sum of what they are called, in their order."""
+        return hashlib.sha256(json.dumps([self.name, *map(str, self.image_ids)]).encode()).hexdigest()
+
+    def _truth(self, row: int) -> Truth:
+        record = self._panoptic[row]
+        try:
+            id_map = decode_ids(record.panoptic)
+        except ValueError as error:
+            raise ValueError(f"{self._panoptic.png_paths[row]}: {error}") from error
+        ids, categories, crowds = record.segments.T
+        classes = np.asarray([self._class_of[category] for category in categories.tolist()], np.int64)
+        return Truth(id_map, ids, classes, crowds.astype(bool), self._panoptic.areas(row))
+
+    def _check_sizes(self) -> None:
+        others = [("panoptic map", self._panoptic.png_paths)] if self._panoptic else []
+        others += [("label map", self._label_paths)] if self._label_paths is not None else []
+        for row, path in enumerate(self.image_paths):
+            shape = _upright_shape(path)
+            for what, paths in others:
+                found = _upright_shape(paths[row])
+                if found != shape:
+                    raise ValueError(_mismatch(path, shape, what, found))
+
+
+def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | None = None) -> Examples:
+    """One of BENCHMARKS.
+
+    root: its own folder, or the one that this lies in.
+    tasks: what is evaluated, by default all that it is annotated for; files for the others need not be there.
+
+    Raises:
+        ValueError: there is no such benchmark, or its files do not fit together.
+        FileNotFoundError: a file is missing; the sentence says which command makes it, if one does.
+    """
+    if name not in BENCHMARKS:
+        close = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.3)
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        raise ValueError(f"no benchmark is called {name!r}: {hint} {', '.join(BENCHMARKS)} and custom")
+    row = BENCHMARKS[name]
+    above = epath.Path(root).expanduser()
+    folder = above / row.folder if (above / row.folder).is_dir() else above
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of {row.title} at {root}; give one that holds {row.images}")
+    vocabulary = Vocabulary.load(row.vocabulary)
+    if tasks is None:
+        tasks = row.tasks
+    if lacking := [task for task in tasks if task not in row.tasks]:
+        raise ValueError(f"{row.title} has no {lacking[0]} annotation; add --config.no{lacking[0]}")
+    try:
+        source, instances = None, None
+        if row.panoptic and ("panoptic" in tasks or row.labels is None):
+            pngs = next((path for path in row.panoptic.pngs if (folder / path).is_dir()), row.panoptic.pngs[0])
+            source = FolderSource(folder / row.images, folder / row.panoptic.json, folder / pngs, vocabulary)
+            ids, paths = source.image_ids, source.image_paths
+        else:
+            paths = _images_in(folder / row.images)
+            ids = [path.name.removesuffix(row.image_suffix) for path in paths]
+        labels = row.labels and _labels_of(paths, folder / row.labels.folder, row.image_suffix, row.labels.suffix)
+        if row.instances and "instances" in tasks:
+            instances = _read_instances(folder / row.instances, ids, vocabulary)
+    except FileNotFoundError as error:
+        made = f"; {row.prepared_by} --root {folder} makes what the download lacks" if row.prepared_by else ""
+        raise FileNotFoundError(f"{error}{made}") from None
+    return Examples(
+        name,
+        vocabulary,
+        ids,
+        paths,
+        panoptic=source,
+        label_paths=labels,
+        first_label=row.labels.first if row.labels else 0,
+        instances=instances,
+        cities=folder / row.cities if row.cities else None,
+    )
+
+
+def open_panoptic(
+    images: epath.PathLike,
+    panoptic_json: epath.PathLike,
+    panoptic_pngs: epath.PathLike,
+    vocabulary: Vocabulary | None = None,
+) -> Examples:
+    """A data set of your own in COCO's panoptic format; raises as FolderSource and Examples do.
+
+    vocabulary: by default the json's own categories.
+    """
+    source = FolderSource(images, panoptic_json, panoptic_pngs, vocabulary)
+    return Examples(
+        source.name, source.vocabulary, source.image_ids, source.image_paths, panoptic=source, label_paths=None
+    )
+
+
+def open_semantic(
+    images: epath.PathLike, labels: epath.PathLike, vocabulary: Vocabulary, *, first_label: int = 0
+) -> Examples:
+    """A data set of your own: a folder of images, and one of label maps with the same names; raises as Examples does.
+
+    Labels are class numbers from `first_label`, 8 or 16 bits; the vocabulary's ignore_label does not count.
+    """
+    paths = _images_in(epath.Path(images).expanduser())
+    folder = epath.Path(labels).expanduser()
+    there = {name.rpartition(".")[0]: folder / path for name, path in list_files(folder, "label maps").items()}
+    missing = [path for path in paths if path.stem not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} has no label map in {folder} ({len(missing)} of {len(paths)} images have none)"
+        )
+    return Examples(
+        folder.name,
+        vocabulary,
+        [path.stem for path in paths],
+        paths,
+        panoptic=None,
+        label_paths=[there[path.stem] for path in paths],
+        first_label=first_label,
+    )
+
+
+def read_labels(path: epath.Path, first: int, vocabulary: Vocabulary) -> UInt16[np.ndarray, "H W"]:
+    """A label map's classes.
+
+    first: the number of the first class.
+
+    Raises:
+        ValueError: the file is damaged or has colours, or a number is that of no class.
+    """
+    data = path.read_bytes()
+    try:
+        labels = _label_numbers(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    known = np.full(1 << 8 * labels.itemsize, -1, np.int32)
+    known[first : first + len(vocabulary.classes)] = np.arange(len(vocabulary.classes))
+    # Numbers below the first class, such as ADE20K's 0 for everything else, do not count.
+    known[:first] = IGNORE
+    if vocabulary.ignore_label is not None and vocabulary.ignore_label < len(known):
+        known[vocabulary.ignore_label] = IGNORE
+    classes = known[labels]
+    if (classes < 0).any():
+        unknown = labels[classes < 0][0]
+        raise ValueError(
+            f"{path} has the label {unknown}, which is none of the {len(vocabulary.classes)} classes of"
+            f" {vocabulary.name!r} from {first} on"
+        )
+    return classes.astype(np.uint16)
+
+
+def classes_of(truth: Truth) -> UInt16[np.ndarray, "H W"]:
+    """The semantic map of a panoptic annotation, crowds included, as COCO's official one is made."""
+    order = np.argsort(truth.ids)
+    ids = truth.ids[order]
+    if not len(ids):
+        return np.full(truth.id_map.shape, IGNORE, np.uint16)
+    rows = np.minimum(np.searchsorted(ids, truth.id_map), len(ids) - 1)
+    found = ids[rows] == truth.id_map
+    return np.where(found, truth.classes[order][rows], IGNORE).astype(np.uint16)
+
+
+def _label_numbers(data: bytes) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
+    # OpenCV would turn a palette into colours; its numbers are what counts.
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in ("P", "L"):
+                return np.asarray(image)
+            if image.mode == "1":
+                return np.asarray(image).astype(np.uint8)
+            if image.mode.startswith("I"):
+                numbers = np.asarray(image)
+                if numbers.min() < 0 or numbers.max() > IGNORE:
+                    raise ValueError("labels are numbers from 0 to 65535")
+                return numbers.astype(np.uint16)
+            mode = image.mode
+    except (Exception, Image.DecompressionBombError) as error:
+        raise ValueError(f"the label map cannot be read: {error}") from error
+    raise ValueError(f"a label map has one channel of class numbers, not Pillow's mode {mode}")
+
+
+def _images_in(folder: epath.Path) -> list[epath.Path]:
+    there = sorted(set(list_files(folder, "images").values()))
+    found = [folder / path for path in there if path.lower().endswith(IMAGE_SUFFIXES)]
+    if not found:
+        raise FileNotFoundError(f"there are no images in {folder}")
+    return found
+
+
+def _labels_of(paths: Sequence[epath.Path], folder: epath.Path, suffix: str, replacement: str) -> list[epath.Path]:
+    there = list_files(folder, "label maps")
+    names = [path.name.removesuffix(suffix) + replacement for path in paths]
+    if missing := [name for name in names if name not in there]:
+        raise FileNotFoundError(
+            f"{missing[0]} is not in {folder} ({len(missing)} of {len(names)} images have no label map)"
+        )
+    return [folder / there[name] for name in names]
+
+
+def _read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocabulary) -> dict:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no instance annotation at {path}")
+    try:
+        content = json.loads(path.read_bytes())
+        entries = {entry["id"]: entry for entry in content["images"]}
+        wanted, known = set(ids), {entry.id for entry in vocabulary.classes}
+        annotations = [entry for entry in content["annotations"] if entry["image_id"] in wanted]
+        unknown = [entry["category_id"] for entry in annotations if entry["category_id"] not in known]
+        categories = [{"id": entry["id"], "name": entry["name"]} for entry in content["categories"]]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        lacks = f"an entry lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not in COCO's format: {lacks}") from None
+    if unknown:
+        raise ValueError(f"{path} has the category {unknown[0]}, which the vocabulary {vocabulary.name!r} lacks")
+    if missing := [id for id in ids if id not in entries]:
+        raise ValueError(f"{path} lacks the image {missing[0]!r} ({len(missing)} of {len(ids)} images are missing)")
+    return {"images": [entries[id] for id in ids], "annotations": annotations, "categories": categories}
+
+
+def _upright_shape(path: epath.Path) -> tuple[int, int]:
+    """(height, width) from the file's head, as load_image turns it."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size if turned else image.size[::-1]
+    except (Exception, Image.DecompressionBombError) as error:
+        reason = "it is not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"cannot read {path}: {reason}") from error
+
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def _mismatch(path: epath.Path, shape: tuple[int, int], what: str, found: tuple[int, int]) -> str:
+    return f"{path} is {shape[1]}x{shape[0]} pixels, and its {what} {found[1]}x{found[0]}"

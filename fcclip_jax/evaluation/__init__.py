@@ -1,0 +1,1 @@
+"""A benchmark from a folder of annotated images to a report."""

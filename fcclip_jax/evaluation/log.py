@@ -1,0 +1,89 @@
+"""What an evaluation found in each image, on disk as soon as it is known: a killed evaluation goes on where it was.
+
+    evaluation.json      what is evaluated, and how; another evaluation is not mixed into it
+    images/*.jsonl       a line for each image, one file for each process that ever took part
+
+Sums are formed at the end, over the lines in the images' order: they do not depend on who did what, when, or in what
+batches.
+"""
+
+import io
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from fcclip_jax.export import write_files
+
+Line = Mapping[str, Any]
+"""Of one image; "index" is its place in the data set."""
+
+
+class EvaluationLog:
+    """The folder of one evaluation. Entered, it is open for new lines."""
+
+    def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
+        """about: what decides the results, as JSON has it.
+
+        Raises:
+            ValueError: the folder has another evaluation in it.
+        """
+        self._folder = folder / "images"
+        self._file: io.TextIOWrapper | None = None
+        record = folder / "evaluation.json"
+        about = json.loads(json.dumps(about))
+        if record.exists():
+            before = _read_record(record)
+            for key in sorted({*before, *about}):
+                if before.get(key) != about.get(key):
+                    raise ValueError(
+                        f"{folder} has an evaluation with {key} = {_short(before.get(key))}, and this one has"
+                        f" {_short(about.get(key))}; give another --workdir, or remove that folder"
+                    )
+        else:
+            write_files({record: json.dumps(about, indent=1).encode()})
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self) -> dict[int, Line]:
+        """All lines by their images' places. A line that a kill cut short is as if it were not there."""
+        lines: dict[int, Line] = {}
+        for path in sorted(self._folder.glob("*.jsonl")):
+            with path.open(encoding="utf-8") as file:
+                for text in file:
+                    if text.endswith("\n"):
+                        line = json.loads(text)
+                        lines.setdefault(line["index"], line)
+        return dict(sorted(lines.items()))
+
+    def __enter__(self) -> Self:
+        # A name that no other process has, dead or alive: nobody writes behind a line that was cut short.
+        self._file = (self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl").open("x", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, line: Line) -> None:
+        """Raises OSError if there is no room."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder to begin anew") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged; remove its folder to begin anew")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,146 @@
+"""A benchmark from its first image to its last: each is segmented, held against its annotation, and logged."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.evaluation.log import EvaluationLog, Line
+from fcclip_jax.evaluation.scores import image_line, panoptic_counts
+from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
+from fcclip_jax.segmenter import Segmenter
+
+
+class EvalSettings(NamedTuple):
+    tasks: tuple[str, ...] = ("panoptic", "semantic", "instances")
+    overlap_threshold: float = 0.8
+    """The least share of its own mask that a panoptic segment must keep."""
+    semantic_before_resize: bool = False
+    """Class scores are formed at the network's size, as the official code has it where only semantic maps are asked for."""
+    grounding: bool = False
+    """Offers each image only the classes that its annotation has (the paper's table 7)."""
+
+
+class Outcome(NamedTuple):
+    lines: dict[int, Line]
+    """Of every image by its place in the data set; those that cannot be read are missing."""
+    failures: list[str]
+    """Of this process."""
+    images_per_second: float
+    """Of this process, decoding and scores included, from its second batch on; 0 where nothing was left to do."""
+
+
+def evaluate(segmenter: Segmenter, examples: Examples, log: EvaluationLog, settings: EvalSettings) -> Outcome:
+    """Segments the images that the log lacks, each process its share; every process gets all lines.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
+    done = log.read()
+    _together("an evaluation begins")  # nobody writes before everybody has read
+    left = [index for index in range(len(examples)) if index not in done]
+    mine = left[jax.process_index() :: jax.process_count()]
+    failures: list[str] = []
+    total = PanopticCounts.zeros(len(examples.vocabulary.classes))
+    times = []
+    progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
+    with progress, log:
+        for index, line in _lines(segmenter, examples, mine, settings):
+            times.append(time.perf_counter())
+            if isinstance(line, Exception):
+                failures.append(_failure(examples, index, line))
+                tqdm.write(f"skipped {failures[-1]}")
+            else:
+                log.append(line)
+                if "panoptic" in line:
+                    total = total.plus(panoptic_counts(line, len(total.iou)))
+                    progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
+            progress.update()
+    _together("an evaluation ends")
+    later = len(times) - segmenter.batch_size
+    speed = later / (times[-1] - times[segmenter.batch_size - 1]) if later > 0 else 0.0
+    return Outcome(log.read(), failures, speed)
+
+
+def _lines(
+    segmenter: Segmenter, examples: Examples, places: Sequence[int], settings: EvalSettings
+) -> Iterator[tuple[int, Line | OSError | ValueError]]:
+    """Images are decoded ahead of the computation and scored behind it, in threads."""
+    underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
+    failed: deque[tuple[int, OSError | ValueError]] = deque()
+    scored: deque[tuple[int, Future[Line]]] = deque()
+
+    def pixels() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        ahead: deque[tuple[int, Future[Example]]] = deque()
+        waiting = iter(places)
+        while True:
+            while len(ahead) < segmenter.batch_size + 2 and (place := next(waiting, None)) is not None:
+                ahead.append((place, pool.submit(examples.__getitem__, place)))
+            if not ahead:
+                return
+            place, future = ahead.popleft()
+            try:
+                example = future.result()
+            except (OSError, ValueError) as error:
+                failed.append((place, error))
+                continue
+            underway.append((place, example))
+            yield example.image
+
+    def offered(position: int) -> Sequence[int]:
+        return classes_in(underway[position][1], len(examples.vocabulary.classes))
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        stream = segmenter.stream(
+            pixels(),
+            tasks=settings.tasks,
+            overlap_threshold=settings.overlap_threshold,
+            semantic_before_resize=settings.semantic_before_resize,
+            offered=offered if settings.grounding else None,
+        )
+        for position, result in stream:
+            place, example = underway[position]
+            underway[position] = (place, None)  # its pixels are not needed any more
+            if isinstance(result, Exception):
+                failed.append((place, result))
+            else:
+                scored.append((place, pool.submit(image_line, place, examples, example, result)))
+            while failed:
+                yield failed.popleft()
+            while len(scored) > 2 * segmenter.batch_size:
+                place, future = scored.popleft()
+                yield place, future.result()
+        for place, future in scored:
+            yield place, future.result()
+        yield from failed
+
+
+def classes_in(example: Example, classes: int) -> Sequence[int]:
+    """The classes that an annotation has; all of them if it has none, for a vocabulary is never empty."""
+    present = set(np.unique(example.semantic).tolist()) - {IGNORE}
+    if example.panoptic is not None:
+        present |= set(example.panoptic.classes.tolist())
+    return sorted(present) or range(classes)
+
+
+def _failure(examples: Examples, index: int, error: Exception) -> str:
+    path = str(examples.image_paths[index])
+    return str(error) if path in str(error) else f"{path}: {error}"
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else 0.0
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -1,0 +1,95 @@
+"""The images that went worst, beside their annotation, as a page for a browser."""
+
+import html
+import io
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.evaluation.log import Line
+from fcclip_jax.evaluation.loop import EvalSettings, classes_in
+from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
+from fcclip_jax.evaluators import panoptic, semantic
+from fcclip_jax.export import write_files
+from fcclip_jax.results import Result
+from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.validate import truth_result
+
+FOLDER = "worst"
+
+
+def write(
+    folder: pathlib.Path,
+    lines: Mapping[int, Line],
+    examples: Examples,
+    segmenter: Segmenter,
+    settings: EvalSettings,
+    number: int,
+) -> None:
+    """Writes worst.html and its pictures: they are segmented once more, for a log holds numbers alone.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    classes = len(examples.vocabulary.classes)
+    quality = {place: value for place, line in lines.items() if (value := _quality(line, classes)) is not None}
+    worst = sorted(quality, key=lambda place: (quality[place], place))[:number]
+    task = "panoptic" if "panoptic" in settings.tasks else "semantic"
+    name = "PQ" if task == "panoptic" else "mIoU"
+    chosen = {position: examples[place] for position, place in enumerate(worst)}
+    stream = segmenter.stream(
+        [example.image for example in chosen.values()],
+        tasks=(task,),
+        overlap_threshold=settings.overlap_threshold,
+        semantic_before_resize=settings.semantic_before_resize,
+        offered=(lambda position: classes_in(chosen[position], classes)) if settings.grounding else None,
+    )
+    files, rows = {}, {}
+    for position, result in stream:
+        place = worst[position]
+        truth = _truth(chosen[position], examples.vocabulary, task)
+        pair = np.concatenate([np.asarray(each.draw(task)) for each in (result, truth)], axis=1)
+        path = folder / FOLDER / f"{position + 1:03}.jpg"
+        files[path] = _jpeg(pair)
+        shown = html.escape(str(examples.image_ids[place]))
+        rows[position] = (
+            f"<h2>{position + 1}. {shown}: {name} {100 * quality[place]:.1f}</h2>\n"
+            f'<img src="{FOLDER}/{path.name}" alt="{shown}, found and annotated" loading="lazy">'
+        )
+    body = "\n".join(rows[position] for position in sorted(rows))
+    title = html.escape(f"{examples.name}: the worst {len(rows)} of {len(lines)} images")
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        "<style>body{font-family:sans-serif;margin:2em}img{max-width:100%}h2{font-size:1em}</style></head>\n"
+        f"<body><h1>{title}</h1>\n<p>Left: found. Right: annotated.</p>\n{body}\n</body></html>\n"
+    )
+    write_files({**files, folder / "worst.html": page.encode()})
+
+
+def _quality(line: Line, classes: int) -> float | None:
+    """Of one image: PQ, or else mIoU, over its classes; None if it has none."""
+    if "panoptic" in line:
+        values = panoptic.quality(panoptic_counts(line, classes))[:, 0]
+    elif "semantic" in line:
+        values = semantic.iou_and_accuracy(total_confusion([line], classes))[:, 0]
+    else:
+        return None
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else None
+
+
+def _truth(example: Example, vocabulary: Vocabulary, task: str) -> Result:
+    if task == "panoptic":
+        return truth_result(example.panoptic, example.image, vocabulary)
+    classes = np.where(example.semantic == IGNORE, -1, example.semantic.astype(np.int64))
+    return Result(example.image, vocabulary, None, classes, None)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -1,0 +1,158 @@
+"""An evaluation as a configuration tells it: opens, checks, segments, reports."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fcclip_jax import caching, checkpoint
+from fcclip_jax.data import benchmarks
+from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
+from fcclip_jax.evaluation import page, report
+from fcclip_jax.evaluation.log import EvaluationLog
+from fcclip_jax.evaluation.loop import EvalSettings, evaluate
+from fcclip_jax.evaluation.scores import summarize
+from fcclip_jax.export import write_files
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.postprocess import TASKS
+from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.text.vocabulary import Vocabulary, shipped
+
+RANDOM = "random"
+"""The checkpoint that is none: a small model with random weights, to see that all works."""
+
+
+def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
+    """Evaluates; prints the table, and writes it beside the report into the folder. The same again goes on.
+
+    Returns 1 if images could not be read, else 0.
+
+    Raises:
+        ValueError, OSError: the configuration, the checkpoint, the data or the folder is not as it should be; all that can
+            be checked is checked before the first image is segmented.
+    """
+    settings = eval_settings(config)
+    examples = open_examples(config, settings.tasks)
+    folder = pathlib.Path(workdir).expanduser()
+    about = {
+        "benchmark": config.benchmark,
+        "images": examples.digest(),
+        "size": [config.short_side, config.max_side],
+        "ensemble": config.ensemble.to_dict(),
+        **settings._asdict(),
+    }
+    segmenter, about["checkpoint"] = open_segmenter(config, checkpoint_path)
+    log = EvaluationLog(folder, about)
+    segmenter.set_classes(examples.vocabulary)
+    outcome = evaluate(segmenter, examples, log, settings)
+    if jax.process_index() == 0:
+        lines = list(outcome.lines.values())
+        if not lines:
+            raise ValueError("no image could be read: there is nothing to report")
+        scores = summarize(lines, examples, examples.vocabulary.seen_by(segmenter.training))
+        row = BENCHMARKS.get(config.benchmark)
+        reported = {} if row is None else reported_for(row.reported, settings.grounding)
+        title = row.title if row else examples.name
+        title += f", {len(lines)} of {row.number if row else len(examples)} images"
+        title += ", grounding" if settings.grounding else ""
+        content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
+                   "scores": scores.overall, "reported": reported, "classes": scores.classes, "about": about}  # fmt: skip
+        text = report.table(title, scores.overall, reported)
+        write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
+        print(text)
+        if config.worst:
+            page.write(folder, outcome.lines, examples, segmenter, settings, config.worst)
+            print(f"the worst images: {folder / 'worst.html'}")
+        if outcome.images_per_second:
+            print(f"{outcome.images_per_second:.2f} images/s in each of {jax.process_count()} processes")
+    return 1 if outcome.failures else 0
+
+
+def eval_settings(config: ConfigDict) -> EvalSettings:
+    """What the configuration says, checked.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+    for name, least in (("batch_size", 1), ("short_side", 1), ("images", 0), ("worst", 0)):
+        if config[name] < least:
+            raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
+    if not 0 <= config.overlap_threshold <= 1:
+        raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it is a share, from 0 to 1")
+    for name in ("alpha", "beta"):
+        if config.ensemble[name] is not None and not 0 <= config.ensemble[name] <= 1:
+            raise ValueError(f"ensemble.{name} is {config.ensemble[name]}; it is from 0 to 1")
+    if config.ensemble.mode not in (None, "geometric", "arithmetic"):
+        raise ValueError(f"ensemble.mode is {config.ensemble.mode!r}; choose geometric or arithmetic")
+    tasks = tuple(task for task in TASKS if config[task])
+    if not tasks:
+        raise ValueError("panoptic, semantic and instances are all off: there is nothing to evaluate")
+    return EvalSettings(tasks, config.overlap_threshold, config.semantic_before_resize, config.grounding)
+
+
+def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
+    """The benchmark, or the user's own data, of which `config.images` says how many.
+
+    Raises:
+        ValueError, FileNotFoundError: something is missing, or does not fit together.
+    """
+    custom = config.custom
+    if config.benchmark != "custom":
+        examples = benchmarks.open_benchmark(config.benchmark, config.root, tasks)
+    elif custom.images and custom.panoptic_json and custom.panoptic_pngs:
+        examples = benchmarks.open_panoptic(custom.images, custom.panoptic_json, custom.panoptic_pngs)
+    elif custom.images and custom.labels and custom.words:
+        if set(tasks) != {"semantic"}:
+            raise ValueError(
+                "label maps have no instances: add --config.nopanoptic --config.noinstances, or give panoptic_json and"
+                " panoptic_pngs"
+            )
+        words = [word.strip() for word in custom.words.split(";")]
+        vocabulary = Vocabulary.load(custom.words) if custom.words in shipped() else Vocabulary.from_words(words)
+        examples = benchmarks.open_semantic(custom.images, custom.labels, vocabulary, first_label=custom.first_label)
+    else:
+        raise ValueError(
+            "data of your own are given by custom.images with custom.panoptic_json and custom.panoptic_pngs, or with"
+            " custom.labels and custom.words"
+        )
+    return examples.spread(config.images) if config.images else examples
+
+
+def open_segmenter(config: ConfigDict, checkpoint_path: str) -> tuple[Segmenter, str]:
+    """The model on this process's devices, and a check sum of its weights."""
+    caching.keep_compiled_programs()
+    if checkpoint_path == RANDOM:
+        model, training, text = random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), "random 0"
+    else:
+        loaded = checkpoint.load(checkpoint_path)
+        model, training, text = loaded.model, loaded.training_vocabulary, loaded.text_sha256
+    changes = {name: value for name, value in config.ensemble.items() if value is not None}
+    model.ensemble = dataclasses.replace(model.ensemble, **changes)
+    digest = hashlib.sha256()
+    for name, variable in sorted(checkpoint.named_variables(model).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(variable[...]))
+    devices = jax.local_devices()
+    segmenter = Segmenter(
+        model,
+        training,
+        fingerprint=text,
+        short_side=config.short_side,
+        max_side=config.max_side,
+        batch_size=config.batch_size,
+        # As many devices as share a batch evenly.
+        devices=devices[: next(n for n in range(len(devices), 0, -1) if config.batch_size % n == 0)],
+        cache_dir=caching.cache_dir() / "text",
+    )
+    return segmenter, digest.hexdigest()
+
+
+def reported_for(reported: Mapping[str, float], grounding: bool) -> dict[str, float]:
+    """The paper's figures for this way of offering classes."""
+    suffix = "_grounding"
+    return {name.removesuffix(suffix): value for name, value in reported.items() if name.endswith(suffix) == grounding}

@@ -1,0 +1,169 @@
+"""The nine readers, each on its official layout in small."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcclip_jax.data import benchmarks
+from fcclip_jax.data.benchmarks import BENCHMARKS, IGNORE
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.data import layouts
+
+# classes, things, the first and the last by name: the paper's table of data sets
+SIZES = {
+    "coco": (133, 80, "person", "rug"),
+    "ade20k": (150, 100, "wall", "flag"),
+    "cityscapes": (19, 8, "road", "bicycle"),
+    "mapillary": (65, 37, "bird", "ego vehicle"),
+    "ade20k_847": (847, 0, "wall", "adding machine"),
+    "pascal_context_459": (459, 0, "accordion", "wool"),
+    "pascal_context_59": (59, 0, "aeroplane", "wood piece"),
+    "pascal_voc_21": (21, 0, "background", "tvmonitor"),
+    "pascal_voc_20": (20, 0, "aeroplane", "tvmonitor"),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_reader(name, tmp_path):
+    truths = layouts.write(name, tmp_path)
+    examples = benchmarks.open_benchmark(name, tmp_path)
+    classes = examples.vocabulary.classes
+    assert (len(classes), sum(examples.vocabulary.thing_mask), classes[0].name, classes[-1].name) == SIZES[name]
+    assert len(examples) == 3
+    for index, truth in enumerate(truths):
+        example = examples[index]
+        assert truth.name.endswith(str(examples.image_ids[index]))
+        np.testing.assert_array_equal(example.image, truth.image)
+        np.testing.assert_array_equal(example.semantic, truth.classes)
+        assert {0, len(classes) - 1, IGNORE} <= set(np.unique(example.semantic).tolist())
+        assert (example.panoptic is None) == (BENCHMARKS[name].tasks == ("semantic",))
+        if example.panoptic is not None:
+            np.testing.assert_array_equal(example.panoptic.id_map, truth.segments)
+            for id, index_of_class, area in zip(
+                example.panoptic.ids, example.panoptic.classes, example.panoptic.areas, strict=True
+            ):
+                assert (truth.classes[truth.segments == id] == index_of_class).all()
+                assert area == (truth.segments == id).sum()
+    assert (examples.instances is None) == (BENCHMARKS[name].instances is None)
+
+
+def test_some_of_the_images(tmp_path):
+    layouts.write("ade20k", tmp_path, 7)
+    every = benchmarks.open_benchmark("ade20k", tmp_path)
+    some = every.spread(3)
+    assert some.image_ids == [every.image_ids[index] for index in (0, 3, 6)]
+    np.testing.assert_array_equal(some[1].semantic, every[3].semantic)
+    np.testing.assert_array_equal(some[2].panoptic.id_map, every[6].panoptic.id_map)
+    assert some.digest() != every.digest()
+
+
+def test_only_what_is_evaluated_must_be_there(tmp_path):
+    layouts.write("ade20k", tmp_path)
+    folder = tmp_path / "ADEChallengeData2016"
+    (folder / "ade20k_panoptic_val.json").unlink()
+    (folder / "ade20k_instance_val.json").unlink()
+    examples = benchmarks.open_benchmark("ade20k", tmp_path, ("semantic",))
+    assert examples[0].panoptic is None and len(examples) == 3
+    with pytest.raises(FileNotFoundError, match=r"ade20k_panoptic_val.json; fcclip annotate ade20k --root .* makes"):
+        benchmarks.open_benchmark("ade20k", tmp_path)
+
+
+def test_label_maps_of_ones_own(tmp_path):
+    truths = layouts.write("pascal_context_59", tmp_path)
+    folder = tmp_path / "pascal_ctx_d2"
+    vocabulary = Vocabulary.load("pascal_context_59")
+    labels = folder / "annotations_ctx59" / "validation"
+    examples = benchmarks.open_semantic(folder / "images" / "validation", labels, vocabulary)
+    np.testing.assert_array_equal(examples[2].semantic, truths[2].classes)
+    path = labels / f"{truths[2].name}.png"
+    numbers = np.asarray(Image.open(path))
+    Image.fromarray(np.where(numbers == 255, 0, numbers + 1).astype(np.uint8)).save(path)
+    examples = benchmarks.open_semantic(folder / "images" / "validation", labels, vocabulary, first_label=1)
+    np.testing.assert_array_equal(examples[2].semantic, truths[2].classes)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000000000102.jpg has no label map in .* \(1 of 3 images have none\)"):
+        benchmarks.open_semantic(folder / "images" / "validation", labels, vocabulary)
+
+
+def test_crowds_are_in_the_semantic_map():
+    truth = benchmarks.Truth(
+        np.array([[5, 5, 9], [0, 7, 9]]), np.array([9, 5]), np.array([2, 1]), np.array([True, False])
+    )
+    np.testing.assert_array_equal(benchmarks.classes_of(truth), [[1, 1, 2], [IGNORE, IGNORE, 2]])
+
+
+def _shrink_a_png(folder):
+    Image.new("RGB", (20, 10)).save(next((folder / "ade20k_panoptic_val").iterdir()))
+
+
+def _shrink_a_label_map(folder):
+    Image.new("L", (20, 10)).save(next((folder / "annotations" / "validation").iterdir()))
+
+
+def _unknown_instance(folder):
+    path = folder / "ade20k_instance_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 777
+    path.write_text(json.dumps(content))
+
+
+def _forget_an_image(folder):
+    path = folder / "ade20k_instance_val.json"
+    content = json.loads(path.read_text())
+    content["images"].pop()
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda folder: next((folder / "annotations" / "validation").iterdir()).unlink(),
+            "1 of 3 images have no label",
+        ),
+        (_shrink_a_png, r"is \d+x\d+ pixels, and its panoptic map 20x10"),
+        (_shrink_a_label_map, r"is \d+x\d+ pixels, and its label map 20x10"),
+        (_unknown_instance, "has the category 777, which the vocabulary 'ade20k_150' lacks"),
+        (_forget_an_image, r"lacks the image '000000000102' \(1 of 3 images are missing\)"),
+        (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "there is no instance annotation at"),
+        (lambda folder: (folder / "ade20k_instance_val.json").write_text("[]"), "is not in COCO's format"),
+        (
+            lambda folder: next((folder / "images" / "validation").iterdir()).write_bytes(b"no image"),
+            "cannot read .*jpg",
+        ),
+    ],
+)
+def test_what_opening_refuses(damage, message, tmp_path):
+    layouts.write("ade20k", tmp_path)
+    damage(tmp_path / "ADEChallengeData2016")
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        benchmarks.open_benchmark("ade20k", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_reading_refuses(tmp_path):
+    layouts.write("ade20k", tmp_path)
+    examples = benchmarks.open_benchmark("ade20k", tmp_path)
+    path = min((tmp_path / "ADEChallengeData2016" / "annotations" / "validation").iterdir())
+    shape = examples[0].image.shape[:2]
+    Image.fromarray(np.full(shape, 200, np.uint8)).save(path)
+    with pytest.raises(
+        ValueError, match="has the label 200, which is none of the 150 classes of 'ade20k_150' from 1 on"
+    ):
+        examples[0]
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(path)
+    with pytest.raises(ValueError, match="a label map has one channel of class numbers, not Pillow's mode RGB"):
+        examples[0]
+    Image.fromarray(np.random.default_rng(0).integers(0, 151, shape).astype(np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="the label map cannot be read"):
+        examples[0]
+
+
+def test_names(tmp_path):
+    with pytest.raises(ValueError, match="no benchmark is called 'ade20': did you mean ade20k"):
+        benchmarks.open_benchmark("ade20", tmp_path)
+    with pytest.raises(ValueError, match="A-847 has no panoptic annotation; add --config.nopanoptic"):
+        benchmarks.open_benchmark("ade20k_847", tmp_path, ("panoptic",))
