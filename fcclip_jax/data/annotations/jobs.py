@@ -75,6 +75,19 @@ def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.
     return found
 
 
+def read_text(path: pathlib.Path, advice: str) -> str:
+    """Raises FileNotFoundError where there is none, and ValueError where it is no text, or empty."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; {advice}")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if not text.strip():
+        raise ValueError(f"{path} is empty, or no text; {advice}")
+    return text
+
+
 def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """The data set's folder, where the root is that folder or the one that it lies in."""
     root = root.expanduser().absolute()
