@@ -46,12 +46,8 @@ def plan(root: pathlib.Path, split: str) -> Plan:
             convert=convert,
         )
 
-    found = jobs.list_files(source / "images" / "ADE" / folder, "**/*.jpg", ADVICE)
-    by_name: dict[str, pathlib.Path] = {}
-    for image in found:
-        if (first := by_name.setdefault(image.name, image)) is not image:
-            raise ValueError(f"{first} and {image} have one name; remove the one that is not the data set's")
-    return Plan([job(image) for image in by_name.values()], OFFICIAL_COUNTS[split], ADVICE)
+    images = jobs.list_files(source / "images" / "ADE" / folder, "**/*.jpg", ADVICE)
+    return Plan([job(image) for image in images], OFFICIAL_COUNTS[split], ADVICE)
 
 
 def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:

@@ -57,11 +57,11 @@ def run(plans: Mapping[str, Plan]) -> int:
 
     Raises:
         FileNotFoundError: a source is missing, of whichever split; nothing was written then.
-        ValueError: a source is damaged, or not as its data set has it.
+        ValueError: a source is damaged, or not as its data set has it, or two are of one name.
         OSError: a file cannot be read or written.
     """
     for plan in plans.values():
-        _check_sources(plan)
+        _check(plan)
     return sum(_run(split, plan) for split, plan in plans.items())
 
 
@@ -73,19 +73,6 @@ def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.
     if not found:
         raise FileNotFoundError(f"there is no {pattern} in {folder}; {advice}")
     return found
-
-
-def read_text(path: pathlib.Path, advice: str) -> str:
-    """Raises FileNotFoundError where there is none, and ValueError where it is no text, or empty."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}; {advice}")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError:
-        text = ""
-    if not text.strip():
-        raise ValueError(f"{path} is empty, or no text; {advice}")
-    return text
 
 
 def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
@@ -153,8 +140,13 @@ def _write(path: pathlib.Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _check_sources(plan: Plan) -> None:
+def _check(plan: Plan) -> None:
     missing = [source for job in plan.jobs for source in job.sources if not source.exists()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileNotFoundError(f"there is no {missing[0]}{more}; {plan.advice}")
+    makers: dict[pathlib.Path, pathlib.Path] = {}
+    for job in plan.jobs:
+        first = makers.setdefault(job.results[0], job.sources[0])
+        if first is not job.sources[0]:
+            raise ValueError(f"{first} and {job.sources[0]} have one name; remove what is not the data set's")

@@ -19,17 +19,18 @@ def plan(root: pathlib.Path, split: str) -> Plan:
     voc, output = devkit / "VOC2012", devkit.parent / "pascal_voc_d2"
 
     def job(name: str) -> Job:
+        image, annotation = voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png"
         return Job(
-            sources=(voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png"),
+            sources=(image, annotation),
             results=(
-                output / "images" / folder / f"{name}.jpg",
-                output / "annotations_pascal21" / folder / f"{name}.png",
-                output / "annotations_pascal20" / folder / f"{name}.png",
+                output / "images" / folder / image.name,
+                output / "annotations_pascal21" / folder / annotation.name,
+                output / "annotations_pascal20" / folder / annotation.name,
             ),
             convert=convert,
         )
 
-    names = jobs.read_text(voc / "ImageSets" / "Segmentation" / f"{split}.txt", ADVICE).split()
+    names = _read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
     return Plan([job(name) for name in names], OFFICIAL_COUNTS[split], ADVICE)
 
 
@@ -40,3 +41,15 @@ def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
     pixels.check_shapes({annotation: labels}, image)
     objects = np.where((labels == BACKGROUND) | (labels == IGNORE), IGNORE, labels - np.uint8(1)).astype(np.uint8)
     return Converted((image.read_bytes(), labels, objects))
+
+
+def _read_names(path: pathlib.Path) -> list[str]:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; {ADVICE}")
+    try:
+        names = path.read_text("utf-8").split()
+    except UnicodeDecodeError:
+        names = []
+    if not names:
+        raise ValueError(f"{path} is empty, or no text; {ADVICE}")
+    return names
