@@ -1,9 +1,10 @@
-"""The command line: segments photographs in any words, prepares data for training."""
+"""The command line: segments photographs in any words, prepares data for training and for evaluation."""
 
 import argparse
 import contextlib
 import difflib
 import glob
+import importlib
 import itertools
 import math
 import pathlib
@@ -21,6 +22,8 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 TASKS = ("panoptic", "semantic", "instances")  # fcclip_jax.postprocess has the same, but imports JAX
 RANDOM_WEIGHTS = "random"
+ANNOTATED = ("ade20k", "ade20k_full", "pascal_context", "pascal_voc", "cityscapes")
+"""The modules of fcclip_jax.data.annotations."""
 
 EXAMPLES = """\
 examples:
@@ -52,6 +55,25 @@ examples:
 exit code: 0 all written; 2 stopped, for the reason given; 130 interrupted.
 """
 
+ANNOTATE_EXAMPLES = """\
+examples:
+  fcclip annotate ade20k --root datasets
+  fcclip annotate cityscapes --root datasets --splits val
+
+what is read, and what is written (ROOT/...):
+  ade20k          ADEChallengeData2016: images, annotations, annotations_instance
+                  -> annotations_detectron2, ade20k_panoptic_SPLIT and .json, ade20k_instance_SPLIT.json, beside them
+  ade20k_full     ADE20K_2021_17_01/images -> ADE20K_2021_17_01: images_detectron2, annotations_detectron2
+  pascal_context  VOCdevkit/VOC2010: JPEGImages, trainval, trainval_merged.json
+                  -> pascal_ctx_d2: images, annotations_ctx59, annotations_ctx459
+  pascal_voc      VOCdevkit/VOC2012: JPEGImages, SegmentationClass, ImageSets/Segmentation
+                  -> pascal_voc_d2: images, annotations_pascal20, annotations_pascal21
+  cityscapes      cityscapes/gtFine/SPLIT -> cityscapes/gtFine: cityscapes_panoptic_SPLIT and .json, and
+                  SPLIT/CITY/*_labelTrainIds.png
+
+exit code: 0 all written; 2 stopped, for the reason given; 130 interrupted.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 with one sentence for what the user can put right."""
@@ -79,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fcclip", description="Open-vocabulary segmentation with a single frozen convolutional CLIP.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{segment,vocabularies,prepare}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{segment,vocabularies,prepare,annotate}")
 
     command = commands.add_parser(
         "segment",
@@ -200,6 +222,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--pngs", metavar="DIR", help="custom: the folder of panoptic PNGs")
     command.set_defaults(run=_prepare)
+
+    command = commands.add_parser(
+        "annotate",
+        help="make the annotations that a benchmark is measured on",
+        description="Makes a benchmark's annotations of what its archives hold, as the official project's scripts make them;"
+        " COCO and Mapillary Vistas need none. Repeat the command to go on after an interruption.",
+        epilog=ANNOTATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("dataset", choices=ANNOTATED, help="which one")
+    command.add_argument(
+        "--root", required=True, type=pathlib.Path, metavar="DIR", help="the folder that the dataset's own lies in"
+    )
+    command.add_argument(
+        "--splits",
+        nargs="+",
+        choices=("train", "val"),
+        default=("train", "val"),
+        metavar="SPLIT",
+        help="train, val or both (default: both); evaluation needs val",
+    )
+    command.set_defaults(run=_annotate)
     return parser
 
 
@@ -266,6 +310,21 @@ def _prepare(arguments: argparse.Namespace) -> int:
     print(
         f"{images} images are in {arguments.output}, {written} of them written now in {time.perf_counter() - started:.1f} s"
     )
+    return 0
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    from fcclip_jax.data.annotations import jobs
+
+    dataset = importlib.import_module(f"fcclip_jax.data.annotations.{arguments.dataset}")
+    plans = {split: dataset.plan(arguments.root, split) for split in dict.fromkeys(arguments.splits)}
+    started = time.perf_counter()
+    written = jobs.run(plans)
+    for split, plan in plans.items():
+        images = len(plan.jobs)
+        whole = "" if images == plan.official_count else f", where the whole data set has {plan.official_count}"
+        print(f"{split}: {images} images{whole}")
+    print(f"all files are there, {written} of them written now in {time.perf_counter() - started:.1f} s")
     return 0
 
 

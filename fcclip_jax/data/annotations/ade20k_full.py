@@ -1,0 +1,101 @@
+"""ADE20K-847 (A-847): images with a short side of 512, and maps of 16 bits, of the full data set (ADE20K_2021_17_01).
+
+Three ways of the official script (prepare_ade20k_full_sem_seg.py) matter to the figures: images shrink only where both sides
+exceed 512, labels by OpenCV's rule for nearest neighbours, and images are written as JPEG of Pillow's default quality even
+where they keep their size. Two are left out: its list of files is a pickle, where walking the folders gives the same; and it
+writes to ade/ADE20K_2021_17_01, where nothing reads.
+"""
+
+import functools
+import json
+import pathlib
+from importlib import resources
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8, UInt16
+
+from fcclip_jax.data.annotations import jobs, pixels
+from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
+
+FOLDERS = {"train": "training", "val": "validation"}
+OFFICIAL_COUNTS = {"train": 25574, "val": 2000}
+NAME = "ADE20K_2021_17_01"
+SHORT_SIDE = 512
+IGNORE = 65535
+ADVICE = f"unpack the full ADE20K, which its site sends to those who register ({NAME}/images/ADE)"
+
+
+def plan(root: pathlib.Path, split: str) -> Plan:
+    """root: ADE20K_2021_17_01, or the folder that it lies in, or lies in the folder ade of, as the official script wants it.
+
+    Results go where they are read, to ADE20K_2021_17_01 in the root, in any case.
+    """
+    root, folder = root.expanduser().absolute(), FOLDERS[split]
+    output = root if (root / "images").is_dir() else root / NAME
+    official = output.parent / "ade" / NAME
+    source = official if official.is_dir() and not (output / "images").is_dir() else output
+
+    def job(image: pathlib.Path) -> Job:
+        return Job(
+            sources=(image, image.with_name(f"{image.stem}_seg.png")),
+            results=(
+                output / "images_detectron2" / folder / image.name,
+                output / "annotations_detectron2" / folder / f"{image.stem}.tif",
+            ),
+            convert=convert,
+        )
+
+    images = jobs.list_files(source / "images" / "ADE" / folder, "**/*.jpg", ADVICE)
+    return Plan([job(image) for image in images], OFFICIAL_COUNTS[split], ADVICE)
+
+
+def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
+    """The image and its map, at the size that both are evaluated at."""
+    colors, photo = pixels.read(annotation), pixels.read(image)
+    if colors.dtype != np.uint8 or colors.ndim != 3:
+        raise ValueError(f"{annotation} is no RGB image; unpack it again")
+    pixels.check_shapes({annotation: colors}, image)
+    labels = class_ids()[object_ids(colors)]
+    if (shape := resized_shape(*labels.shape)) != labels.shape:
+        photo = cv2.resize(photo, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        rows, columns = (nearest(side, new) for side, new in zip(labels.shape, shape, strict=True))
+        labels = labels[rows[:, None], columns]
+    return Converted((photo, labels))
+
+
+def object_ids(colors: UInt8[np.ndarray, "H W C"]) -> Int[np.ndarray, "H W"]:
+    """The data set's own numbers of objects: the tens of R and all of G."""
+    return colors[..., 0].astype(np.int64) // 10 * 256 + colors[..., 1]
+
+
+@functools.cache
+def class_ids() -> UInt16[np.ndarray, " {26*256}"]:
+    """The class of each of the data set's numbers, and IGNORE for those that are none of the 847.
+
+    17 classes have none: in the official table a later class has the same number, and the last one counts.
+    """
+    numbers = json.loads((resources.files(__package__) / "ade20k_847_objects.json").read_text("utf-8"))
+    classes = np.full(26 * 256, IGNORE, np.uint16)
+    for index, number in enumerate(numbers):
+        if number is not None:
+            classes[number] = index
+    return classes
+
+
+def resized_shape(height: int, width: int) -> tuple[int, int]:
+    """The short side becomes 512 where it exceeds that; the other rounds half to even."""
+    if min(height, width) <= SHORT_SIDE:
+        return height, width
+    if width >= height:
+        return SHORT_SIDE, round(width / height * SHORT_SIDE)
+    return round(height / width * SHORT_SIDE), SHORT_SIDE
+
+
+def nearest(source: int, target: int) -> Int[np.ndarray, " target"]:
+    """The source pixel of each target pixel, as OpenCV's INTER_NEAREST has it: the step is 1 / (target / source).
+
+    source / target instead would differ in rare rows.
+    """
+    step = 1 / (target / source)
+    return np.minimum(np.floor(np.arange(target) * step).astype(np.int64), source - 1)

@@ -1,0 +1,103 @@
+"""Cityscapes: panoptic annotations, and label maps of training ids, of what gtFine holds.
+
+They are those of cityscapesScripts (createPanopticImgs.py with its default of label ids, createTrainIdLabelImgs.py). Its
+table of labels (helpers/labels.py) is, as far as it is needed, the vocabulary's ids and the groups below.
+"""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from fcclip_jax.data.annotations import jobs, pixels
+from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
+from fcclip_jax.text.vocabulary import Vocabulary
+
+OFFICIAL_COUNTS = {"train": 2975, "val": 500}
+LABELS = 34
+"""Label ids are 0..33; 19 of them are evaluated."""
+GROUPS = {
+    "flat": range(7, 11),
+    "construction": range(11, 17),
+    "object": range(17, 21),
+    "nature": range(21, 23),
+    "sky": range(23, 24),
+    "human": range(24, 26),
+    "vehicle": range(26, 34),
+}
+INSTANCE = 1000
+"""An instance's id is its label times this, plus its number; below are labels, of stuff and of crowds."""
+IGNORE = 255
+ADVICE = "unpack gtFine_trainvaltest.zip (cityscapes/gtFine)"
+
+_CLASSES = {entry.id: entry for entry in Vocabulary.load("cityscapes").classes}
+
+
+def plan(root: pathlib.Path, split: str) -> Plan:
+    """root: the folder that holds gtFine, or cityscapes, which holds it."""
+    truth = jobs.own_folder(root, "cityscapes") / "gtFine"
+    name = f"cityscapes_panoptic_{split}"
+
+    def job(instances: pathlib.Path) -> Job:
+        stem = instances.name.removesuffix("_instanceIds.png")
+        return Job(
+            sources=(instances, instances.with_name(f"{stem}_labelIds.png")),
+            results=(truth / name / f"{stem}_panoptic.png", instances.with_name(f"{stem}_labelTrainIds.png")),
+            convert=convert,
+        )
+
+    found = jobs.list_files(truth / split, "*/*_gtFine_instanceIds.png", ADVICE)
+    summaries = {truth / f"{name}.json": _panoptic_json}
+    return Plan([job(instances) for instances in found], OFFICIAL_COUNTS[split], ADVICE, summaries)
+
+
+def convert(instances: pathlib.Path, labels: pathlib.Path) -> Converted:
+    """One image's maps, and the part of the json that is about it."""
+    ids, label_map = pixels.read(instances), pixels.read_labels(labels)
+    if ids.ndim != 2:
+        raise ValueError(f"{instances} is no map of ids; unpack it again")
+    pixels.check_labels(label_map, set(range(LABELS)), labels)
+    pixels.check_shapes({labels: label_map}, instances)
+    kept, segments = np.zeros(ids.shape, np.int32), []
+    for id in np.unique(ids).tolist():
+        label = id // INSTANCE if id >= INSTANCE else id
+        if not 0 <= label < LABELS:
+            raise ValueError(f"{instances} has the id {id}, whose label there is not; unpack it again")
+        if label not in _CLASSES:
+            continue
+        mask = ids == id
+        kept[mask] = id
+        crowd = int(id < INSTANCE and _CLASSES[label].is_thing)
+        segments.append({"id": id, "category_id": label, **pixels.area_and_box(mask), "iscrowd": crowd})
+    height, width = ids.shape
+    stem = instances.name.removesuffix("_gtFine_instanceIds.png")
+    record = {
+        "image": {"id": stem, "width": width, "height": height, "file_name": f"{stem}_gtFine_leftImg8bit.png"},
+        "annotation": {"image_id": stem, "file_name": f"{stem}_gtFine_panoptic.png", "segments_info": segments},
+    }
+    return Converted((pixels.ids_to_colors(kept), train_ids(label_map)), record)
+
+
+def train_ids(labels: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Classes 0..18 of labels 0..33, and 255 for those that are not evaluated."""
+    table = np.full(LABELS, IGNORE, np.uint8)
+    table[list(_CLASSES)] = np.arange(len(_CLASSES))
+    return table[labels]
+
+
+def _panoptic_json(records: list[dict]) -> dict:
+    groups = {label: group for group, labels in GROUPS.items() for label in labels}
+    return {
+        "images": [record["image"] for record in records],
+        "annotations": [record["annotation"] for record in records],
+        "categories": [
+            {
+                "id": label,
+                "name": entry.name,
+                "color": entry.color,
+                "supercategory": groups[label],
+                "isthing": int(entry.is_thing),
+            }
+            for label, entry in _CLASSES.items()
+        ],
+    }
