@@ -167,6 +167,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """How often a program (XLA's text of it) makes each kind of collective, loops included, and the bytes they give."""
     own: dict[str, list[tuple[str, int]]] = {}
     calls: dict[str, list[tuple[str, int]]] = {}
+    bounds = _loop_bounds(text)
     entry = name = ""
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*-> .*\{$", line):
@@ -177,8 +178,9 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             own[name].append((found[2], _size(found[1], found[2] in _WITH_OPERANDS and bool(found[3]))))
         elif name:
             trips = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
+            condition = re.search(r"condition=%?([\w.\-]+)", line)
+            times = int(trips[1]) if trips else bounds.get(condition[1], 1) if condition else 1
             for callee in re.findall(r"(?:body|to_apply|calls|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)", line):
-                times = int(trips[1]) if trips else 1
                 calls[name] += [(part.lstrip("%"), times) for part in callee.split(", ")]
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -192,6 +194,16 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
     visit(entry, 1)
     return {kind: (counts[kind], sizes[kind]) for kind in _COLLECTIVES if counts[kind]}
+
+
+def _loop_bounds(text: str) -> dict[str, int]:
+    """N of the computations that ask whether a loop's counter is less than a constant N: for TPUs, XLA names no counts."""
+    bounds = {}
+    for name, body in re.findall(r"^%?([\w.\-]+) .*-> pred\[\].*\{\n((?:[^}].*\n)*)\}", text, re.MULTILINE):
+        constants = re.findall(r" constant\((\d+)\)", body)
+        if len(constants) == 1 and "direction=LT" in body:
+            bounds[name] = int(constants[0])
+    return bounds
 
 
 def _size(shapes: str, started: bool) -> int:

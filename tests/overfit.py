@@ -1,6 +1,6 @@
 """Can it learn at all? A small model on a handful of photographs, again and again, until it knows them by heart.
 
-    python -m tests.overfit FOLDER [--crop 256] [--steps 2500]
+    python -m tests.overfit FOLDER [--crop 256] [--steps 1500]
 
 FOLDER is laid out like COCO's. Trained is what training trains; the trunk stays as it was drawn, at random. The panoptic
 quality on the same photographs is held against an oracle: their own ground truth at the resolution of the masks, a
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.overfit", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path)
     parser.add_argument("--crop", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=2)
     options = parser.parse_args(argv)
     report = overfit(options.folder, options.crop, options.steps, options.batch)

@@ -101,4 +101,10 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %s = bf16[16]{0} all-reduce(%z), to_apply=%add
 }
 """
-    assert plan.collectives(text) == {"all-reduce": (4, 3 * 128 + 32), "all-gather": (3, 3 * 128)}
+    expected = {"all-reduce": (4, 3 * 128 + 32), "all-gather": (3, 3 * 128)}
+    assert plan.collectives(text) == expected
+    # As XLA writes it for TPUs: the count is in the loop's condition alone.
+    unnamed = text.replace(', backend_config={"known_trip_count":{"n":"3"}}', "").replace(
+        "  %lt = pred[] compare(%i, %n)", "  %n = s32[] constant(3)\n  %lt = pred[] compare(%i, %n), direction=LT"
+    )
+    assert plan.collectives(unnamed) == expected
