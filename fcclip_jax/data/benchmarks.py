@@ -41,6 +41,8 @@ class PanopticFiles(NamedTuple):
     json: str
     pngs: tuple[str, ...]
     """The first that is there: archives unpack to different places."""
+    image_name: str | None = None
+    """An image's file by its id, where the json names one that is not there."""
 
 
 class Benchmark(NamedTuple):
@@ -61,8 +63,8 @@ class Benchmark(NamedTuple):
     """None takes the classes of the panoptic segments."""
     instances: str | None = None
     """Annotations in COCO's format."""
-    cities: str | None = None
-    """The folder of the files that cityscapesScripts reads."""
+    instance_ids: LabelMaps | None = None
+    """Cityscapes' own way to annotate instances."""
     prepared_by: str = ""
     """The command that makes what the official download lacks."""
     short_side: int = 800
@@ -71,7 +73,7 @@ class Benchmark(NamedTuple):
     @property
     def tasks(self) -> tuple[str, ...]:
         """What it is annotated for."""
-        there = {"panoptic": self.panoptic, "semantic": True, "instances": self.instances or self.cities}
+        there = {"panoptic": self.panoptic, "semantic": True, "instances": self.instances or self.instance_ids}
         return tuple(task for task in TASKS if there[task])
 
 
@@ -108,9 +110,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=500,
         reported={"pq": 44.0, "sq": 75.4, "rq": 53.6, "ap": 26.8, "miou": 56.2, "pq_grounding": 48.1},
         image_suffix="_leftImg8bit.png",
-        panoptic=PanopticFiles("gtFine/cityscapes_panoptic_val.json", ("gtFine/cityscapes_panoptic_val",)),
+        panoptic=PanopticFiles(
+            "gtFine/cityscapes_panoptic_val.json", ("gtFine/cityscapes_panoptic_val",), "{}_leftImg8bit.png"
+        ),
         labels=LabelMaps("gtFine/val", "_gtFine_labelTrainIds.png"),
-        cities="gtFine/val",
+        instance_ids=LabelMaps("gtFine/val", "_gtFine_instanceIds.png"),
         prepared_by="fcclip annotate cityscapes",
         short_side=1024,
         max_side=2560,
@@ -187,6 +191,8 @@ class Example(NamedTuple):
     panoptic: Truth | None
     semantic: UInt16[np.ndarray, "H W"]
     """Classes, counted from 0 in the vocabulary; IGNORE does not count."""
+    instance_ids: UInt16[np.ndarray, "H W"] | None
+    """Of Cityscapes, as evaluators.cityscapes reads them."""
 
 
 class Examples:
@@ -203,16 +209,17 @@ class Examples:
         label_paths: Sequence[epath.Path] | None,
         first_label: int = 0,
         instances: dict | None = None,
-        cities: epath.Path | None = None,
+        instance_id_paths: Sequence[epath.Path] | None = None,
     ):
         """`open_benchmark`, `open_panoptic` and `open_semantic` are the ways here.
 
         Raises:
             ValueError: an image and its annotation are of different sizes, or one of them is no image.
         """
-        self.name, self.vocabulary, self.cities = name, vocabulary, cities
+        self.name, self.vocabulary = name, vocabulary
         self.image_ids, self.image_paths = list(image_ids), list(image_paths)
         self._panoptic, self._label_paths, self._first_label = panoptic, label_paths, first_label
+        self._instance_id_paths = instance_id_paths
         self.instances = instances
         """Annotations in COCO's format, of these images alone; None where there are none."""
         self._rows = list(range(len(self.image_paths)))
@@ -231,10 +238,14 @@ class Examples:
             semantic = read_labels(self._label_paths[row], self._first_label, self.vocabulary)
         else:
             semantic = classes_of(truth)
-        for what, found in (("panoptic map", truth and truth.id_map), ("label map", semantic)):
+        instance_ids = None
+        if self._instance_id_paths is not None:
+            instance_ids = read_instance_ids(self._instance_id_paths[row])
+        maps = (("panoptic map", truth and truth.id_map), ("label map", semantic), ("map of instances", instance_ids))
+        for what, found in maps:
             if found is not None and found.shape != image.shape[:2]:
                 raise ValueError(_mismatch(self.image_paths[index], image.shape[:2], what, found.shape))
-        return Example(image, truth, semantic)
+        return Example(image, truth, semantic, instance_ids)
 
     def spread(self, number: int) -> "Examples":
         """So many of them, evenly spread."""
@@ -262,6 +273,7 @@ class Examples:
     def _check_sizes(self) -> None:
         others = [("panoptic map", self._panoptic.png_paths)] if self._panoptic else []
         others += [("label map", self._label_paths)] if self._label_paths is not None else []
+        others += [("map of instances", self._instance_id_paths)] if self._instance_id_paths is not None else []
         for row, path in enumerate(self.image_paths):
             shape = _upright_shape(path)
             for what, paths in others:
@@ -298,12 +310,21 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
         source, instances = None, None
         if row.panoptic and ("panoptic" in tasks or row.labels is None):
             pngs = next((path for path in row.panoptic.pngs if (folder / path).is_dir()), row.panoptic.pngs[0])
-            source = FolderSource(folder / row.images, folder / row.panoptic.json, folder / pngs, vocabulary)
+            source = FolderSource(
+                folder / row.images,
+                folder / row.panoptic.json,
+                folder / pngs,
+                vocabulary,
+                image_name=row.panoptic.image_name,
+            )
             ids, paths = source.image_ids, source.image_paths
         else:
             paths = _images_in(folder / row.images)
             ids = [path.name.removesuffix(row.image_suffix) for path in paths]
-        labels = row.labels and _labels_of(paths, folder / row.labels.folder, row.image_suffix, row.labels.suffix)
+        labels, instance_ids = (
+            maps and _labels_of(paths, folder / maps.folder, row.image_suffix, maps.suffix)
+            for maps in (row.labels, row.instance_ids if "instances" in tasks else None)
+        )
         if row.instances and "instances" in tasks:
             instances = _read_instances(folder / row.instances, ids, vocabulary)
     except FileNotFoundError as error:
@@ -318,7 +339,7 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
         label_paths=labels,
         first_label=row.labels.first if row.labels else 0,
         instances=instances,
-        cities=folder / row.cities if row.cities else None,
+        instance_id_paths=instance_ids,
     )
 
 
@@ -391,6 +412,18 @@ def read_labels(path: epath.Path, first: int, vocabulary: Vocabulary) -> UInt16[
             f" {vocabulary.name!r} from {first} on"
         )
     return classes.astype(np.uint16)
+
+
+def read_instance_ids(path: epath.Path) -> UInt16[np.ndarray, "H W"]:
+    """Cityscapes' *_instanceIds.png.
+
+    Raises:
+        ValueError: the file is damaged or has colours.
+    """
+    try:
+        return _label_numbers(path.read_bytes()).astype(np.uint16)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def classes_of(truth: Truth) -> UInt16[np.ndarray, "H W"]:

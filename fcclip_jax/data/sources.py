@@ -52,10 +52,13 @@ class FolderSource:
         panoptic_json: epath.PathLike,
         panoptic_pngs: epath.PathLike,
         vocabulary: Vocabulary | None = None,
+        *,
+        image_name: str | None = None,
     ):
         """Checks all that can be checked without opening an image. Images may lie in folders within their folder.
 
         vocabulary: None takes the json's own categories.
+        image_name: an image's file by its id, as in "{}_leftImg8bit.png"; None takes the json's file_name.
 
         Raises:
             FileNotFoundError: a folder, the json, or an image or a PNG that the json names is missing.
@@ -87,7 +90,7 @@ class FolderSource:
             raise ValueError(f"{path} has no annotations")
         if unknown := [id for id in self._ids if id not in files]:
             raise ValueError(f"{path} annotates the image_id {unknown[0]!r}, which is not among its images")
-        self._files = [files[id] for id in self._ids]
+        self._files = [image_name.format(id) if image_name else files[id] for id in self._ids]
         self._ends = np.cumsum(counts)
         self._check_segments(path)
         _check_present(self._files, image_names, self._images, path)

@@ -6,6 +6,7 @@ A line is what JSON can hold:
     panoptic     [class, true positives, false positives, false negatives, sum of IoU] of each class that occurs
     semantic     [annotated class, found class, pixels] of each pair that occurs
     instances    detections in COCO's result format
+    matches      evaluators.cityscapes' instead, for Cityscapes
     things       the annotation's own things as COCO annotations, where there is no other instance annotation
 """
 
@@ -19,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.evaluators import instance, panoptic, semantic
+from fcclip_jax.evaluators import cityscapes, instance, panoptic, semantic
 from fcclip_jax.evaluators.panoptic import PanopticCounts, Truth
 from fcclip_jax.export import instance_record
 from fcclip_jax.results import Result
@@ -41,7 +42,12 @@ def image_line(index: int, examples: Examples, example: Example, result: Result)
         pairs = np.argwhere(confusion)
         line["semantic"] = [[int(t), int(f), int(confusion[t, f])] for t, f in pairs]
     if "instances" in result.tasks:
-        line["instances"] = [instance_record(image_id, found) for found in result.instances()]
+        found = result.instances()
+        if example.instance_ids is not None:
+            detections = [cityscapes.Found(each.entry.id, each.score, each.mask) for each in found]
+            line["matches"] = cityscapes.match(example.instance_ids, detections)
+            return line
+        line["instances"] = [instance_record(image_id, each) for each in found]
         if examples.instances is None and example.panoptic is not None:
             line["things"] = things_of(image_id, example.panoptic, examples.vocabulary)
     return line
@@ -137,9 +143,13 @@ def summarize(lines: Sequence[Line], examples: Examples, seen: Sequence[bool]) -
             overall[f"miou{suffix}"] = 100 * semantic.scores(confusion, among).miou
         for entry, (iou, acc) in zip(classes, (100 * semantic.iou_and_accuracy(confusion)).tolist(), strict=True):
             entry |= {"iou": iou, "acc": acc}
+    found = None
     annotation = instance_annotation(lines, examples)
-    if annotation is not None:
+    if any("matches" in line for line in lines):
+        found = cityscapes.average_precision([line["matches"] for line in lines])
+    elif annotation is not None:
         found = instance.average_precision(annotation, [each for line in lines for each in line["instances"]])
+    if found is not None:
         overall |= {name: 100 * value for name, value in found._asdict().items() if name != "per_class"}
         for suffix, among in groups[3:]:
             of_group = [found.per_class[entry["id"]] for entry, chosen in zip(classes, among, strict=True)

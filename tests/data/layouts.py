@@ -89,12 +89,17 @@ def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[in
             path = folder / layout.label.format(name, city="frankfurt")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels.astype(np.uint16 if path.suffix == ".tif" else np.uint8)).save(path)
+        if benchmark == "cityscapes":
+            path = folder / f"gtFine/val/frankfurt/{name}_gtFine_instanceIds.png"
+            Image.fromarray(instance_ids(classes, vocabulary)).save(path)
         if layout.json:
             image_id = int(name) if benchmark == "coco" else name
             path = folder / layout.png.format(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(ids_to_png(segments))
             file = pathlib.Path(layout.image.format(name, city="frankfurt")).name
+            if benchmark == "cityscapes":  # what cityscapesScripts writes, though no such file is there
+                file = f"{name}_gtFine_leftImg8bit.png"
             head = {"id": image_id, "file_name": file, "height": height, "width": width}
             content["images"].append(head)
             content["annotations"].append({"image_id": image_id, "file_name": path.name, "segments_info": infos})
@@ -135,3 +140,11 @@ def annotate(
         infos.append({"id": 1000 * (column + 1) + index, "category_id": vocabulary.classes[index].id, "iscrowd": 0,
                       "area": box[2] * height, "bbox": box})  # fmt: skip
     return classes, segments, infos
+
+
+def instance_ids(classes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Cityscapes' own form: one instance of each thing, stuff and groups by label ids, 4 (static) does not count."""
+    ids = np.full(classes.shape, 4, np.uint16)
+    for index, entry in enumerate(vocabulary.classes):
+        ids[classes == index] = 1000 * entry.id if entry.is_thing else entry.id
+    return ids
