@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcclip_jax.evaluators.panoptic import PanopticCounts, Truth, average, count, quality
+from tests.evaluators import perturbed
 
 
 def truth(id_map, segments, areas=None) -> Truth:
@@ -160,3 +161,19 @@ def test_the_official_figures(shared):
         total = total.plus(counts)
     assert len(facts["cases"]) > 40
     check(total, facts["expected_whole_set"])
+
+
+def test_an_independent_implementation_says_the_same():
+    rng = np.random.default_rng(0)
+    things = np.arange(6) < 3
+    cases = []
+    for _ in range(30):
+        coarse = rng.integers(0, 9, (4, 5))
+        id_map = np.kron(coarse, np.ones((12, 12), int)) * 100
+        ids = np.arange(100, 900, 100)
+        areas = np.asarray([(id_map == id).sum() for id in ids]) + 3  # the json's count, even where the map differs
+        annotated = Truth(id_map, ids, rng.integers(0, 6, len(ids)), np.zeros(len(ids), bool), areas)
+        cases.append(perturbed.perturb(rng, annotated, things))
+    mine, theirs = perturbed.ours(cases, things), perturbed.independent(cases, things)
+    assert 0.02 < mine["pq", "All"] < 0.9
+    assert mine == pytest.approx(theirs, rel=1e-12)
