@@ -141,7 +141,7 @@ def segments_info(panoptic: Panoptic) -> list[dict[str, Any]]:
     ]
 
 
-def instance_record(image_id: int, instance: Instance) -> dict[str, Any]:
+def instance_record(image_id: int | str, instance: Instance) -> dict[str, Any]:
     """An instance as a line of COCO's result format."""
     segmentation = coco_mask.encode(np.asfortranarray(instance.mask, np.uint8))
     return {

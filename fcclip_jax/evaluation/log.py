@@ -7,14 +7,13 @@ Sums are formed at the end, over the lines in the images' order: they do not dep
 batches.
 """
 
-import io
+import contextlib
 import json
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fcclip_jax.export import write_files
 
@@ -23,7 +22,7 @@ Line = Mapping[str, Any]
 
 
 class EvaluationLog:
-    """The folder of one evaluation. Entered, it is open for new lines."""
+    """The folder of one evaluation."""
 
     def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
         """about: what decides the results, as JSON has it.
@@ -32,7 +31,6 @@ class EvaluationLog:
             ValueError: the folder has another evaluation in it.
         """
         self._folder = folder / "images"
-        self._file: io.TextIOWrapper | None = None
         record = folder / "evaluation.json"
         about = json.loads(json.dumps(about))
         if record.exists():
@@ -58,20 +56,18 @@ class EvaluationLog:
                         lines.setdefault(line["index"], line)
         return dict(sorted(lines.items()))
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[Callable[[Line], None]]:
+        """What writes a line at once; it raises OSError if there is no room."""
         # A name that no other process has, dead or alive: nobody writes behind a line that was cut short.
-        self._file = (self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl").open("x", encoding="utf-8")
-        return self
+        path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        with path.open("x", encoding="utf-8") as file:
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+            def write(line: Line) -> None:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
 
-    def append(self, line: Line) -> None:
-        """Raises OSError if there is no room."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+            yield write
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:

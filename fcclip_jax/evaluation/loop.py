@@ -52,14 +52,14 @@ def evaluate(segmenter: Segmenter, examples: Examples, log: EvaluationLog, setti
     total = PanopticCounts.zeros(len(examples.vocabulary.classes))
     times = []
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
-    with progress, log:
+    with progress, log.writer() as write:
         for index, line in _lines(segmenter, examples, mine, settings):
             times.append(time.perf_counter())
             if isinstance(line, Exception):
                 failures.append(_failure(examples, index, line))
                 tqdm.write(f"skipped {failures[-1]}")
             else:
-                log.append(line)
+                write(line)
                 if "panoptic" in line:
                     total = total.plus(panoptic_counts(line, len(total.iou)))
                     progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
