@@ -61,6 +61,8 @@ class Plan(NamedTuple):
     """None for a device that this table does not know."""
     collectives: dict[str, tuple[int, int]]
     """How many of each kind a step makes, and how many bytes they give."""
+    counted: bool
+    """Whether that is all; if not, XLA does not say how often a loop with some of them runs."""
     kernels: int
     """Places in the program where a Pallas kernel is called."""
     compile_seconds: float
@@ -98,8 +100,9 @@ def main(config: ConfigDict, topology: str) -> int:
         f"arguments  {plan.arguments / GIB:.2f} GiB, temporaries {plan.temporaries / GIB:.2f} GiB, peak {plan.peak / GIB:.2f} GiB"
         + (f" of {plan.capacity / GIB:.0f} GiB" if plan.capacity else "")
     )
+    least = "" if plan.counted else "at least "
     for name, (count, size) in plan.collectives.items():
-        print(f"{name:20} {count:6} a step, {size / 2**20:10.1f} MiB on each device")
+        print(f"{name:20} {least}{count:6} a step, {size / 2**20:10.1f} MiB on each device")
     print(f"compiled in {plan.compile_seconds:.0f} s, with {plan.kernels} calls of Pallas kernels")
     if not plan.fits:
         print("it does not fit: raise mesh.fsdp or accumulate, set remat, or take a smaller batch or crop")
@@ -149,6 +152,7 @@ def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: 
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    found, counted = collectives(text)
     arguments_size, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     kind = mesh.devices.flat[0].device_kind
@@ -157,16 +161,20 @@ def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: 
         temporaries=temporaries,
         peak=arguments_size + temporaries + results,
         capacity=HBM[kind] * GIB if kind in HBM else None,
-        collectives=collectives(text),
+        collectives=found,
+        counted=counted,
         kernels=text.count('custom_call_target="tpu_custom_call"'),
         compile_seconds=seconds,
     )
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often a program (XLA's text of it) makes each kind of collective, loops included, and the bytes they give."""
+def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
+    """How often a program (XLA's text of it) makes each kind of collective, loops included, and the bytes they give.
+
+    Also whether that is all: a loop whose count is not there to be read counts once.
+    """
     own: dict[str, list[tuple[str, int]]] = {}
-    calls: dict[str, list[tuple[str, int]]] = {}
+    calls: dict[str, list[tuple[str, int | None]]] = {}
     bounds = _loop_bounds(text)
     entry = name = ""
     for line in text.splitlines():
@@ -179,21 +187,26 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         elif name:
             trips = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
             condition = re.search(r"condition=%?([\w.\-]+)", line)
-            times = int(trips[1]) if trips else bounds.get(condition[1], 1) if condition else 1
+            times = int(trips[1]) if trips else bounds.get(condition[1]) if condition else 1
             for callee in re.findall(r"(?:body|to_apply|calls|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)", line):
                 calls[name] += [(part.lstrip("%"), times) for part in callee.split(", ")]
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
 
-    def visit(computation: str, times: int) -> None:
+    def visit(computation: str, times: int) -> bool:
+        """Whether all is counted."""
         for kind, size in own.get(computation, ()):
             counts[kind] += times
             sizes[kind] += times * size
+        whole = True
         for callee, trips in calls.get(computation, ()):
-            visit(callee, times * trips)
+            before = counts.total()
+            whole &= visit(callee, times * (trips or 1))
+            whole &= trips is not None or counts.total() == before
+        return whole
 
-    visit(entry, 1)
-    return {kind: (counts[kind], sizes[kind]) for kind in _COLLECTIVES if counts[kind]}
+    counted = visit(entry, 1)
+    return {kind: (counts[kind], sizes[kind]) for kind in _COLLECTIVES if counts[kind]}, counted
 
 
 def _loop_bounds(text: str) -> dict[str, int]:
