@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # What differs from the checkpoint's own ensemble of the two classifiers.
     config.ensemble = ConfigDict({"alpha": placeholder(float), "beta": placeholder(float), "mode": placeholder(str)})
 
-    config.save_predictions = False  # as `fcclip segment` writes them, into the work folder
+    config.save_predictions = False  # in the public formats, into the work folder
     config.worst = 20  # images that are drawn beside their annotation, on an HTML page
 
     names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")

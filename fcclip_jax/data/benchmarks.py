@@ -247,6 +247,10 @@ class Examples:
                 raise ValueError(_mismatch(self.image_paths[index], image.shape[:2], what, found.shape))
         return Example(image, truth, semantic, instance_ids)
 
+    @property
+    def has_panoptic(self) -> bool:
+        return self._panoptic is not None
+
     def spread(self, number: int) -> "Examples":
         """So many of them, evenly spread."""
         chosen = np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int).tolist()

@@ -1,5 +1,6 @@
 """A benchmark from its first image to its last: each is segmented, held against its annotation, and logged."""
 
+import pathlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,10 @@ from tqdm import tqdm
 
 from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
+from fcclip_jax.evaluation.predictions import save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
 from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
+from fcclip_jax.results import Result
 from fcclip_jax.segmenter import Segmenter
 
 
@@ -27,6 +30,7 @@ class EvalSettings(NamedTuple):
     """Class scores are formed at the network's size, as the official code has it where only semantic maps are asked for."""
     grounding: bool = False
     """Offers each image only the classes that its annotation has (the paper's table 7)."""
+    save_predictions: bool = False
 
 
 class Outcome(NamedTuple):
@@ -38,11 +42,15 @@ class Outcome(NamedTuple):
     """Of this process, decoding and scores included, from its second batch on; 0 where nothing was left to do."""
 
 
-def evaluate(segmenter: Segmenter, examples: Examples, log: EvaluationLog, settings: EvalSettings) -> Outcome:
+def evaluate(
+    segmenter: Segmenter, examples: Examples, log: EvaluationLog, settings: EvalSettings, folder: pathlib.Path
+) -> Outcome:
     """Segments the images that the log lacks, each process its share; every process gets all lines.
 
+    folder: for predictions, if they are to be saved.
+
     Raises:
-        OSError: the log cannot be written.
+        OSError: the log or a prediction cannot be written.
     """
     done = log.read()
     _together("an evaluation begins")  # nobody writes before everybody has read
@@ -53,7 +61,7 @@ def evaluate(segmenter: Segmenter, examples: Examples, log: EvaluationLog, setti
     times = []
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
     with progress, log.writer() as write:
-        for index, line in _lines(segmenter, examples, mine, settings):
+        for index, line in _lines(segmenter, examples, mine, settings, folder):
             times.append(time.perf_counter())
             if isinstance(line, Exception):
                 failures.append(_failure(examples, index, line))
@@ -71,7 +79,7 @@ def evaluate(segmenter: Segmenter, examples: Examples, log: EvaluationLog, setti
 
 
 def _lines(
-    segmenter: Segmenter, examples: Examples, places: Sequence[int], settings: EvalSettings
+    segmenter: Segmenter, examples: Examples, places: Sequence[int], settings: EvalSettings, folder: pathlib.Path
 ) -> Iterator[tuple[int, Line | OSError | ValueError]]:
     """Images are decoded ahead of the computation and scored behind it, in threads."""
     underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
@@ -98,6 +106,10 @@ def _lines(
     def offered(position: int) -> Sequence[int]:
         return classes_in(underway[position][1], len(examples.vocabulary.classes))
 
+    def score(place: int, example: Example, result: Result) -> Line:
+        line = image_line(place, examples, example, result)
+        return {**line, **save(folder, examples, place, result)} if settings.save_predictions else line
+
     with ThreadPoolExecutor(max_workers=2) as pool:
         stream = segmenter.stream(
             pixels(),
@@ -112,7 +124,7 @@ def _lines(
             if isinstance(result, Exception):
                 failed.append((place, result))
             else:
-                scored.append((place, pool.submit(image_line, place, examples, example, result)))
+                scored.append((place, pool.submit(score, place, example, result)))
             while failed:
                 yield failed.popleft()
             while len(scored) > 2 * segmenter.batch_size:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.data import benchmarks
 from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
-from fcclip_jax.evaluation import page, report
+from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
@@ -49,7 +49,7 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     segmenter, about["checkpoint"] = open_segmenter(config, checkpoint_path)
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
-    outcome = evaluate(segmenter, examples, log, settings)
+    outcome = evaluate(segmenter, examples, log, settings, folder)
     if jax.process_index() == 0:
         lines = list(outcome.lines.values())
         if not lines:
@@ -64,6 +64,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                    "scores": scores.overall, "reported": reported, "classes": scores.classes, "about": about}  # fmt: skip
         text = report.table(title, scores.overall, reported)
         write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
+        if settings.save_predictions:
+            predictions.finish(folder, outcome.lines, examples)
         print(text)
         if config.worst:
             page.write(folder, outcome.lines, examples, segmenter, settings, config.worst)
@@ -92,7 +94,9 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     tasks = tuple(task for task in TASKS if config[task])
     if not tasks:
         raise ValueError("panoptic, semantic and instances are all off: there is nothing to evaluate")
-    return EvalSettings(tasks, config.overlap_threshold, config.semantic_before_resize, config.grounding)
+    return EvalSettings(
+        tasks, config.overlap_threshold, config.semantic_before_resize, config.grounding, config.save_predictions
+    )
 
 
 def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:

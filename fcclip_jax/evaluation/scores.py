@@ -2,7 +2,7 @@
 
 A line is what JSON can hold:
 
-    index, image_id
+    index, image_id, size (height, width)
     panoptic     [class, true positives, false positives, false negatives, sum of IoU] of each class that occurs
     semantic     [annotated class, found class, pixels] of each pair that occurs
     instances    detections in COCO's result format
@@ -31,7 +31,7 @@ def image_line(index: int, examples: Examples, example: Example, result: Result)
     """The line of one image; what the result does not hold is left out."""
     classes = len(examples.vocabulary.classes)
     image_id = examples.image_ids[index]
-    line: dict[str, Any] = {"index": index, "image_id": image_id}
+    line: dict[str, Any] = {"index": index, "image_id": image_id, "size": list(result.image.shape[:2])}
     if "panoptic" in result.tasks and example.panoptic is not None:
         found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
         counts = panoptic.count(example.panoptic, result.panoptic.id_map, found, classes)
@@ -171,7 +171,7 @@ def instance_annotation(lines: Sequence[Line], examples: Examples) -> dict[str, 
         return {**examples.instances, **kept}
     things = [thing for line in lines for thing in line["things"]]
     return {
-        "images": [{"id": line["image_id"]} for line in lines],
+        "images": [{"id": line["image_id"], "height": line["size"][0], "width": line["size"][1]} for line in lines],
         "annotations": [{"id": id, **thing} for id, thing in enumerate(things, start=1)],
         "categories": [{"id": entry.id, "name": entry.name} for entry in examples.vocabulary.classes if entry.is_thing],
     }

@@ -126,19 +126,21 @@ def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[in
 def annotate(
     rng: np.random.Generator, height: int, width: int, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Six columns: the first class, three others, the last, and one that does not count."""
+    """Six wavy columns: the first class, three others, the last, and one that does not count."""
     count = len(vocabulary.classes)
     chosen = [0, *rng.choice(np.arange(1, count - 1), 3, replace=False).tolist(), count - 1]
+    y, x = np.mgrid[:height, :width]
+    columns = np.clip((x + 5 * np.sin(y / 6)) * 6 // width, 0, 5).astype(int)
     classes = np.full((height, width), IGNORE, np.int64)
     segments = np.zeros((height, width), np.int64)
     infos = []
     for column, index in enumerate(chosen):
-        place = np.s_[:, column * width // 6 : (column + 1) * width // 6]
-        classes[place] = index
-        segments[place] = 1000 * (column + 1) + index
-        box = [column * width // 6, 0, (column + 1) * width // 6 - column * width // 6, height]
+        mask = columns == column
+        classes[mask] = index
+        segments[mask] = 1000 * (column + 1) + index
+        box = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8))).tolist()
         infos.append({"id": 1000 * (column + 1) + index, "category_id": vocabulary.classes[index].id, "iscrowd": 0,
-                      "area": box[2] * height, "bbox": box})  # fmt: skip
+                      "area": int(mask.sum()), "bbox": box})  # fmt: skip
     return classes, segments, infos
 
 

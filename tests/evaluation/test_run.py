@@ -8,12 +8,17 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
+from hotcoco.panoptic import PanopticEval
 from ml_collections import ConfigDict
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from fcclip_jax.data import benchmarks
 from fcclip_jax.evaluation.run import run
-from tests.data import layouts
+from tests.data import layouts, tiny
 from tests.training import CONFIGS, load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -22,9 +27,9 @@ IMAGES = 7
 SMALL = {"short_side": 64, "max_side": 96, "overlap_threshold": 0.0, "worst": 2}
 
 
-def config(benchmark: str, root: pathlib.Path, **changes) -> ConfigDict:
+def config(benchmark: str, folder: pathlib.Path, **changes) -> ConfigDict:
     found = load_config("eval", benchmark)
-    found.update_from_flattened_dict({**SMALL, "root": str(root), **changes})
+    found.update_from_flattened_dict({**SMALL, "root": str(folder), **changes})
     return found
 
 
@@ -150,3 +155,112 @@ def test_processes_and_devices_say_the_same(straight, data, cache, tmp_path):
     assert report(tmp_path) == report(straight)
     assert len(list((tmp_path / "images").iterdir())) == 2
     assert "ADE20K, 7 of" in outputs[0] and "ADE20K, 7 of" not in outputs[1]
+
+
+def numbered(source: pathlib.Path, path: pathlib.Path) -> str:
+    """A copy whose image ids are numbers, as hotcoco wants them."""
+    content = json.loads(source.read_text())
+    for entry in content["images"]:
+        entry["id"] = int(entry["id"])
+    for entry in content["annotations"]:
+        entry["image_id"] = int(entry["image_id"])
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_predictions_are_in_the_public_formats(straight, data, cache, tmp_path):
+    """Scored anew by others' programs, they are worth what the report says."""
+    assert run(config("ade20k", data, save_predictions=True, worst=0), "random", str(tmp_path)) == 0
+    assert report(tmp_path)["scores"] == report(straight)["scores"]
+    folder, truth = tmp_path / "predictions", data / "ADEChallengeData2016"
+    pq = PanopticEval(
+        numbered(truth / "ade20k_panoptic_val.json", tmp_path / "truth.json"),
+        numbered(folder / "panoptic.json", tmp_path / "found.json"),
+        gt_folder=str(truth / "ade20k_panoptic_val"),
+        pred_folder=str(folder / "panoptic"),
+    )
+    pq.evaluate()
+    assert 100 * pq.results()["All"]["pq"] == pytest.approx(report(straight)["scores"]["pq"], rel=1e-9)
+    annotation = COCO(str(truth / "ade20k_instance_val.json"))
+    ap = COCOeval(annotation, annotation.loadRes(str(folder / "instances.json")), "segm")
+    ap.evaluate()
+    ap.accumulate()
+    ap.summarize()
+    assert 100 * ap.stats[0] == report(straight)["scores"]["ap"]
+    examples = benchmarks.open_benchmark("ade20k", data)
+    right = counted = 0
+    for index, path in enumerate(examples.image_paths):
+        found = np.asarray(Image.open(folder / "semantic" / f"{path.stem}.png"))
+        wanted = examples[index].semantic
+        right += (found == wanted).sum()
+        counted += (wanted != benchmarks.IGNORE).sum()
+    assert 100 * right / counted == pytest.approx(report(straight)["scores"]["pacc"], rel=1e-12)
+
+
+def test_what_is_offered(data, cache, tmp_path):
+    """Grounding: nothing is found that the annotation does not have."""
+    assert run(config("ade20k", data, grounding=True, instances=False, worst=0), "random", str(tmp_path)) == 0
+    found = report(tmp_path)
+    assert found["reported"] == {"pq": 38.4, "miou": 54.1}
+    lines = [json.loads(line) for path in (tmp_path / "images").iterdir() for line in path.read_text().splitlines()]
+    for line in lines:
+        annotated = {truth for truth, _, _ in line["semantic"]} - {150}
+        assert {label for _, label, _ in line["semantic"]} <= annotated
+        assert {label for label, *_ in line["panoptic"]} <= annotated
+
+
+@pytest.mark.parametrize("benchmark", ["cityscapes", "mapillary", "ade20k_847", "pascal_voc_20"])
+def test_other_benchmarks(benchmark, cache, tmp_path):
+    layouts.write(benchmark, tmp_path, 2)
+    assert run(config(benchmark, tmp_path, worst=1), "random", str(tmp_path / "run")) == 0
+    scores = report(tmp_path / "run")["scores"]
+    tasks = benchmarks.BENCHMARKS[benchmark].tasks
+    assert [key in scores for key in ("pq", "miou", "ap")] == [
+        task in tasks for task in ("panoptic", "semantic", "instances")
+    ]
+
+
+def test_data_of_ones_own(cache, tmp_path):
+    paths = tiny.write(tmp_path / "mine", 3)
+    own = {
+        f"custom.{name}": str(path)
+        for name, path in zip(("images", "panoptic_json", "panoptic_pngs"), paths, strict=True)
+    }
+    assert run(config("custom", tmp_path, **own), "random", str(tmp_path / "panoptic")) == 0
+    found = report(tmp_path / "panoptic")
+    assert {"pq", "miou", "ap"} <= found["scores"].keys() and found["reported"] == {}
+    folder = tmp_path / "pascal_ctx_d2"
+    layouts.write("pascal_context_59", tmp_path)
+    own = {"custom.images": str(folder / "images"), "custom.labels": str(folder / "annotations_ctx59"),
+           "custom.words": "pascal_context_59", "panoptic": False, "instances": False}  # fmt: skip
+    assert run(config("custom", tmp_path, **own), "random", str(tmp_path / "semantic")) == 0
+    assert "miou" in report(tmp_path / "semantic")["scores"]
+
+
+def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
+    truths = layouts.write("pascal_voc_20", tmp_path, 3)
+    path = tmp_path / "pascal_voc_d2" / "images" / "validation" / f"{truths[1].name}.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert run(config("pascal_voc_20", tmp_path), "random", str(tmp_path / "run")) == 1
+    assert (report(tmp_path / "run")["evaluated"], report(tmp_path / "run")["skipped"]) == (2, 1)
+    shown = capsys.readouterr()
+    assert f"{truths[1].name}.jpg" in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"ensemble.alpha": 0.9}, 'has an evaluation with ensemble = {"alpha": null,.* and this one has'),
+        ({"images": 3}, "has an evaluation with images = "),
+        ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it is a share"),
+        ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
+        ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"root": "/nowhere"}, "there is no folder of ADE20K at /nowhere"),
+    ],
+)
+def test_what_is_refused(straight, data, cache, changes, message):
+    before = (straight / "report.json").read_bytes()
+    with pytest.raises((ValueError, OSError), match=message):
+        run(config("ade20k", data, **changes), "random", str(straight))
+    assert (straight / "report.json").read_bytes() == before

@@ -1,0 +1,74 @@
+"""What was found, in the public formats, while an evaluation goes on.
+
+predictions/panoptic.json, panoptic/NAME.png   COCO's panoptic format
+predictions/instances.json                     COCO's result format
+predictions/semantic/NAME.png                  a pixel's class, from 0 in the vocabulary
+predictions/images.json                        the images, and the categories
+"""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcclip_jax.data.benchmarks import Examples
+from fcclip_jax.evaluation.log import Line
+from fcclip_jax.export import categories, encode_ids, instance_record, segments_info, write_files
+from fcclip_jax.results import Result
+
+FOLDER = "predictions"
+
+
+def save(folder: pathlib.Path, examples: Examples, index: int, result: Result) -> dict[str, Any]:
+    """Writes an image's maps; what the json files will say of it is for its line.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    name, files, entries = examples.image_paths[index].stem, {}, {}
+    if "panoptic" in result.tasks:
+        files[folder / FOLDER / "panoptic" / f"{name}.png"] = _png(encode_ids(result.panoptic.id_map))
+        entries["segments_info"] = segments_info(result.panoptic)
+    if "semantic" in result.tasks:
+        dtype = np.uint8 if len(examples.vocabulary.classes) <= 255 else np.uint16
+        files[folder / FOLDER / "semantic" / f"{name}.png"] = _png(result.semantic().astype(dtype))
+    if "instances" in result.tasks:
+        image_id = examples.image_ids[index]
+        entries["instances"] = [instance_record(image_id, each) for each in result.instances()]
+    write_files(files)
+    return entries
+
+
+def finish(folder: pathlib.Path, lines: Mapping[int, Line], examples: Examples) -> None:
+    """Writes the json files; raises OSError if they cannot be written."""
+    paths = examples.image_paths
+    images = [
+        {"id": line["image_id"], "file_name": paths[index].name, "height": line["size"][0], "width": line["size"][1]}
+        for index, line in lines.items()
+    ]
+    head = {"images": images, "categories": categories(examples.vocabulary)}
+    contents: dict[str, Any] = {"images.json": {"info": {}, **head, "annotations": []}}
+    some = next(iter(lines.values()))
+    if "segments_info" in some:
+        annotations = [
+            {
+                "image_id": line["image_id"],
+                "file_name": f"{paths[index].stem}.png",
+                "segments_info": line["segments_info"],
+            }
+            for index, line in lines.items()
+        ]
+        contents["panoptic.json"] = {"info": {}, **head, "annotations": annotations}
+    if "instances" in some:
+        contents["instances.json"] = [each for line in lines.values() for each in line["instances"]]
+    write_files({folder / FOLDER / name: json.dumps(content).encode() for name, content in contents.items()})
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,101 @@
+"""Annotations in the place of what a model finds: after post-processing, or as its mask logits."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import cv2
+import jax
+import numpy as np
+
+from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.postprocess import postprocess
+from fcclip_jax.results import PackedInstance, Panoptic, Result, Segment, make_result
+from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.text.vocabulary import Vocabulary
+
+QUERIES = 16
+
+
+class Perfect(Segmenter):
+    """Gives, of each image, its annotation; of a Segmenter it has what `evaluate` reads."""
+
+    batch_size = 1
+
+    def __init__(self, examples: Examples):
+        self._vocabulary = examples.vocabulary
+        self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
+
+    def stream(self, images: Iterable[np.ndarray], *, tasks: Sequence[str], **_) -> Iterator[tuple[int, Result]]:
+        for position, image in enumerate(images):
+            yield position, perfect(self._by_image[image.tobytes()], self._vocabulary, tasks)
+
+
+def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> Result:
+    """The annotation as a result: pixels that do not count are of the first class, for a model knows no void there."""
+    panoptic = instances = None
+    if example.panoptic is not None:
+        id_map, segments, instances = np.zeros(example.image.shape[:2], np.int64), [], []
+        for id, label in zip(example.panoptic.ids, example.panoptic.classes, strict=True):
+            mask = example.panoptic.id_map == id
+            if not mask.any():
+                continue
+            entry, area = vocabulary.classes[label], int(mask.sum())
+            y, x = np.nonzero(mask)
+            box = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
+            segments.append(Segment(len(segments) + 1, int(label), entry, 1.0, area, box))
+            id_map[mask] = len(segments)
+            if entry.is_thing:
+                rows = np.pad(mask, ((0, -len(mask) % 8), (0, 0))).reshape(-1, 8, mask.shape[1])
+                bits = np.packbits(rows, axis=1, bitorder="little")[:, 0, :, None]
+                instances.append(PackedInstance(int(label), entry, 1.0, area, box, bits))
+        panoptic = Panoptic(id_map, segments)
+    semantic = np.where(example.semantic == IGNORE, 0, example.semantic).astype(np.int64)
+    return Result(example.image, vocabulary, panoptic, semantic, instances if "instances" in tasks else None)
+
+
+class AsLogits(Segmenter):
+    """Puts the annotation in the place of the network's mask logits; all the rest is as it always is."""
+
+    def inject(self, examples: Examples) -> None:
+        self.set_classes(examples.vocabulary)
+        self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
+        self._postprocess = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
+
+    def _run(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
+        padded = items + items[-1:] * (self.batch_size - len(items))
+        pairs = [logits_of(self._by_image[i.image.tobytes()], i.resized.shape[:2], bucket) for i in padded]
+        _, image_hw, output_hw = self._batch(items, bucket, size=self.batch_size)
+        width = words.is_thing.shape[0] + 1
+        probs = np.zeros((self.batch_size, QUERIES, width), np.float32)
+        for row, (_, labels) in enumerate(pairs):
+            probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for queries that nobody needs, is void
+        output = self._postprocess(
+            np.stack([logits for logits, _ in pairs]), probs, words.is_thing, words.text.num_classes, image_hw, output_hw,
+            canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
+        )  # fmt: skip
+        output = jax.device_get(output)
+        for row, item in enumerate(items):
+            yield item.index, make_result(item.image, words.vocabulary, jax.tree.map(lambda x, row=row: x[row], output))
+
+
+def logits_of(example: Example, hw: tuple[int, int], bucket: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mask logits [h, w, Q] at stride 4 of an image resized to `hw`, and the class of each query (-1 for none)."""
+    masks, labels = masks_of(example)
+    logits = np.full((bucket[0] // 4, bucket[1] // 4, QUERIES), -20, np.float32)
+    classes = np.full(QUERIES, -1, np.int64)
+    for query, (mask, label) in enumerate(zip(masks, labels, strict=True)):
+        share = cv2.resize(mask.astype(np.float32), hw[::-1], interpolation=cv2.INTER_LINEAR)
+        share = np.pad(share, ((0, -hw[0] % 4), (0, -hw[1] % 4)), mode="edge")
+        share = share.reshape(share.shape[0] // 4, 4, -1, 4).mean(axis=(1, 3))
+        logits[: share.shape[0], : share.shape[1], query] = 20 * (2 * share - 1)
+        classes[query] = label
+    return logits, classes
+
+
+def masks_of(example: Example) -> tuple[list[np.ndarray], list[int]]:
+    if example.panoptic is not None:
+        rows = [row for row, id in enumerate(example.panoptic.ids) if (example.panoptic.id_map == id).any()]
+        return [example.panoptic.id_map == example.panoptic.ids[row] for row in rows], [
+            int(example.panoptic.classes[row]) for row in rows
+        ]
+    labels = sorted(set(np.unique(example.semantic).tolist()) - {IGNORE})
+    return [example.semantic == label for label in labels], labels

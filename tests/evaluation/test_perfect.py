@@ -1,0 +1,111 @@
+"""What is right scores 100, on every benchmark; and what the resolution of the masks alone takes away, by an oracle."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fcclip_jax.data import benchmarks
+from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
+from fcclip_jax.evaluation.log import EvaluationLog
+from fcclip_jax.evaluation.loop import EvalSettings, evaluate
+from fcclip_jax.evaluation.scores import summarize
+from fcclip_jax.evaluators import panoptic
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.data import layouts
+from tests.evaluation.injected import QUERIES, AsLogits, Perfect, logits_of
+
+
+def scores(segmenter: Segmenter, examples: Examples, folder: pathlib.Path) -> dict[str, float]:
+    tasks = BENCHMARKS[examples.name].tasks
+    chosen = EvalSettings(tasks=tasks, semantic_before_resize=tasks == ("semantic",))
+    outcome = evaluate(segmenter, examples, EvaluationLog(folder, {}), chosen, folder)
+    assert len(outcome.lines) == len(examples) and not outcome.failures
+    seen = examples.vocabulary.seen_by(Vocabulary.load("coco_panoptic"))
+    return summarize(list(outcome.lines.values()), examples, seen).overall
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_is_right_scores_100(name, tmp_path):
+    layouts.write(name, tmp_path, 3)
+    examples = benchmarks.open_benchmark(name, tmp_path)
+    found = scores(Perfect(examples), examples, tmp_path / "run")
+    wanted = {"semantic": ("miou", "fwiou", "macc", "pacc"), "panoptic": ("pq", "sq", "rq", "pq_things"),
+              "instances": ("ap", "ap50")}  # fmt: skip
+    for task in BENCHMARKS[name].tasks:
+        for key in wanted[task]:
+            assert found[key] == pytest.approx(100, abs=1e-9), key
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("name", ["ade20k", "pascal_context_59"])
+def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
+    """Through resizing, buckets, batches and post-processing, beside PyTorch's interpolation of the same logits."""
+    layouts.write(name, tmp_path, 5)
+    examples = benchmarks.open_benchmark(name, tmp_path)
+    segmenter = AsLogits(
+        random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=64, max_side=96,
+        batch_size=batch_size,
+    )  # fmt: skip
+    segmenter.inject(examples)
+    found = scores(segmenter, examples, tmp_path / "run")
+    wanted = oracle(examples, segmenter)
+    assert 50 < found["miou"] < 100
+    for key, value in wanted.items():
+        # Pixels on borders may fall either way: 1 in 10,000 of them here.
+        assert found[key] == pytest.approx(value, abs=0.02), key
+
+
+def oracle(examples: Examples, segmenter: AsLogits) -> dict[str, float]:
+    """The official code's steps (fcclip.py), in its own library, image by image."""
+    classes = len(examples.vocabulary.classes)
+    total = panoptic.PanopticCounts.zeros(classes)
+    right, annotated, predicted = (np.zeros(classes) for _ in range(3))
+    for index in range(len(examples)):
+        example = examples[index]
+        item = segmenter._prepare(index, example.image)
+        hw = item.resized.shape[:2]
+        padded = tuple(-(-side // 32) * 32 for side in hw)
+        logits, labels = logits_of(example, hw, padded)
+        masks = torch.from_numpy(logits).permute(2, 0, 1)[None]
+        masks = functional.interpolate(masks, size=padded, mode="bilinear", align_corners=False)[:, :, : hw[0], : hw[1]]
+        probs = masks.sigmoid()
+        if examples.has_panoptic:
+            masks = functional.interpolate(masks, size=example.image.shape[:2], mode="bilinear", align_corners=False)
+            probs = masks.sigmoid()
+        one_hot = torch.zeros((QUERIES, classes))
+        used = np.flatnonzero(labels >= 0)
+        one_hot[used, labels[used]] = 1
+        per_class = torch.einsum("qc,qhw->chw", one_hot, probs[0])
+        if not examples.has_panoptic:
+            per_class = functional.interpolate(
+                per_class[None], size=example.image.shape[:2], mode="bilinear", align_corners=False
+            )[0]
+        semantic = per_class.argmax(dim=0).numpy()
+        counted = example.semantic != benchmarks.IGNORE
+        for array, values in (
+            (right, semantic[counted & (semantic == example.semantic)]),
+            (annotated, example.semantic[counted]),
+            (predicted, semantic[counted]),
+        ):
+            array += np.bincount(values, minlength=classes)
+        if examples.has_panoptic:
+            best = probs[0, used].argmax(dim=0).numpy()
+            id_map, kept = np.zeros(best.shape, np.int64), []
+            for query in used:
+                own = probs[0, query].numpy() >= 0.5
+                final = (best == query) & own
+                if (best == query).any() and own.any() and final.any() and (best == query).sum() / own.sum() >= 0.8:
+                    kept.append(labels[query])
+                    id_map[final] = len(kept)
+            total = total.plus(panoptic.count(example.panoptic, id_map, np.asarray(kept), classes))
+    there = annotated > 0
+    scores = {"miou": 100 * (right[there] / (annotated + predicted - right)[there]).mean()}
+    if examples.has_panoptic:
+        scores["pq"] = 100 * panoptic.average(total, [True] * classes).pq
+    return scores
