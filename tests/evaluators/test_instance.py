@@ -69,3 +69,17 @@ def test_what_has_no_value(capfd):
     assert np.isnan([measured.ap_small, measured.ap_large]).all() and measured.ap_medium > 0
     assert np.isnan(average_precision(annotation, [])[:6]).all()
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_official_figures(shared):
+    content = json.loads((shared / "golden" / "extra" / "ap.json").read_text())
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    for case in content["cases"]:
+        found = average_precision(content["gt"], case["detections"])
+        if case["expected"] is None:  # detectron2 says NaN of everything
+            assert np.isnan(found[:6]).all()
+            continue
+        wanted = np.asarray([case["expected"]["detectron2_percent"][name] for name in names], np.float64)
+        np.testing.assert_allclose(100 * np.asarray(found[:6]), wanted, rtol=0, atol=1e-9, err_msg=case["name"])
+        for category, row in case["expected"]["per_category_percent"].items():
+            assert 100 * found.per_class[int(category)] == pytest.approx(row["AP"], abs=1e-9)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,19 @@ def test_nothing_is_annotated():
 def test_refusals(truth, found, message):
     with pytest.raises(ValueError, match=message):
         semantic.count(truth, found, 3, IGNORE)
+
+
+def test_the_official_figures(shared):
+    folder = shared / "golden" / "extra"
+    arrays = np.load(folder / "miou.npz")
+    for number, case in enumerate(json.loads((folder / "miou.json").read_text())["cases"]):
+        classes, ignore = case["num_classes"], case["ignore_label"]
+        confusion = sum(
+            semantic.count(arrays[f"case{number}_gt{i}"], arrays[f"case{number}_pred{i}"], classes, ignore)
+            for i in range(case["n_images"])
+        )
+        found = dict(zip(("mIoU", "fwIoU", "mACC", "pACC"), semantic.scores(confusion), strict=True))
+        found["IoU"], found["ACC"] = semantic.iou_and_accuracy(confusion).T
+        for key, value in found.items():
+            wanted = np.asarray(case["expected"][key], np.float64)  # "nan" is a float, too
+            np.testing.assert_allclose(100 * value, wanted, rtol=0, atol=1e-9, err_msg=f"{case['name']} {key}")
