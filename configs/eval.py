@@ -46,6 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # What differs from the checkpoint's own ensemble of the two classifiers.
     config.ensemble = ConfigDict({"alpha": placeholder(float), "beta": placeholder(float), "mode": placeholder(str)})
 
+    config.sweep = False  # PQ of 12 pairs of alpha and beta, both modes, over one pass of the network (table 8)
+
     config.save_predictions = False  # in the public formats, into the work folder
     config.worst = 20  # images that are drawn beside their annotation, on an HTML page
 

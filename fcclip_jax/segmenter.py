@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from fcclip_jax import buckets as bucket_lists
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
-from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.descriptions import SMALL, EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, prepare
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, postprocess, semantic_scores
@@ -73,6 +73,7 @@ class Segmenter:
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         if batch_size % len(devices):
             raise ValueError(f"a batch of {batch_size} cannot be spread evenly over {len(devices)} devices")
+        self.ensemble = model.ensemble
         self.training, self.short_side, self.max_side, self.batch_size = training, short_side, max_side, batch_size
         chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
         self.buckets = bucket_lists.check_buckets(chosen)
@@ -93,7 +94,7 @@ class Segmenter:
             self._everywhere = NamedSharding(mesh, PartitionSpec())
             self._state = jax.device_put(self._state, self._everywhere)
             segment = _spread(segment, mesh)
-        self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
+        self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize", "mixings"))
         self._scores_program = jax.jit(
             functools.partial(_score, graphdef), static_argnames=("canvas", "classes", "before_resize")
         )
@@ -215,6 +216,27 @@ class Segmenter:
             before_resize=semantic_before_resize,
             offered=offered,
         )
+        for index, found in self._results(images, run):
+            yield index, found[0] if isinstance(found, list) else found
+
+    def sweep(
+        self, images: Iterable[ImageLike], mixings: Sequence[EnsembleDescription], *, overlap_threshold: float = 0.8
+    ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
+        """As `stream`, with a panoptic result for each way to mix the two classifiers; the network runs once an image."""
+        run = functools.partial(
+            self._run,
+            words=self._required_words(),
+            tasks=("panoptic",),
+            overlap_threshold=overlap_threshold,
+            before_resize=False,
+            offered=None,
+            mixings=tuple(mixings),
+        )
+        yield from self._results(images, run)
+
+    def _results(
+        self, images: Iterable[ImageLike], run: Callable[..., Iterator[tuple[int, list[Result]]]]
+    ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
         waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
         for item in self._prepared(images):
             if isinstance(item.error, Exception):
@@ -294,7 +316,9 @@ class Segmenter:
         overlap_threshold: float,
         before_resize: bool,
         offered: Callable[[int], Sequence[int]] | None,
-    ) -> Iterator[tuple[int, Result]]:
+        mixings: tuple[EnsembleDescription, ...] = (),
+    ) -> Iterator[tuple[int, list[Result]]]:
+        """A result for each mixing; without any, one for the model's own."""
         arrays = self._batch(items, bucket, size=self.batch_size)
         choice = None
         if offered is not None:
@@ -311,11 +335,13 @@ class Segmenter:
             canvas=canvas,
             tasks=tasks,
             before_resize=before_resize,
+            mixings=mixings,
         )
         output = jax.device_get(output)
         for row, item in enumerate(items):
-            part = jax.tree.map(lambda x, row=row: x[row], output)
-            yield item.index, make_result(item.image, words.vocabulary, part)
+            of_image = jax.tree.map(lambda x, row=row: x[row], output)
+            parts = [jax.tree.map(lambda x, i=i: x[i], of_image) for i in range(len(mixings))] or [of_image]
+            yield item.index, [make_result(item.image, words.vocabulary, part) for part in parts]
 
 
 class _Words(NamedTuple):
@@ -336,20 +362,6 @@ class _Prepared(NamedTuple):
     error: ValueError | OSError | None = None
 
 
-def _masks_and_classes(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    images: UInt8[Array, "B H W 3"],
-    image_hw: Int[Array, "B 2"],
-    text: TextClassifier,
-    offered: Bool[Array, "B K"] | None = None,
-) -> tuple[Float[Array, "B h w Q"], Float[Array, "B Q K1"]]:
-    model = nnx.merge(graphdef, state)
-    pixels, valid_hw = prepare(images, image_hw)
-    prediction, features = model(pixels, valid_hw, text)
-    return prediction.mask_logits, model.classify(prediction, features.clip_dense, valid_hw, text, offered=offered)
-
-
 def _segment(
     graphdef: nnx.GraphDef,
     state: nnx.State,
@@ -364,21 +376,29 @@ def _segment(
     canvas: tuple[int, int],
     tasks: tuple[str, ...],
     before_resize: bool,
+    mixings: tuple[EnsembleDescription, ...],
 ) -> Postprocessed:
-    """The whole of one batch, from pixels to maps: one program."""
-    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text, offered)
-    return postprocess(
-        mask_logits,
-        class_probs,
-        is_thing,
-        text.num_classes,
-        image_hw,
-        output_hw,
+    """The whole of one batch, from pixels to maps: one program. With mixings, their axis comes after the batch's."""
+    model = nnx.merge(graphdef, state)
+    pixels, valid_hw = prepare(images, image_hw)
+    prediction, features = model(pixels, valid_hw, text)
+    finish = functools.partial(
+        postprocess,
+        is_thing=is_thing,
+        num_classes=text.num_classes,
+        image_hw=image_hw,
+        output_hw=output_hw,
         canvas=canvas,
         tasks=tasks,
         overlap_threshold=overlap_threshold,
         semantic_before_resize=before_resize,
     )
+    classify = functools.partial(model.classify, prediction, features.clip_dense, valid_hw, text, offered=offered)
+    if not mixings:
+        return finish(prediction.mask_logits, classify())
+    probs = jnp.stack([classify(mixing=mixing) for mixing in mixings])
+    found = jax.lax.map(lambda class_probs: finish(prediction.mask_logits, class_probs), probs)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
 def _spread(segment: Callable[..., Postprocessed], mesh: Mesh) -> Callable[..., Postprocessed]:
@@ -409,6 +429,11 @@ def _score(
     classes: int,
     before_resize: bool,
 ) -> Float[Array, "B H_out W_out K"]:
-    mask_logits, class_probs = _masks_and_classes(graphdef, state, images, image_hw, text)
+    model = nnx.merge(graphdef, state)
+    pixels, valid_hw = prepare(images, image_hw)
+    prediction, features = model(pixels, valid_hw, text)
+    class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
     real = jnp.concatenate([class_probs[..., :classes], class_probs[..., -1:]], axis=-1)
-    return semantic_scores(mask_logits, real, image_hw, output_hw, canvas=canvas, before_resize=before_resize)
+    return semantic_scores(
+        prediction.mask_logits, real, image_hw, output_hw, canvas=canvas, before_resize=before_resize
+    )

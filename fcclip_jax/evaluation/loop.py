@@ -17,6 +17,7 @@ from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.predictions import save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
+from fcclip_jax.evaluation.sweep import mixings, sweep_line
 from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
 from fcclip_jax.results import Result
 from fcclip_jax.segmenter import Segmenter
@@ -31,6 +32,8 @@ class EvalSettings(NamedTuple):
     grounding: bool = False
     """Offers each image only the classes that its annotation has (the paper's table 7)."""
     save_predictions: bool = False
+    sweep: bool = False
+    """PQ alone, of every way to mix the two classifiers that evaluation.sweep names."""
 
 
 class Outcome(NamedTuple):
@@ -106,18 +109,24 @@ def _lines(
     def offered(position: int) -> Sequence[int]:
         return classes_in(underway[position][1], len(examples.vocabulary.classes))
 
-    def score(place: int, example: Example, result: Result) -> Line:
+    def score(place: int, example: Example, result: Result | list[Result]) -> Line:
+        if isinstance(result, list):
+            return sweep_line(place, examples, example.panoptic, result)
         line = image_line(place, examples, example, result)
         return {**line, **save(folder, examples, place, result)} if settings.save_predictions else line
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        stream = segmenter.stream(
-            pixels(),
-            tasks=settings.tasks,
-            overlap_threshold=settings.overlap_threshold,
-            semantic_before_resize=settings.semantic_before_resize,
-            offered=offered if settings.grounding else None,
-        )
+        if settings.sweep:
+            ways = mixings(segmenter.ensemble)
+            stream = segmenter.sweep(pixels(), ways, overlap_threshold=settings.overlap_threshold)
+        else:
+            stream = segmenter.stream(
+                pixels(),
+                tasks=settings.tasks,
+                overlap_threshold=settings.overlap_threshold,
+                semantic_before_resize=settings.semantic_before_resize,
+                offered=offered if settings.grounding else None,
+            )
         for position, result in stream:
             place, example = underway[position]
             underway[position] = (place, None)  # its pixels are not needed any more

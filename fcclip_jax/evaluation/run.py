@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.data import benchmarks
 from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
-from fcclip_jax.evaluation import page, predictions, report
-from fcclip_jax.evaluation.log import EvaluationLog
+from fcclip_jax.evaluation import page, predictions, report, sweep
+from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.export import write_files
@@ -51,28 +52,57 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     segmenter.set_classes(examples.vocabulary)
     outcome = evaluate(segmenter, examples, log, settings, folder)
     if jax.process_index() == 0:
-        lines = list(outcome.lines.values())
-        if not lines:
+        if not outcome.lines:
             raise ValueError("no image could be read: there is nothing to report")
-        scores = summarize(lines, examples, examples.vocabulary.seen_by(segmenter.training))
-        row = BENCHMARKS.get(config.benchmark)
-        reported = {} if row is None else reported_for(row.reported, settings.grounding)
-        title = row.title if row else examples.name
-        title += f", {len(lines)} of {row.number if row else len(examples)} images"
-        title += ", grounding" if settings.grounding else ""
-        content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
-                   "scores": scores.overall, "reported": reported, "classes": scores.classes, "about": about}  # fmt: skip
-        text = report.table(title, scores.overall, reported)
-        write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
-        if settings.save_predictions:
-            predictions.finish(folder, outcome.lines, examples)
-        print(text)
-        if config.worst:
-            page.write(folder, outcome.lines, examples, segmenter, settings, config.worst)
-            print(f"the worst images: {folder / 'worst.html'}")
+        if settings.sweep:
+            report_sweep(config, examples, outcome.lines, folder, about)
+        else:
+            report_scores(config, examples, outcome.lines, folder, about, segmenter, settings)
         if outcome.images_per_second:
             print(f"{outcome.images_per_second:.2f} images/s in each of {jax.process_count()} processes")
     return 1 if outcome.failures else 0
+
+
+def report_scores(
+    config: ConfigDict,
+    examples: Examples,
+    lines: Mapping[int, Line],
+    folder: pathlib.Path,
+    about: Mapping[str, Any],
+    segmenter: Segmenter,
+    settings: EvalSettings,
+) -> None:
+    seen = examples.vocabulary.seen_by(segmenter.training)
+    scores = summarize(list(lines.values()), examples, seen)
+    row = BENCHMARKS.get(config.benchmark)
+    reported = {} if row is None else reported_for(row.reported, settings.grounding)
+    content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
+               "scores": scores.overall, "reported": reported, "classes": scores.classes, "about": about}  # fmt: skip
+    text = report.table(title(config, examples, len(lines)), scores.overall, reported)
+    write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
+    if settings.save_predictions:
+        predictions.finish(folder, lines, examples)
+    print(text)
+    if config.worst:
+        page.write(folder, lines, examples, segmenter, settings, config.worst)
+        print(f"the worst images: {folder / 'worst.html'}")
+
+
+def report_sweep(
+    config: ConfigDict, examples: Examples, lines: Mapping[int, Line], folder: pathlib.Path, about: Mapping[str, Any]
+) -> None:
+    found = sweep.summarize(list(lines.values()), examples)
+    content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
+               "sweep": found, "about": about}  # fmt: skip
+    text = sweep.table(title(config, examples, len(lines)), found, reported=config.benchmark == "ade20k")
+    write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
+    print(text)
+
+
+def title(config: ConfigDict, examples: Examples, number: int) -> str:
+    row = BENCHMARKS.get(config.benchmark)
+    name, whole = (row.title, row.number) if row else (examples.name, len(examples))
+    return f"{name}, {number} of {whole} images{', grounding' if config.grounding else ''}"
 
 
 def eval_settings(config: ConfigDict) -> EvalSettings:
@@ -95,7 +125,12 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     if not tasks:
         raise ValueError("panoptic, semantic and instances are all off: there is nothing to evaluate")
     return EvalSettings(
-        tasks, config.overlap_threshold, config.semantic_before_resize, config.grounding, config.save_predictions
+        tasks=tasks,
+        overlap_threshold=config.overlap_threshold,
+        semantic_before_resize=config.semantic_before_resize,
+        grounding=config.grounding,
+        save_predictions=config.save_predictions,
+        sweep=config.sweep,
     )
 
 

@@ -33,10 +33,7 @@ def image_line(index: int, examples: Examples, example: Example, result: Result)
     image_id = examples.image_ids[index]
     line: dict[str, Any] = {"index": index, "image_id": image_id, "size": list(result.image.shape[:2])}
     if "panoptic" in result.tasks and example.panoptic is not None:
-        found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
-        counts = panoptic.count(example.panoptic, result.panoptic.id_map, found, classes)
-        rows = np.flatnonzero(counts.true_positives + counts.false_positives + counts.false_negatives)
-        line["panoptic"] = [[int(row), *(array[row].item() for array in counts)] for row in rows]
+        line["panoptic"] = panoptic_rows(example.panoptic, result, classes)
     if "semantic" in result.tasks:
         confusion = semantic.count(example.semantic, result.semantic(), classes, IGNORE)
         pairs = np.argwhere(confusion)
@@ -51,6 +48,14 @@ def image_line(index: int, examples: Examples, example: Example, result: Result)
         if examples.instances is None and example.panoptic is not None:
             line["things"] = things_of(image_id, example.panoptic, examples.vocabulary)
     return line
+
+
+def panoptic_rows(truth: Truth, result: Result, classes: int) -> list[list[int | float]]:
+    """[class, true positives, false positives, false negatives, sum of IoU] of the classes that occur in an image."""
+    found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
+    counts = panoptic.count(truth, result.panoptic.id_map, found, classes)
+    rows = np.flatnonzero(counts.true_positives + counts.false_positives + counts.false_negatives)
+    return [[int(row), *(array[row].item() for array in counts)] for row in rows]
 
 
 def panoptic_counts(line: Line, classes: int) -> PanopticCounts:

@@ -60,7 +60,7 @@ class AsLogits(Segmenter):
         self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
         self._postprocess = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 
-    def _run(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
+    def _run(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered, mixings=()):
         padded = items + items[-1:] * (self.batch_size - len(items))
         pairs = [logits_of(self._by_image[i.image.tobytes()], i.resized.shape[:2], bucket) for i in padded]
         _, image_hw, output_hw = self._batch(items, bucket, size=self.batch_size)

@@ -209,6 +209,30 @@ def test_what_is_offered(data, cache, tmp_path):
         assert {label for label, *_ in line["panoptic"]} <= annotated
 
 
+def test_a_sweep_says_what_single_evaluations_say(data, cache, tmp_path, capsys):
+    assert run(config("ade20k", data, sweep=True, images=3), "random", str(tmp_path / "sweep")) == 0
+    found = report(tmp_path / "sweep")["sweep"]
+    assert len(found) == 24
+    assert "| 0.4 | 0.8 |" in capsys.readouterr().out
+    lines = {}
+    for name in ("sweep", "single"):
+        if name == "single":
+            changes = {"ensemble.alpha": 0.5, "ensemble.beta": 0.7, "ensemble.mode": "arithmetic", "images": 3}
+            run(
+                config("ade20k", data, semantic=False, instances=False, worst=0, **changes),
+                "random",
+                str(tmp_path / name),
+            )
+        (path,) = (tmp_path / name / "images").iterdir()
+        lines[name] = sorted(map(json.loads, path.read_text().splitlines()), key=lambda line: line["index"])
+    place = next(
+        i for i, row in enumerate(found) if (row["alpha"], row["beta"], row["mode"]) == (0.5, 0.7, "arithmetic")
+    )
+    assert [line["sweep"][place] for line in lines["sweep"]] == [line["panoptic"] for line in lines["single"]]
+    # They differ from one another: alpha and beta do something.
+    assert len({json.dumps([line["sweep"][i] for line in lines["sweep"]]) for i in range(24)}) > 6
+
+
 @pytest.mark.parametrize("benchmark", ["cityscapes", "mapillary", "ade20k_847", "pascal_voc_20"])
 def test_other_benchmarks(benchmark, cache, tmp_path):
     layouts.write(benchmark, tmp_path, 2)
