@@ -8,7 +8,7 @@ pascal_voc_20, and custom for data of your own, in COCO's panoptic format or as 
     --config=configs/eval.py:custom --config.custom.images=photos --config.custom.panoptic_json=panoptic.json \
         --config.custom.panoptic_pngs=panoptic
     --config=configs/eval.py:custom --config.custom.images=photos --config.custom.labels=maps \
-        --config.custom.words="cat, kitten; sofa; wall"
+        --config.custom.words="cat, kitten; sofa; wall" --config.panoptic=False --config.instances=False
 
 Reported for the ConvNeXt-L checkpoint (PQ / AP / mIoU): COCO 54.4 / 44.6 / 63.7, ADE20K 26.8 / 16.8 / 34.1, Cityscapes 44.0 /
 26.8 / 56.2, Mapillary Vistas 18.2 / - / 27.9; mIoU: A-847 14.8, PC-459 18.2, PC-59 58.4, PAS-21 81.8, PAS-20 95.4.

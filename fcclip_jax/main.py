@@ -72,7 +72,12 @@ def _parse(argv: list[str]) -> ConfigDict:
         rest = FLAGS(argv)[1:]
     except (AttributeError, KeyError) as error:
         meant = re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error))
-        told = f"has no {meant[2]!r}; did you mean {meant[1]!r}?" if meant else f"cannot be used: {error}"
+        if meant:
+            told = f"has no {meant[2]!r}; did you mean {meant[1]!r}?"
+        elif key := re.fullmatch(r"\W*(\w+)\W*", str(error)):
+            told = f"has no {key[1]!r}"
+        else:
+            told = f"cannot be used: {error}"
         raise ValueError(f"the configuration {told}") from None
     except (TypeError, ImportError, SyntaxError) as error:
         raise ValueError(f"the configuration cannot be used: {error}") from None
@@ -84,7 +89,7 @@ def _parse(argv: list[str]) -> ConfigDict:
         raise ValueError("give the run a folder, such as --workdir=runs/coco")
     evaluates = "benchmark" in CONFIG.value
     if evaluates and CHECKPOINT.value is None:
-        raise ValueError("give what is to be evaluated, such as --checkpoint=runs/coco/model")
+        raise ValueError("give what is to be evaluated, such as --checkpoint=runs/coco/final")
     if evaluates and COMPILE_ONLY.value:
         raise ValueError("--compile_only is about training: give it with another configuration than configs/eval.py")
     if CHECKPOINT.value is not None and not evaluates:

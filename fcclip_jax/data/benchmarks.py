@@ -309,7 +309,7 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
     if tasks is None:
         tasks = row.tasks
     if lacking := [task for task in tasks if task not in row.tasks]:
-        raise ValueError(f"{row.title} has no {lacking[0]} annotation; add --config.no{lacking[0]}")
+        raise ValueError(f"{row.title} has no {lacking[0]} annotation; set --config.{lacking[0]}=False")
     try:
         source, instances = None, None
         if row.panoptic and ("panoptic" in tasks or row.labels is None):

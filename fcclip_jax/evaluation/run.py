@@ -148,7 +148,7 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
     elif custom.images and custom.labels and custom.words:
         if set(tasks) != {"semantic"}:
             raise ValueError(
-                "label maps have no instances: add --config.nopanoptic --config.noinstances, or give panoptic_json and"
+                "label maps have no instances: set --config.panoptic=False --config.instances=False, or give panoptic_json and"
                 " panoptic_pngs"
             )
         words = [word.strip() for word in custom.words.split(";")]

@@ -165,5 +165,5 @@ def test_what_reading_refuses(tmp_path):
 def test_names(tmp_path):
     with pytest.raises(ValueError, match="no benchmark is called 'ade20': did you mean ade20k"):
         benchmarks.open_benchmark("ade20", tmp_path)
-    with pytest.raises(ValueError, match="A-847 has no panoptic annotation; add --config.nopanoptic"):
+    with pytest.raises(ValueError, match="A-847 has no panoptic annotation; set --config.panoptic=False"):
         benchmarks.open_benchmark("ade20k_847", tmp_path, ("panoptic",))
