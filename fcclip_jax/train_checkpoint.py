@@ -103,14 +103,17 @@ class Checkpoints:
                 f" differ, such as {other[0]}; give the configuration that it was trained with, or another workdir"
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        hook = sys.unraisablehook
+        # Before the first read, since the threads of the others report before this one knows that it has failed.
+        sys.unraisablehook = functools.partial(_unless_event_loop_closed, hook)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
             ).state
         # Tensorstore and orbax have no common error for files that are cut short, missing or of another shape.
         except Exception as error:
-            sys.unraisablehook = functools.partial(_unless_event_loop_closed, sys.unraisablehook)
             raise self._damaged(step, error) from error
+        sys.unraisablehook = hook
         state = TrainState(**{**restored, "average": restored.get("average")})
         found = map(int, jax.device_get(check_sums(state)))
         wrong = [name for name, value in zip(names, found, strict=True) if value != sums[name]]
