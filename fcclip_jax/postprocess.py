@@ -96,11 +96,8 @@ def postprocess(
         logits, probs, image_hw, output_hw = image
         dtype = working_dtype(logits)
         probs = probs.astype(dtype)
-        num_queries, void = probs.shape[0], probs.shape[1] - 1
-        labels = probs.argmax(axis=1).astype(jnp.int32)
-        scores = probs.max(axis=1)
-        # -1 keeps a query out of the panoptic map: it is less than any score x probability.
-        scores = jnp.where((labels < void) & (scores > object_mask_threshold), scores, -1.0)
+        num_queries = probs.shape[0]
+        labels, scores = label_queries(probs, object_mask_threshold)
         blocks = class_blocks(probs[:, :-1])
 
         readers = []
@@ -144,8 +141,7 @@ def postprocess(
 
         panoptic, segments, instances, mask_bits = None, None, None, None
         if "panoptic" in tasks:
-            query_is_thing = is_thing[jnp.minimum(labels, void - 1)]
-            panoptic, segments = finish_panoptic(end["panoptic"], labels, scores, query_is_thing, overlap_threshold)
+            panoptic, segments = finish_panoptic(end["panoptic"], labels, scores, is_thing, overlap_threshold)
         if "instances" in tasks:
             instances = finish_instances(end["instances"], probs[:, :-1], is_thing, num_classes)
             mask_bits = end["instances"].mask_bits
@@ -154,6 +150,57 @@ def postprocess(
     results = lax.map(one_image, (mask_logits, class_probs, image_hw, output_hw))
     crop = jax.tree.map(lambda x: x[:, : canvas[0], : canvas[1]], (results.panoptic, results.semantic))
     return results._replace(panoptic=crop[0], semantic=crop[1])
+
+
+def panoptic_sweep(
+    mask_logits: Float[Array, "B h w Q"],
+    class_probs: Float[Array, "S B Q K1"],
+    is_thing: Bool[Array, " K"],
+    image_hw: Int[Array, "B 2"],
+    output_hw: Int[Array, "B 2"],
+    *,
+    canvas: tuple[int, int],
+    overlap_threshold: float | Float[Array, ""] = 0.8,
+    object_mask_threshold: float | Float[Array, ""] = 0.0,
+) -> tuple[Int[Array, "B S H W"], Segments]:
+    """The panoptic part of `postprocess` for each of S classifications; masks are resized only once."""
+    height, width = tiled_canvas(canvas)
+
+    def one_image(
+        image: tuple[Float[Array, "h w Q"], Float[Array, "S Q K1"], Int[Array, " 2"], Int[Array, " 2"]],
+    ) -> tuple[Int[Array, "S H W"], Segments]:
+        logits, probs, image_hw, output_hw = image
+        dtype = working_dtype(logits)
+        settings, num_queries = probs.shape[:2]
+        labels, scores = jax.vmap(lambda probs: label_queries(probs, object_mask_threshold))(probs.astype(dtype))
+
+        def visit(state: PanopticState, window: Window, tile: Float[Array, "R P Q"]) -> PanopticState:
+            tile_logits = jnp.where(window.inside[:, :, None], tile, jnp.finfo(dtype).min)
+            mask_probs = jax.nn.sigmoid(tile_logits)
+            winners = lax.map(lambda scores: tile_winners(window, tile_logits, mask_probs, scores), scores)
+            won = jax.vmap(lambda winners: histogram(winners, 2 * num_queries))(winners.reshape(settings, -1))
+            return PanopticState(
+                lax.dynamic_update_slice(state.winners, winners, (np.int32(0), window.row, window.column)),
+                state.won + won.reshape(state.won.shape),
+                state.areas + (tile_logits >= 0).sum(axis=(0, 1), dtype=jnp.int32),
+            )
+
+        start = PanopticState(
+            jnp.full((settings, height, width), 2 * num_queries, jnp.int32),
+            jnp.zeros((settings, num_queries, 2), jnp.int32),
+            jnp.zeros(num_queries, jnp.int32),
+        )
+        end = for_each_tile(visit, start, output_hw, [resized_logits(logits, image_hw, output_hw, canvas)])
+
+        def finish(setting: tuple[Array, ...]) -> tuple[Int[Array, "H W"], Segments]:
+            winners, won, labels, scores = setting
+            state = PanopticState(winners, won, end.areas)
+            return finish_panoptic(state, labels, scores, is_thing, overlap_threshold)
+
+        return lax.map(finish, (end.winners, end.won, labels, scores))
+
+    panoptic, segments = lax.map(one_image, (mask_logits, class_probs.swapaxes(0, 1), image_hw, output_hw))
+    return panoptic[:, :, : canvas[0], : canvas[1]], segments
 
 
 def semantic_scores(
@@ -196,6 +243,16 @@ def check_tasks(tasks: str | Collection[str]) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in chosen)
 
 
+def label_queries(
+    probs: Float[Array, "Q K1"], object_mask_threshold: float | Float[Array, ""]
+) -> tuple[Int[Array, " Q"], Float[Array, " Q"]]:
+    """Each query's best class and its score; of a query that takes no part in the panoptic map, the score is -1."""
+    labels = probs.argmax(axis=1).astype(jnp.int32)
+    scores = probs.max(axis=1)
+    # -1 is less than any score x probability.
+    return labels, jnp.where((labels < probs.shape[1] - 1) & (scores > object_mask_threshold), scores, -1.0)
+
+
 class PanopticState(NamedTuple):
     winners: Int[Array, "H W"]  # 2 x best query, + 1 where its own mask leaves the pixel out; 2 Q outside the output
     won: Int[Array, "Q 2"]  # pixels won inside and outside the query's own mask
@@ -209,18 +266,25 @@ def visit_panoptic(
     mask_probs: Float[Array, "R P Q"],
     scores: Float[Array, " Q"],
 ) -> PanopticState:
+    winners = tile_winners(window, logits, mask_probs, scores)
+    return PanopticState(
+        lax.dynamic_update_slice(state.winners, winners, (window.row, window.column)),
+        state.won + histogram(winners.reshape(-1), 2 * scores.shape[0]).reshape(-1, 2),
+        state.areas + (logits >= 0).sum(axis=(0, 1), dtype=jnp.int32),
+    )
+
+
+def tile_winners(
+    window: Window, logits: Float[Array, "R P Q"], mask_probs: Float[Array, "R P Q"], scores: Float[Array, " Q"]
+) -> Int[Array, "R P"]:
+    """A tile of PanopticState.winners."""
     nobody = 2 * scores.shape[0]
     weighted = mask_probs * scores[None, None, :]
     best = weighted.max(axis=2, keepdims=True)
     # The first of equals, as jnp.argmax has it, but at a quarter of its time on a CPU.
     keys = 2 * lax.broadcasted_iota(jnp.int32, weighted.shape, 2) + (logits < 0).astype(jnp.int32)
     winners = jnp.where(weighted == best, keys, nobody).min(axis=2)
-    winners = jnp.where(window.inside, winners, nobody)
-    return PanopticState(
-        lax.dynamic_update_slice(state.winners, winners, (window.row, window.column)),
-        state.won + histogram(winners.reshape(-1), nobody).reshape(-1, 2),
-        state.areas + (logits >= 0).sum(axis=(0, 1), dtype=jnp.int32),
-    )
+    return jnp.where(window.inside, winners, nobody)
 
 
 def histogram(values: Int[Array, " N"], bins: int) -> Int[Array, " bins"]:
@@ -235,11 +299,12 @@ def finish_panoptic(
     state: PanopticState,
     labels: Int[Array, " Q"],
     scores: Float[Array, " Q"],
-    is_thing: Bool[Array, " Q"],
+    is_thing: Bool[Array, " K"],
     overlap_threshold: float | Float[Array, ""],
 ) -> tuple[Int[Array, "H W"], Segments]:
     """The official loop over the queries, fcclip.py's panoptic_inference, as comparisons between queries."""
     queries = jnp.arange(labels.shape[0], dtype=jnp.int32)
+    is_thing = is_thing[jnp.minimum(labels, len(is_thing) - 1)]
     inside, outside = state.won[:, 0], state.won[:, 1]
     overlap = (inside + outside).astype(scores.dtype) / jnp.maximum(state.areas, 1).astype(scores.dtype)
     visible = (scores >= 0) & (inside > 0) & (overlap >= overlap_threshold)

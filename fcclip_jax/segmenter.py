@@ -21,7 +21,7 @@ from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_s
 from fcclip_jax.models.descriptions import SMALL, EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, prepare
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, postprocess, semantic_scores
+from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, panoptic_sweep, postprocess, semantic_scores
 from fcclip_jax.results import Result, make_result
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.classifier import TextEncoder
@@ -382,23 +382,24 @@ def _segment(
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = prepare(images, image_hw)
     prediction, features = model(pixels, valid_hw, text)
-    finish = functools.partial(
-        postprocess,
-        is_thing=is_thing,
-        num_classes=text.num_classes,
-        image_hw=image_hw,
-        output_hw=output_hw,
-        canvas=canvas,
+    classify = functools.partial(model.classify, prediction, features.clip_dense, valid_hw, text, offered=offered)
+    sizes = {"image_hw": image_hw, "output_hw": output_hw, "canvas": canvas}
+    if mixings:
+        probs = jnp.stack([classify(mixing=mixing) for mixing in mixings])
+        panoptic, segments = panoptic_sweep(
+            prediction.mask_logits, probs, is_thing, **sizes, overlap_threshold=overlap_threshold
+        )
+        return Postprocessed(panoptic, segments, None, None, None)
+    return postprocess(
+        prediction.mask_logits,
+        classify(),
+        is_thing,
+        text.num_classes,
+        **sizes,
         tasks=tasks,
         overlap_threshold=overlap_threshold,
         semantic_before_resize=before_resize,
     )
-    classify = functools.partial(model.classify, prediction, features.clip_dense, valid_hw, text, offered=offered)
-    if not mixings:
-        return finish(prediction.mask_logits, classify())
-    probs = jnp.stack([classify(mixing=mixing) for mixing in mixings])
-    found = jax.lax.map(lambda class_probs: finish(prediction.mask_logits, class_probs), probs)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
 
 def _spread(segment: Callable[..., Postprocessed], mesh: Mesh) -> Callable[..., Postprocessed]:

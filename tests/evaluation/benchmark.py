@@ -1,6 +1,7 @@
 """What an evaluation costs beside its network: post-processing and scores of one image, ours and the official steps'.
 
     python -m tests.evaluation.benchmark [--repeats 5]
+    python -m tests.evaluation.benchmark --sweep        the sweep of table 8 against one evaluation, network and all
 
 The official steps (fcclip.py: semantic_inference, panoptic_inference, instance_inference; detectron2's evaluators;
 panopticapi's algorithm) are written out in PyTorch and NumPy, without the files that they pass through on disk. Both get the same
@@ -22,10 +23,14 @@ from torch.nn import functional
 from fcclip_jax.buckets import canvas
 from fcclip_jax.data.benchmarks import IGNORE, Example
 from fcclip_jax.evaluation.scores import image_line
+from fcclip_jax.evaluation.sweep import mixings
 from fcclip_jax.evaluators.panoptic import Truth
+from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
+from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import postprocess
 from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.results import make_result
+from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
 
 QUERIES = 250
@@ -59,7 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.evaluation.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ours", action="store_true", help="ours alone, to see the memory that it takes")
+    parser.add_argument("--sweep", action="store_true", help="with ConvNeXt-L, 800 pixels, 150 classes")
     options = parser.parse_args(argv)
+    if options.sweep:
+        print(sweep_against_evaluation(options.repeats))
+        return 0
     for case in CASES:
         vocabulary = Vocabulary.load(case.vocabulary)
         inputs = make_inputs(case, vocabulary)
@@ -83,6 +92,26 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
     return 0
+
+
+def sweep_against_evaluation(repeats: int) -> str:
+    model = random_model(fcclip_description(CLIP_MODELS["convnext_large_d_320"]), 0)
+    segmenter = Segmenter(model, Vocabulary.load("coco_panoptic"), fingerprint="random 0")
+    segmenter.set_classes("ade20k_150")
+    image = np.random.default_rng(0).integers(0, 256, (512, 683, 3), dtype=np.uint8)
+    ways = mixings(segmenter.ensemble)
+    calls = {
+        "evaluation": lambda: list(segmenter.stream([image])),
+        "sweep": lambda: list(segmenter.sweep([image], ways)),
+    }
+    for call in calls.values():
+        call()  # compiles
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            seconds[name].append(timed(call))
+    once, sweep = (statistics.median(values) for values in seconds.values())
+    return f"one evaluation {once:.2f} s an image, the sweep's {len(ways)} settings {sweep:.2f} s: {sweep / once:.2f} times"
 
 
 def median(call, repeats: int) -> float:
