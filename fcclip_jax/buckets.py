@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from fcclip_jax.structs import STRIDE
 
@@ -19,6 +20,16 @@ LANDSCAPES = (4 / 3, 3 / 2, 5 / 3, 2.0, 2.5)
 PORTRAITS = (4 / 3, 5 / 3, 2.5)
 """Long side over short side. Photographs crowd at 4:3 and 3:2: on COCO's sizes these five buckets at 800 / 1333
 (three lying, two standing) hold about 2 % more pixels than every image's own multiple of 32."""
+
+CANVAS_COST = 0.1
+"""What a pixel of a canvas costs, beside one of a bucket: little, for it is only cleared and fetched."""
+
+
+class Shapes(NamedTuple):
+    """What a program is compiled for."""
+
+    bucket: tuple[int, int]
+    canvas: tuple[int, int]
 
 
 def image_buckets(short_side: int, max_side: int) -> tuple[tuple[int, int], ...]:
@@ -75,6 +86,41 @@ def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:
     sides = itertools.chain(CANVAS_SIDES, itertools.count(2 * CANVAS_SIDES[-1], CANVAS_SIDES[-1]))
     side = next(side for side in sides if side >= longest)
     return side, side
+
+
+def share_programs(
+    counts: Mapping[Shapes, int], buckets: Sequence[tuple[int, int]], limit: int
+) -> dict[Shapes, Shapes]:
+    """Which shapes stand in for which, so that at most `limit` remain, at little cost in pixels.
+
+    counts: how many images need these shapes at least.
+    Shapes of lying and standing images may have no common bucket; then more than `limit` remain.
+    """
+    # Groups are merged two by two, each time the two that cost the least.
+    groups = {shapes: [shapes] for shapes in counts}
+
+    def pixels(shapes: Shapes) -> float:
+        return shapes.bucket[0] * shapes.bucket[1] + CANVAS_COST * shapes.canvas[0] * shapes.canvas[1]
+
+    def joined(a: Shapes, b: Shapes) -> Shapes | None:
+        height, width = (max(sides) for sides in zip(a.bucket, b.bucket, strict=True))
+        if not any(bucket[0] >= height and bucket[1] >= width for bucket in buckets):
+            return None
+        return Shapes(choose_bucket((height, width), buckets), max(a.canvas, b.canvas))
+
+    def cost(a: Shapes, b: Shapes) -> float:
+        both = joined(a, b)
+        return sum(counts[member] * (pixels(both) - pixels(own)) for own in (a, b) for member in groups[own])
+
+    while len(groups) > limit:
+        pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if joined(a, b)]
+        if not pairs:
+            break
+        a, b = min(pairs, key=lambda pair: cost(*pair))
+        both = joined(a, b)
+        members = groups.pop(a) + groups.pop(b)
+        groups[both] = groups.get(both, []) + members
+    return {member: shapes for shapes, members in groups.items() for member in members}
 
 
 def class_bucket(count: int) -> int:

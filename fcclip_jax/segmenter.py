@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax import buckets as bucket_lists
 from fcclip_jax import caching, checkpoint
+from fcclip_jax.buckets import Shapes
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
 from fcclip_jax.models.descriptions import SMALL, EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, prepare
@@ -82,6 +83,7 @@ class Segmenter:
                 "buckets is empty; give at least one (height, width), or None for a few that follow the sides"
             )
         self._words: _Words | None = None
+        self._shared: dict[Shapes, Shapes] = {}
         self._encoder = TextEncoder(model.clip.text, fingerprint=fingerprint, cache_dir=cache_dir)
         # Only the text encoder holds the text tower: the image program never reads it.
         image_model = nnx.clone(model, variables=False)
@@ -136,6 +138,20 @@ class Segmenter:
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
         self._words = _Words(vocabulary, *jax.device_put((text, is_thing), self._everywhere))
+
+    def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
+        """Tells the (height, width) of the images to come: where these many programs would not do, sizes share them.
+
+        Results stay as they are. Sizes that were not told are served as ever.
+
+        Raises:
+            ValueError: a size fits none of the buckets.
+        """
+        needs = []
+        for size in sizes:
+            bucket = bucket_lists.choose_bucket(resized_shape(*size, self.short_side, self.max_side), self.buckets)
+            needs.append(Shapes(bucket, bucket_lists.canvas(size)))
+        self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, programs)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Puts new values, by `checkpoint.named_variables`' names, in the image model's place of old ones.
@@ -242,7 +258,8 @@ class Segmenter:
             if isinstance(item.error, Exception):
                 yield item.index, item.error
                 continue
-            key = (item.bucket, bucket_lists.canvas(item.image.shape[:2]))
+            needed = Shapes(item.bucket, bucket_lists.canvas(item.image.shape[:2]))
+            key = self._shared.get(needed, needed)
             waiting[key].append(item)
             if len(waiting[key]) == self.batch_size:
                 yield from run(*key, waiting.pop(key))

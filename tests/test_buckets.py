@@ -1,10 +1,21 @@
 """Shapes by hand, and the price of padding on photographs' usual sizes."""
 
 import itertools
+from collections import Counter
 
+import numpy as np
 import pytest
 
-from fcclip_jax.buckets import canvas, check_buckets, choose_bucket, class_bucket, image_buckets, parse_buckets
+from fcclip_jax.buckets import (
+    Shapes,
+    canvas,
+    check_buckets,
+    choose_bucket,
+    class_bucket,
+    image_buckets,
+    parse_buckets,
+    share_programs,
+)
 from fcclip_jax.data.images import resized_shape
 from tests.photo_sizes import PHOTO_SIZES
 
@@ -57,3 +68,41 @@ def test_canvases_and_classes():
     assert [class_bucket(n) for n in (1, 2048, 2049, 100_000)] == [2048, 2048, 8192, 131072]
     with pytest.raises(ValueError, match="131073 names are more than the 131072"):
         class_bucket(131073)
+
+
+LYING, LONG, STANDING = (96, 128), (96, 160), (160, 96)
+
+
+def test_programs_are_shared_where_they_are_too_many():
+    counts = {
+        Shapes(LYING, (640, 640)): 100,
+        Shapes(LONG, (640, 640)): 50,
+        Shapes(LONG, (1344, 1344)): 1,
+        Shapes(STANDING, (640, 640)): 30,
+        Shapes(STANDING, (1344, 1344)): 2,
+    }
+    buckets = (LYING, LONG, STANDING)
+    assert share_programs(counts, buckets, 5) == {shapes: shapes for shapes in counts}
+    # 100 longer images are 0.3 million pixels more; a tenth of 30 larger canvases would be 4.2 million.
+    shared = share_programs(counts, buckets, 4)
+    assert shared == {**{shapes: shapes for shapes in counts}, Shapes(LYING, (640, 640)): Shapes(LONG, (640, 640))}
+    # What lies and what stands has no bucket in common.
+    last = share_programs(counts, buckets, 1)
+    assert {key: value for key, value in last.items() if key.bucket != STANDING} == dict.fromkeys(
+        [key for key in counts if key.bucket != STANDING], Shapes(LONG, (1344, 1344))
+    )
+    assert set(last.values()) == {Shapes(LONG, (1344, 1344)), Shapes(STANDING, (1344, 1344))}
+
+
+def test_shared_programs_hold_their_images():
+    rng = np.random.default_rng(0)
+    buckets = image_buckets(800, 1333)
+    for limit in (2, 4, 6):
+        counts = Counter(
+            Shapes(buckets[rng.integers(len(buckets))], canvas((int(rng.integers(1, 5000)), 1))) for _ in range(60)
+        )
+        shared = share_programs(counts, buckets, limit)
+        assert shared.keys() == counts.keys() and len(set(shared.values())) <= limit
+        for own, other in shared.items():
+            sides = zip((*own.bucket, *own.canvas), (*other.bucket, *other.canvas), strict=True)
+            assert other.bucket in buckets and all(mine <= its for mine, its in sides)

@@ -112,6 +112,28 @@ def test_batches(segmenter):
         assert (result.semantic() == alone).mean() > 0.999
 
 
+def test_expected_sizes_share_programs(segmenter, monkeypatch):
+    segmenter.set_classes(WORDS)
+    images = [make_photo(size, 3) for size in ((300, 400), (250, 500))]
+    before = segmenter(images, overlap_threshold=0.1)
+    taken = []
+    batch = segmenter._batch
+    monkeypatch.setattr(
+        segmenter, "_batch", lambda items, bucket, size: taken.append(bucket) or batch(items, bucket, size=size)
+    )
+    monkeypatch.setattr(segmenter, "_shared", {})
+    segmenter.expect(image.shape[:2] for image in images)
+    segmenter(images)
+    assert len(set(taken)) == 2
+    segmenter.expect((image.shape[:2] for image in images), programs=1)
+    after = segmenter(images, overlap_threshold=0.1)
+    assert taken[2:] == [max(taken)] * 2
+    for one, other in zip(before, after, strict=True):
+        # Sums in another order move a few pixels on the border between masks.
+        assert np.mean(one.panoptic.id_map != other.panoptic.id_map) < 1e-3
+        assert [s.class_index for s in one.panoptic.segments] == [s.class_index for s in other.panoptic.segments]
+
+
 def test_fewer_tasks(segmenter):
     segmenter.set_classes(WORDS)
     result = segmenter(make_photo((200, 300)), tasks=["semantic"])

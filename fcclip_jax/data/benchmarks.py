@@ -225,7 +225,7 @@ class Examples:
         self._rows = list(range(len(self.image_paths)))
         """Where each is in the annotation."""
         self._class_of = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
-        self._check_sizes()
+        self._sizes = self._check_sizes()
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -246,6 +246,11 @@ class Examples:
             if found is not None and found.shape != image.shape[:2]:
                 raise ValueError(_mismatch(self.image_paths[index], image.shape[:2], what, found.shape))
         return Example(image, truth, semantic, instance_ids)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image."""
+        return [self._sizes[row] for row in self._rows]
 
     @property
     def has_panoptic(self) -> bool:
@@ -274,16 +279,19 @@ class Examples:
         classes = np.asarray([self._class_of[category] for category in categories.tolist()], np.int64)
         return Truth(id_map, ids, classes, crowds.astype(bool), self._panoptic.areas(row))
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self) -> list[tuple[int, int]]:
         others = [("panoptic map", self._panoptic.png_paths)] if self._panoptic else []
         others += [("label map", self._label_paths)] if self._label_paths is not None else []
         others += [("map of instances", self._instance_id_paths)] if self._instance_id_paths is not None else []
+        sizes = []
         for row, path in enumerate(self.image_paths):
             shape = _upright_shape(path)
+            sizes.append(shape)
             for what, paths in others:
                 found = _upright_shape(paths[row])
                 if found != shape:
                     raise ValueError(_mismatch(path, shape, what, found))
+        return sizes
 
 
 def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | None = None) -> Examples:

@@ -50,6 +50,7 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     segmenter, about["checkpoint"] = open_segmenter(config, checkpoint_path)
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
+    segmenter.expect(examples.sizes)
     outcome = evaluate(segmenter, examples, log, settings, folder)
     if jax.process_index() == 0:
         if not outcome.lines:
