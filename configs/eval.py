@@ -46,7 +46,11 @@ def get_config(variant: str = "") -> ConfigDict:
     # What differs from the checkpoint's own ensemble of the two classifiers.
     config.ensemble = ConfigDict({"alpha": placeholder(float), "beta": placeholder(float), "mode": placeholder(str)})
 
-    config.sweep = False  # PQ of 12 pairs of alpha and beta, both modes, over one pass of the network (table 8)
+    # PQ of many ways to classify the same masks, in one pass over the images: "ensemble" (12 pairs of alpha and beta in both
+    # modes, table 8), "resolution" (of the image that CLIP classifies on, table 9), or "classifiers" (table 6: of this
+    # checkpoint, with a trunk that was trained, and of a second one with a frozen trunk).
+    config.sweep = placeholder(str)
+    config.second_checkpoint = placeholder(str)
 
     config.save_predictions = False  # in the public formats, into the work folder
     config.worst = 20  # images that are drawn beside their annotation, on an HTML page

@@ -88,6 +88,25 @@ def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[
     return Taps(near.start, low + high, near.last)
 
 
+def logits_in_view(
+    logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], view_hw: Int[Array, " 2"], grid: tuple[int, int]
+) -> Float[Array, "h2 w2 Q"]:
+    """Logits at the stride-32 cells of the same photograph at another size, bilinearly.
+
+    image_hw, view_hw: the photograph's size where the logits were made, and there, padding excluded.
+    """
+    dtype = working_dtype(logits)
+    taps = []
+    for axis, cells in enumerate(grid):
+        positions = jnp.arange(cells, dtype=jnp.int32)
+        inputs = image_hw[axis] * (STRIDE // MASK_STRIDE)
+        lower, upper = linear_taps(positions, inputs, view_hw[axis], dtype)
+        last = ceil_div(image_hw[axis], STRIDE) * (STRIDE // MASK_STRIDE) - 1
+        taps.append(Taps(lower, jnp.stack([1 - upper, upper], axis=1), last))
+    first = jnp.int32(0)
+    return mix_columns(mix_rows(logits, taps[0], first, grid[0]), taps[1], first, grid[1])
+
+
 def mix_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R w Q"]:
     start = lax.dynamic_slice_in_dim(taps.start, first, count)
     weights = lax.dynamic_slice_in_dim(taps.weights, first, count)

@@ -1,6 +1,7 @@
 """The Python API: load, set_classes, call, draw."""
 
 import functools
+import math
 import os
 import pathlib
 from collections import Counter, defaultdict
@@ -16,15 +17,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax import buckets as bucket_lists
-from fcclip_jax import caching, checkpoint
+from fcclip_jax import caching, checkpoint, sweeping
 from fcclip_jax.buckets import Shapes
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
-from fcclip_jax.models.descriptions import SMALL, EnsembleDescription
+from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import FCCLIP, prepare
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, panoptic_sweep, postprocess, semantic_scores
+from fcclip_jax.postprocess import TASKS, Postprocessed, check_tasks, postprocess, semantic_scores
 from fcclip_jax.results import Result, make_result
-from fcclip_jax.structs import TextClassifier
+from fcclip_jax.structs import STRIDE, TextClassifier
+from fcclip_jax.sweeping import View, Way
 from fcclip_jax.text.classifier import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -89,14 +91,17 @@ class Segmenter:
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
         graphdef, self._state = nnx.split(image_model)
-        segment = functools.partial(_segment, graphdef)
+        segment, sweep = (functools.partial(program, graphdef) for program in (_segment, sweeping.sweep))
         self._everywhere = None
         if len(devices) > 1:
             mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
             self._everywhere = NamedSharding(mesh, PartitionSpec())
             self._state = jax.device_put(self._state, self._everywhere)
-            segment = _spread(segment, mesh)
-        self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize", "mixings"))
+            whole, parts = PartitionSpec(), PartitionSpec("data")
+            segment = _spread(segment, mesh, (whole, *[parts] * 3, *[whole] * 3, parts))
+            sweep = _spread(sweep, mesh, (whole, whole, *[parts] * 4, *[whole] * 3))
+        self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
+        self._sweep_program = jax.jit(sweep, static_argnames=("second_graphdef", "canvas", "ways"))
         self._scores_program = jax.jit(
             functools.partial(_score, graphdef), static_argnames=("canvas", "classes", "before_resize")
         )
@@ -232,27 +237,50 @@ class Segmenter:
             before_resize=semantic_before_resize,
             offered=offered,
         )
-        for index, found in self._results(images, run):
-            yield index, found[0] if isinstance(found, list) else found
+        yield from self._results(images, run)
 
     def sweep(
-        self, images: Iterable[ImageLike], mixings: Sequence[EnsembleDescription], *, overlap_threshold: float = 0.8
+        self,
+        images: Iterable[ImageLike],
+        ways: Sequence[Way],
+        *,
+        second_trunk: nnx.Module | None = None,
+        overlap_threshold: float = 0.8,
     ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
-        """As `stream`, with a panoptic result for each way to mix the two classifiers; the network runs once an image."""
-        run = functools.partial(
-            self._run,
-            words=self._required_words(),
-            tasks=("panoptic",),
-            overlap_threshold=overlap_threshold,
-            before_resize=False,
-            offered=None,
-            mixings=tuple(mixings),
-        )
+        """As `stream`, with a panoptic result for each way to classify the masks, which are found once an image.
+
+        second_trunk: another model's `clip.image`, for the ways that ask for it; the text tower must be the same.
+        """
+        words = self._required_words()
+        second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
+        second_state = jax.device_put(second_state, self._everywhere)
+        sides = sorted({way.short_side for way in ways} - {None})
+
+        def run(
+            bucket: tuple[int, int], canvas: tuple[int, int], items: list[_Prepared]
+        ) -> Iterator[tuple[int, list[Result]]]:
+            output = self._sweep_program(
+                self._state,
+                second_state,
+                *self._batch(items, bucket, size=self.batch_size),
+                {side: self._view(items, bucket, side) for side in sides},
+                words.text,
+                words.is_thing,
+                np.float32(overlap_threshold),
+                second_graphdef=second_graphdef,
+                canvas=canvas,
+                ways=tuple(ways),
+            )
+            output = jax.device_get(output)
+            for row, item in enumerate(items):
+                parts = [jax.tree.map(lambda x, row=row, i=i: x[row, i], output) for i in range(len(ways))]
+                yield item.index, [make_result(item.image, words.vocabulary, part) for part in parts]
+
         yield from self._results(images, run)
 
     def _results(
-        self, images: Iterable[ImageLike], run: Callable[..., Iterator[tuple[int, list[Result]]]]
-    ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
+        self, images: Iterable[ImageLike], run: Callable[..., Iterator[tuple[int, Any]]]
+    ) -> Iterator[tuple[int, Any]]:
         waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
         for item in self._prepared(images):
             if isinstance(item.error, Exception):
@@ -322,6 +350,19 @@ class Segmenter:
         )
         return images, image_hw, output_hw
 
+    def _view(self, items: list["_Prepared"], bucket: tuple[int, int], short_side: int) -> View:
+        """A batch's images at another size, in arrays that follow from the bucket."""
+        share = short_side / self.short_side
+        # A side that was rounded to the bucket's may be rounded up once more here.
+        sides = [math.ceil((side + 1) * share) + 1 for side in bucket]
+        shape = tuple(-(-side // STRIDE) * STRIDE for side in sides)
+        max_side = int(self.max_side * share)
+        small = [
+            item._replace(resized=resize(item.image, resized_shape(*item.image.shape[:2], short_side, max_side)))
+            for item in items
+        ]
+        return View(*self._batch(small, shape, size=self.batch_size)[:2])
+
     def _run(
         self,
         bucket: tuple[int, int],
@@ -333,9 +374,7 @@ class Segmenter:
         overlap_threshold: float,
         before_resize: bool,
         offered: Callable[[int], Sequence[int]] | None,
-        mixings: tuple[EnsembleDescription, ...] = (),
-    ) -> Iterator[tuple[int, list[Result]]]:
-        """A result for each mixing; without any, one for the model's own."""
+    ) -> Iterator[tuple[int, Result]]:
         arrays = self._batch(items, bucket, size=self.batch_size)
         choice = None
         if offered is not None:
@@ -352,13 +391,11 @@ class Segmenter:
             canvas=canvas,
             tasks=tasks,
             before_resize=before_resize,
-            mixings=mixings,
         )
         output = jax.device_get(output)
         for row, item in enumerate(items):
             of_image = jax.tree.map(lambda x, row=row: x[row], output)
-            parts = [jax.tree.map(lambda x, i=i: x[i], of_image) for i in range(len(mixings))] or [of_image]
-            yield item.index, [make_result(item.image, words.vocabulary, part) for part in parts]
+            yield item.index, make_result(item.image, words.vocabulary, of_image)
 
 
 class _Words(NamedTuple):
@@ -393,46 +430,38 @@ def _segment(
     canvas: tuple[int, int],
     tasks: tuple[str, ...],
     before_resize: bool,
-    mixings: tuple[EnsembleDescription, ...],
 ) -> Postprocessed:
-    """The whole of one batch, from pixels to maps: one program. With mixings, their axis comes after the batch's."""
+    """The whole of one batch, from pixels to maps: one program."""
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = prepare(images, image_hw)
     prediction, features = model(pixels, valid_hw, text)
-    classify = functools.partial(model.classify, prediction, features.clip_dense, valid_hw, text, offered=offered)
-    sizes = {"image_hw": image_hw, "output_hw": output_hw, "canvas": canvas}
-    if mixings:
-        probs = jnp.stack([classify(mixing=mixing) for mixing in mixings])
-        panoptic, segments = panoptic_sweep(
-            prediction.mask_logits, probs, is_thing, **sizes, overlap_threshold=overlap_threshold
-        )
-        return Postprocessed(panoptic, segments, None, None, None)
     return postprocess(
         prediction.mask_logits,
-        classify(),
+        model.classify(prediction, features.clip_dense, valid_hw, text, offered),
         is_thing,
         text.num_classes,
-        **sizes,
+        image_hw,
+        output_hw,
+        canvas=canvas,
         tasks=tasks,
         overlap_threshold=overlap_threshold,
         semantic_before_resize=before_resize,
     )
 
 
-def _spread(segment: Callable[..., Postprocessed], mesh: Mesh) -> Callable[..., Postprocessed]:
+def _spread(program: Callable[..., Postprocessed], mesh: Mesh, in_specs: Sequence[PartitionSpec]) -> Callable[..., Any]:
     """The same program on every device, each with its part of the batch: nothing passes between them."""
-    everywhere, parts = PartitionSpec(), PartitionSpec("data")
 
-    def program(*arrays: Any, **options: Any) -> Postprocessed:
+    def spread(*arrays: Any, **options: Any) -> Postprocessed:
         return jax.shard_map(
-            functools.partial(segment, **options),
+            functools.partial(program, **options),
             mesh=mesh,
-            in_specs=(everywhere, parts, parts, parts, everywhere, everywhere, everywhere, parts),
-            out_specs=parts,
+            in_specs=tuple(in_specs),
+            out_specs=PartitionSpec("data"),
             check_vma=False,
         )(*arrays)
 
-    return program
+    return spread
 
 
 def _score(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.predictions import save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
-from fcclip_jax.evaluation.sweep import mixings, sweep_line
+from fcclip_jax.evaluation.sweep import SWEEPS, sweep_line
 from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
 from fcclip_jax.results import Result
 from fcclip_jax.segmenter import Segmenter
@@ -32,8 +33,8 @@ class EvalSettings(NamedTuple):
     grounding: bool = False
     """Offers each image only the classes that its annotation has (the paper's table 7)."""
     save_predictions: bool = False
-    sweep: bool = False
-    """PQ alone, of every way to mix the two classifiers that evaluation.sweep names."""
+    sweep: str | None = None
+    """PQ alone, of every way to classify masks that this one of evaluation.sweep's SWEEPS names."""
 
 
 class Outcome(NamedTuple):
@@ -46,11 +47,17 @@ class Outcome(NamedTuple):
 
 
 def evaluate(
-    segmenter: Segmenter, examples: Examples, log: EvaluationLog, settings: EvalSettings, folder: pathlib.Path
+    segmenter: Segmenter,
+    examples: Examples,
+    log: EvaluationLog,
+    settings: EvalSettings,
+    folder: pathlib.Path,
+    second_trunk: nnx.Module | None = None,
 ) -> Outcome:
     """Segments the images that the log lacks, each process its share; every process gets all lines.
 
     folder: for predictions, if they are to be saved.
+    second_trunk: for the sweep that compares two checkpoints' classifiers.
 
     Raises:
         OSError: the log or a prediction cannot be written.
@@ -64,7 +71,7 @@ def evaluate(
     times = []
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
     with progress, log.writer() as write:
-        for index, line in _lines(segmenter, examples, mine, settings, folder):
+        for index, line in _lines(segmenter, examples, mine, settings, folder, second_trunk):
             times.append(time.perf_counter())
             if isinstance(line, Exception):
                 failures.append(_failure(examples, index, line))
@@ -82,7 +89,12 @@ def evaluate(
 
 
 def _lines(
-    segmenter: Segmenter, examples: Examples, places: Sequence[int], settings: EvalSettings, folder: pathlib.Path
+    segmenter: Segmenter,
+    examples: Examples,
+    places: Sequence[int],
+    settings: EvalSettings,
+    folder: pathlib.Path,
+    second_trunk: nnx.Module | None,
 ) -> Iterator[tuple[int, Line | OSError | ValueError]]:
     """Images are decoded ahead of the computation and scored behind it, in threads."""
     underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
@@ -117,8 +129,10 @@ def _lines(
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         if settings.sweep:
-            ways = mixings(segmenter.ensemble)
-            stream = segmenter.sweep(pixels(), ways, overlap_threshold=settings.overlap_threshold)
+            ways = SWEEPS[settings.sweep].ways(segmenter.ensemble)
+            stream = segmenter.sweep(
+                pixels(), ways, second_trunk=second_trunk, overlap_threshold=settings.overlap_threshold
+            )
         else:
             stream = segmenter.stream(
                 pixels(),

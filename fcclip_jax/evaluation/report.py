@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from fcclip_jax.evaluation.sweep import Sweep
 
 NAMES = {
     "pq": "PQ",
@@ -47,10 +49,35 @@ def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]
     rows = [("", "measured", "reported")]
     for key, name in NAMES.items():
         if key in scores:
-            published = f"{reported[key]:.1f}" if key in reported else ""
-            measured = "-" if math.isnan(scores[key]) else f"{scores[key]:.2f}"
-            rows.append((name, measured, published))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"| {row[0]:<{widths[0]}} | {row[1]:>{widths[1]}} | {row[2]:>{widths[2]}} |" for row in rows]
-    rule = f"|{'-' * (widths[0] + 2)}|{'-' * (widths[1] + 1)}:|{'-' * (widths[2] + 1)}:|"
-    return "\n".join([f"**{title}**", "", lines[0], rule, *lines[1:]]) + "\n"
+            rows.append((name, _measured(scores[key]), f"{reported[key]:.1f}" if key in reported else ""))
+    return _markdown(title, rows, words=1)
+
+
+def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], benchmark: str) -> str:
+    """Markdown: a row for each way, in percent; the paper's figures where it has some of this benchmark."""
+    names = [NAMES[name] for name in sweep.scores]
+    published = any(benchmark in row.reported for row in sweep.rows)
+    head = (*sweep.columns, *names, *(f"{name}, reported" for name in names if published))
+    rows = [head]
+    for row, scores in zip(sweep.rows, found, strict=True):
+        measured = [_measured(scores[name]) for name in sweep.scores]
+        rows.append((*map(str, row.cells), *measured, *(f"{value:.1f}" for value in row.reported.get(benchmark, ()))))
+    return _markdown(title, rows, words=len(sweep.columns))
+
+
+def _measured(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
+    """The first row is the head; the first columns, as many as `words`, are not numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<" if place < words else ">" for place in range(len(widths))]
+    lines = [
+        "| " + " | ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rules = (
+        "-" * (width + 2) if side == "<" else "-" * (width + 1) + ":" for side, width in zip(sides, widths, strict=True)
+    )
+    return "\n".join([f"**{title}**", "", lines[0], f"|{'|'.join(rules)}|", *lines[1:]]) + "\n"

@@ -4,21 +4,25 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.data import benchmarks
 from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
-from fcclip_jax.evaluation import page, predictions, report, sweep
+from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
+from fcclip_jax.evaluation.sweep import SWEEPS
+from fcclip_jax.evaluation.sweep import summarize as summarize_sweep
 from fcclip_jax.export import write_files
 from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import TASKS
 from fcclip_jax.segmenter import Segmenter
@@ -39,6 +43,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     """
     settings = eval_settings(config)
     examples = open_examples(config, settings.tasks)
+    if settings.sweep and not examples.has_panoptic:
+        raise ValueError(f"{examples.name} has no panoptic annotation, which a sweep measures PQ on")
     folder = pathlib.Path(workdir).expanduser()
     about = {
         "benchmark": config.benchmark,
@@ -47,16 +53,29 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "ensemble": config.ensemble.to_dict(),
         **settings._asdict(),
     }
-    segmenter, about["checkpoint"] = open_segmenter(config, checkpoint_path)
+    caching.keep_compiled_programs()
+    first = open_model(checkpoint_path, seed=0)
+    about["checkpoint"] = check_sum(first.model)
+    second_trunk = None
+    if settings.sweep == "classifiers":
+        second = open_model(config.second_checkpoint, seed=1)
+        if second.text != first.text:
+            raise ValueError(
+                f"{config.second_checkpoint} has another text tower than {checkpoint_path}: the embeddings of one vocabulary"
+                " must do for both"
+            )
+        second_trunk = second.model.clip.image
+        about["second_checkpoint"] = check_sum(second_trunk)
+    segmenter = make_segmenter(config, first)
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     segmenter.expect(examples.sizes)
-    outcome = evaluate(segmenter, examples, log, settings, folder)
+    outcome = evaluate(segmenter, examples, log, settings, folder, second_trunk)
     if jax.process_index() == 0:
         if not outcome.lines:
             raise ValueError("no image could be read: there is nothing to report")
         if settings.sweep:
-            report_sweep(config, examples, outcome.lines, folder, about)
+            report_sweep(config, examples, outcome.lines, folder, about, segmenter)
         else:
             report_scores(config, examples, outcome.lines, folder, about, segmenter, settings)
         if outcome.images_per_second:
@@ -90,12 +109,20 @@ def report_scores(
 
 
 def report_sweep(
-    config: ConfigDict, examples: Examples, lines: Mapping[int, Line], folder: pathlib.Path, about: Mapping[str, Any]
+    config: ConfigDict,
+    examples: Examples,
+    lines: Mapping[int, Line],
+    folder: pathlib.Path,
+    about: Mapping[str, Any],
+    segmenter: Segmenter,
 ) -> None:
-    found = sweep.summarize(list(lines.values()), examples)
+    sweep = SWEEPS[config.sweep]
+    found = summarize_sweep(
+        sweep, list(lines.values()), examples, np.asarray(examples.vocabulary.seen_by(segmenter.training))
+    )
     content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
                "sweep": found, "about": about}  # fmt: skip
-    text = sweep.table(title(config, examples, len(lines)), found, reported=config.benchmark == "ade20k")
+    text = report.sweep_table(title(config, examples, len(lines)), sweep, found, config.benchmark)
     write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
     print(text)
 
@@ -125,6 +152,17 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     tasks = tuple(task for task in TASKS if config[task])
     if not tasks:
         raise ValueError("panoptic, semantic and instances are all off: there is nothing to evaluate")
+    if config.sweep is not None:
+        if config.sweep not in SWEEPS:
+            raise ValueError(f"sweep is {config.sweep!r}; choose one of {', '.join(SWEEPS)}")
+        for name in ("grounding", "save_predictions"):
+            if config[name]:
+                raise ValueError(f"a sweep measures the PQ of all classes and nothing else: leave {name} out")
+        tasks = ("panoptic",)
+    if (config.sweep == "classifiers") != (config.second_checkpoint is not None):
+        raise ValueError(
+            "sweep=classifiers compares two checkpoints: second_checkpoint goes with it, and with nothing else"
+        )
     return EvalSettings(
         tasks=tasks,
         overlap_threshold=config.overlap_threshold,
@@ -163,25 +201,32 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
     return examples.spread(config.images) if config.images else examples
 
 
-def open_segmenter(config: ConfigDict, checkpoint_path: str) -> tuple[Segmenter, str]:
-    """The model on this process's devices, and a check sum of its weights."""
-    caching.keep_compiled_programs()
+class _Opened(NamedTuple):
+    model: FCCLIP
+    training: Vocabulary
+    text: str
+    """Names the text tower's weights."""
+
+
+def open_model(checkpoint_path: str, seed: int) -> _Opened:
+    """seed: of the random model; of text towers, it has the same one whatever the seed."""
     if checkpoint_path == RANDOM:
-        model, training, text = random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), "random 0"
-    else:
-        loaded = checkpoint.load(checkpoint_path)
-        model, training, text = loaded.model, loaded.training_vocabulary, loaded.text_sha256
+        model = random_model(SMALL, seed)
+        model.clip.text = random_model(SMALL, 0).clip.text
+        return _Opened(model, Vocabulary.load("coco_panoptic"), "random 0")
+    loaded = checkpoint.load(checkpoint_path)
+    return _Opened(loaded.model, loaded.training_vocabulary, loaded.text_sha256)
+
+
+def make_segmenter(config: ConfigDict, opened: _Opened) -> Segmenter:
+    """On this process's devices."""
     changes = {name: value for name, value in config.ensemble.items() if value is not None}
-    model.ensemble = dataclasses.replace(model.ensemble, **changes)
-    digest = hashlib.sha256()
-    for name, variable in sorted(checkpoint.named_variables(model).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(variable[...]))
+    opened.model.ensemble = dataclasses.replace(opened.model.ensemble, **changes)
     devices = jax.local_devices()
-    segmenter = Segmenter(
-        model,
-        training,
-        fingerprint=text,
+    return Segmenter(
+        opened.model,
+        opened.training,
+        fingerprint=opened.text,
         short_side=config.short_side,
         max_side=config.max_side,
         batch_size=config.batch_size,
@@ -189,7 +234,14 @@ def open_segmenter(config: ConfigDict, checkpoint_path: str) -> tuple[Segmenter,
         devices=devices[: next(n for n in range(len(devices), 0, -1) if config.batch_size % n == 0)],
         cache_dir=caching.cache_dir() / "text",
     )
-    return segmenter, digest.hexdigest()
+
+
+def check_sum(module: nnx.Module) -> str:
+    digest = hashlib.sha256()
+    for name, variable in sorted(checkpoint.named_variables(module).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(variable[...]))
+    return digest.hexdigest()
 
 
 def reported_for(reported: Mapping[str, float], grounding: bool) -> dict[str, float]:

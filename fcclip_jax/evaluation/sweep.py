@@ -1,7 +1,7 @@
-"""How the two classifiers mix: the paper's table 8, all of it over one forward pass an image."""
+"""The paper's comparisons of ways to classify the same masks: tables 6, 8 and 9, each in one pass over the images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,72 +13,119 @@ from fcclip_jax.evaluators import panoptic
 from fcclip_jax.evaluators.panoptic import PanopticCounts, Truth
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.results import Result
-
-MODES = ("arithmetic", "geometric")
+from fcclip_jax.sweeping import Way
 
 
 class Row(NamedTuple):
-    alpha: float
-    beta: float
-    reported: tuple[float, float]
-    """PQ on ADE20K, arithmetic and geometric, of the ConvNeXt-L checkpoint."""
+    """One way, as a change of the model's own."""
+
+    cells: tuple[str | float, ...]
+    """What the table calls it."""
+    ensemble: Mapping[str, Any]
+    reported: Mapping[str, tuple[float, ...]]
+    """The sweep's scores in percent by benchmark, for ConvNeXt-L."""
+    short_side: int | None = None
+    second_trunk: bool = False
 
 
-ROWS = (
-    Row(0.0, 0.0, (17.8, 17.8)),
-    Row(1.0, 1.0, (21.9, 21.9)),
-    Row(0.0, 1.0, (25.3, 25.3)),
-    Row(1.0, 0.0, (17.5, 17.5)),
-    Row(0.5, 0.5, (25.0, 25.3)),
-    Row(0.5, 0.6, (25.6, 26.4)),
-    Row(0.5, 0.7, (25.5, 26.7)),
-    Row(0.5, 0.8, (25.4, 26.6)),
-    Row(0.4, 0.6, (25.1, 25.6)),
-    Row(0.4, 0.7, (25.6, 26.4)),
-    Row(0.4, 0.8, (25.6, 26.8)),
-    Row(0.4, 0.9, (25.4, 25.8)),
-)
+class Sweep(NamedTuple):
+    columns: tuple[str, ...]
+    scores: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def ways(self, own: EnsembleDescription) -> list[Way]:
+        return [Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_trunk) for row in self.rows]
 
 
-def mixings(own: EnsembleDescription) -> list[EnsembleDescription]:
-    """Both modes of each row, in their order; all else is as in the model's own."""
-    return [dataclasses.replace(own, alpha=row.alpha, beta=row.beta, mode=mode) for row in ROWS for mode in MODES]
+def _ensemble(alpha: float, beta: float, arithmetic: float, geometric: float) -> list[Row]:
+    reported = {"arithmetic": arithmetic, "geometric": geometric}
+    return [
+        Row((alpha, beta, mode), {"alpha": alpha, "beta": beta, "mode": mode}, {"ade20k": (pq,)})
+        for mode, pq in reported.items()
+    ]
+
+
+def _resolution(short_side: int, coco: float, ade20k: float) -> Row:
+    return Row((short_side,), {"alpha": 1.0, "beta": 1.0}, {"coco": (coco,), "ade20k": (ade20k,)}, short_side)
+
+
+def _classifiers(in_vocab: bool, out_vocab: str, *ade20k: float) -> Row:
+    weight = {(True, "-"): 0.0, (False, "second"): 1.0}.get((in_vocab, out_vocab))
+    changes = {} if weight is None else {"alpha": weight, "beta": weight}
+    cells = ("own" if in_vocab else "-", out_vocab)
+    return Row(cells, changes, {"ade20k": ade20k}, second_trunk=out_vocab == "second")
+
+
+SWEEPS: dict[str, Sweep] = {
+    # Table 8.
+    "ensemble": Sweep(
+        ("alpha", "beta", "mode"),
+        ("pq",),
+        (
+            *_ensemble(0.0, 0.0, 17.8, 17.8),
+            *_ensemble(1.0, 1.0, 21.9, 21.9),
+            *_ensemble(0.0, 1.0, 25.3, 25.3),
+            *_ensemble(1.0, 0.0, 17.5, 17.5),
+            *_ensemble(0.5, 0.5, 25.0, 25.3),
+            *_ensemble(0.5, 0.6, 25.6, 26.4),
+            *_ensemble(0.5, 0.7, 25.5, 26.7),
+            *_ensemble(0.5, 0.8, 25.4, 26.6),
+            *_ensemble(0.4, 0.6, 25.1, 25.6),
+            *_ensemble(0.4, 0.7, 25.6, 26.4),
+            *_ensemble(0.4, 0.8, 25.6, 26.8),
+            *_ensemble(0.4, 0.9, 25.4, 25.8),
+        ),
+    ),
+    # Table 9, CLIP alone as the classifier. The paper's masks were other ones, so its figures are of another height.
+    "resolution": Sweep(
+        ("short side",),
+        ("pq",),
+        (
+            _resolution(224, 17.3, 9.3),
+            _resolution(448, 23.5, 12.8),
+            _resolution(672, 27.0, 14.8),
+            _resolution(896, 28.6, 16.0),
+            _resolution(1120, 29.3, 15.9),
+        ),
+    ),
+    # Table 6: a checkpoint whose trunk was trained, and a second one whose trunk was not. Its last row, all of it frozen, is
+    # the second checkpoint's own evaluation.
+    "classifiers": Sweep(
+        ("in-vocabulary", "out-of-vocabulary"),
+        ("pq", "pq_seen", "pq_unseen"),
+        (
+            _classifiers(True, "-", 17.7, 37.9, 2.6),
+            _classifiers(False, "second", 21.1, 32.4, 12.6),
+            _classifiers(True, "own", 24.1, 38.9, 13.1),
+            _classifiers(True, "second", 25.4, 40.0, 14.6),
+        ),
+    ),
+}
 
 
 def sweep_line(index: int, examples: Examples, truth: Truth, results: Sequence[Result]) -> Line:
-    """An image's line: "sweep" has a mixing's "panoptic" (see evaluation.scores) each."""
+    """An image's line: "sweep" has a way's "panoptic" (see evaluation.scores) each."""
     classes = len(examples.vocabulary.classes)
     rows = [panoptic_rows(truth, result, classes) for result in results]
     return {"index": index, "image_id": examples.image_ids[index], "sweep": rows}
 
 
-def summarize(lines: Sequence[Line], examples: Examples) -> list[dict[str, Any]]:
-    """PQ of each row in percent, by mode; None where no class occurs."""
+def summarize(sweep: Sweep, lines: Sequence[Line], examples: Examples, seen: np.ndarray) -> list[dict[str, Any]]:
+    """Each row's cells by their columns, and its scores in percent: NaN where no such class occurs.
+
+    seen: which classes occur in training, [K].
+    """
     classes = len(examples.vocabulary.classes)
+    among = {"pq": seen | True, "pq_seen": seen, "pq_unseen": ~seen}
     found = []
-    for place, mixing in enumerate(mixings(EnsembleDescription())):
+    for place, row in enumerate(sweep.rows):
         total = PanopticCounts.zeros(classes)
         for line in lines:
             total = total.plus(panoptic_counts({"panoptic": line["sweep"][place]}, classes))
         quality = panoptic.quality(total)[:, 0]
-        pq = float(100 * np.nanmean(quality)) if not np.isnan(quality).all() else None
-        found.append({"alpha": mixing.alpha, "beta": mixing.beta, "mode": mixing.mode, "pq": pq})
+        scores = {}
+        for name in sweep.scores:
+            occurring = quality[among[name] & ~np.isnan(quality)]
+            scores[name] = float(100 * occurring.mean()) if len(occurring) else float("nan")
+        found.append({**dict(zip(sweep.columns, row.cells, strict=True)), **scores})
     return found
-
-
-def table(title: str, found: Sequence[dict[str, Any]], *, reported: bool) -> str:
-    """Markdown.
-
-    reported: whether these are the images that the paper's figures are of.
-    """
-    head = "| alpha | beta | arithmetic PQ | geometric PQ |"
-    rule = "|---:|---:|---:|---:|"
-    if reported:
-        head, rule = head + " reported, arithmetic | geometric |", rule + "---:|---:|"
-    lines = [f"**{title}**", "", head, rule]
-    for row, pair in zip(ROWS, zip(found[::2], found[1::2], strict=True), strict=True):
-        values = ["-" if each["pq"] is None else f"{each['pq']:.2f}" for each in pair]
-        cells = [f"{row.alpha}", f"{row.beta}", *values]
-        cells += [f"{value:.1f}" for value in row.reported] if reported else []
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

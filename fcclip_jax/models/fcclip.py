@@ -57,23 +57,40 @@ class FCCLIP(nnx.Module):
         clip_dense: Float[Array, "B h w C"],
         valid_hw: Int[Array, "B 2"],
         text: TextClassifier,
-        mixing: EnsembleDescription | None = None,
         offered: Bool[Array, "B K"] | None = None,
     ) -> Float[Array, "B Q K1"]:
         """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last.
 
         offered: leaves each image only some of the classes, as if its vocabulary had no others.
         """
-        masks = shrink(prediction.mask_logits, STRIDE // 4) > 0
-        masks &= valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
+        masks = dense_masks(shrink(prediction.mask_logits, STRIDE // 4), valid_hw)
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
+        return self.mix(prediction, embeddings, jnp.any(masks, axis=(1, 2)), text, self.ensemble, offered)
+
+    def mix(
+        self,
+        prediction: Prediction,
+        embeddings: Float[Array, "B Q C"],
+        valid_masks: Bool[Array, "B Q"],
+        text: TextClassifier,
+        mixing: EnsembleDescription,
+        offered: Bool[Array, "B K"] | None = None,
+    ) -> Float[Array, "B Q K1"]:
+        """Class probabilities from CLIP's embeddings of the masks, as `classify` says.
+
+        valid_masks: whether a mask has any cell at stride 32.
+        """
         out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
         in_vocab = prediction.class_logits
         if offered is not None:
             out_vocab = jnp.where(offered[:, None, :], out_vocab, -jnp.inf)
             in_vocab = in_vocab.at[..., :-1].set(jnp.where(offered[:, None, :], in_vocab[..., :-1], -jnp.inf))
-        valid_masks = jnp.any(masks, axis=(1, 2))
-        return ensemble(in_vocab, out_vocab, text.seen, valid_masks, mixing or self.ensemble)
+        return ensemble(in_vocab, out_vocab, text.seen, valid_masks, mixing)
+
+
+def dense_masks(logits: Float[Array, "B h w Q"], valid_hw: Int[Array, "B 2"]) -> Bool[Array, "B h w Q"]:
+    """The masks at stride 32, where CLIP's features are pooled."""
+    return (logits > 0) & valid_mask(valid_hw, logits.shape[1:3], STRIDE)[..., None]
 
 
 def prepare(

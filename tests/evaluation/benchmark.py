@@ -23,7 +23,7 @@ from torch.nn import functional
 from fcclip_jax.buckets import canvas
 from fcclip_jax.data.benchmarks import IGNORE, Example
 from fcclip_jax.evaluation.scores import image_line
-from fcclip_jax.evaluation.sweep import mixings
+from fcclip_jax.evaluation.sweep import SWEEPS
 from fcclip_jax.evaluators.panoptic import Truth
 from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
 from fcclip_jax.models.random_weights import random_model
@@ -99,7 +99,7 @@ def sweep_against_evaluation(repeats: int) -> str:
     segmenter = Segmenter(model, Vocabulary.load("coco_panoptic"), fingerprint="random 0")
     segmenter.set_classes("ade20k_150")
     image = np.random.default_rng(0).integers(0, 256, (512, 683, 3), dtype=np.uint8)
-    ways = mixings(segmenter.ensemble)
+    ways = SWEEPS["ensemble"].ways(segmenter.ensemble)
     calls = {
         "evaluation": lambda: list(segmenter.stream([image])),
         "sweep": lambda: list(segmenter.sweep([image], ways)),

@@ -210,10 +210,10 @@ def test_what_is_offered(data, cache, tmp_path):
 
 
 def test_a_sweep_says_what_single_evaluations_say(data, cache, tmp_path, capsys):
-    assert run(config("ade20k", data, sweep=True, images=3), "random", str(tmp_path / "sweep")) == 0
+    assert run(config("ade20k", data, sweep="ensemble", images=3), "random", str(tmp_path / "sweep")) == 0
     found = report(tmp_path / "sweep")["sweep"]
     assert len(found) == 24
-    assert "| 0.4 | 0.8 |" in capsys.readouterr().out
+    assert "| 0.4   | 0.8  | geometric  |" in capsys.readouterr().out
     lines = {}
     for name in ("sweep", "single"):
         if name == "single":
@@ -231,6 +231,21 @@ def test_a_sweep_says_what_single_evaluations_say(data, cache, tmp_path, capsys)
     assert [line["sweep"][place] for line in lines["sweep"]] == [line["panoptic"] for line in lines["single"]]
     # They differ from one another: alpha and beta do something.
     assert len({json.dumps([line["sweep"][i] for line in lines["sweep"]]) for i in range(24)}) > 6
+
+
+def test_a_sweep_of_two_checkpoints(data, cache, tmp_path, capsys):
+    changes = {"sweep": "classifiers", "second_checkpoint": "random", "images": 2}
+    assert run(config("ade20k", data, **changes), "random", str(tmp_path)) == 0
+    found = report(tmp_path)
+    assert [(row["in-vocabulary"], row["out-of-vocabulary"]) for row in found["sweep"]] == [
+        ("own", "-"),
+        ("-", "second"),
+        ("own", "own"),
+        ("own", "second"),
+    ]
+    assert {"pq", "pq_seen", "pq_unseen"} <= found["sweep"][0].keys()
+    assert found["about"]["second_checkpoint"] != found["about"]["checkpoint"]
+    assert "| 25.4 |" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("benchmark", ["cityscapes", "mapillary", "ade20k_847", "pascal_voc_20"])
@@ -279,6 +294,11 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it is a share"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
         ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),
+        ({"sweep": "ensembles"}, "sweep is 'ensembles'; choose one of ensemble, resolution, classifiers"),
+        ({"sweep": "ensemble", "grounding": True}, "leave grounding out"),
+        ({"sweep": "classifiers"}, "second_checkpoint goes with it"),
+        ({"second_checkpoint": "random"}, "second_checkpoint goes with it"),
+        ({"sweep": "classifiers", "second_checkpoint": "/nowhere"}, "/nowhere"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"root": "/nowhere"}, "there is no folder of ADE20K at /nowhere"),
     ],
