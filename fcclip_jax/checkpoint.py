@@ -165,7 +165,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """
     path = resolve(path)
     if not path.exists():
-        _check_writable(path)
+        check_writable(path)
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or ask for it to be overwritten")
@@ -174,9 +174,10 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise ValueError(f"{path} is not a checkpoint, so it will not be overwritten; choose another name")
 
 
-def _check_writable(path: epath.Path) -> None:
-    """Raises OSError if nothing can be made there: better now than after hours of work."""
-    nearest = next(parent for parent in path.parents if parent.exists())
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError if no folder can be made or filled there: better now than after hours of work."""
+    path = resolve(path)
+    nearest = next(place for place in (path, *path.parents) if place.exists())
     if os.path.isabs(nearest):  # a local one
         try:
             tempfile.TemporaryDirectory(dir=nearest).cleanup()

@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from fcclip_jax import plan
 
             return plan.main(config, COMPILE_ONLY.value)
+        from fcclip_jax import checkpoint
+
+        checkpoint.check_writable(WORKDIR.value)
         _start_processes()
         if "benchmark" in config:
             from fcclip_jax.evaluation.run import run

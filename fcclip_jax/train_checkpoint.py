@@ -8,6 +8,7 @@ Frozen weights are in `start` once and for all. Any mesh reads what any other ha
 
 import contextlib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,9 @@ class Checkpoints:
         if best and keep_best:
             kept.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best], n=keep_best, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: metrics.get(best, -math.inf),
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
                 )
             )
         self._manager = ocp.CheckpointManager(

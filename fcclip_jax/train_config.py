@@ -35,6 +35,7 @@ AT_LEAST = {
     "eval.short_side": 1,
 }
 CHOICES = {
+    "checkpoint.best": (None, "pq", "sq", "rq", "pq_things", "pq_stuff"),
     "compute_dtype": ("bfloat16", "float32", "float64"),
     "deform_attn_precision": (None, *PRECISIONS),
     "losses.matcher": typing.get_args(Matcher),

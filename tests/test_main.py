@@ -84,6 +84,13 @@ def test_mistakes_on_the_command_line(tmp_path):
 def test_mistakes_that_show_later(tmp_path):
     paths = tiny.write(tmp_path / "data", 3)
     workdir = tmp_path / "run"
+    assert "checkpoint.best is 'ap'; choose one of None, pq, sq" in answer(
+        *training.command(paths, workdir, **{"checkpoint.best": "ap"})[3:]
+    )
+    (tmp_path / "file").write_text("")
+    assert "file/run cannot be written: Not a directory" in answer(
+        *training.command(paths, tmp_path / "file" / "run")[3:]
+    )
     assert "asks for 5 devices, and there are 1" in answer(*training.command(paths, workdir, **{"mesh.data": 5})[3:])
     assert "there is no checkpoint at /nowhere" in answer(*training.command(paths, workdir, init="/nowhere")[3:])
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))
