@@ -1,6 +1,9 @@
 """What is right scores 100, on every benchmark; and what the resolution of the masks alone takes away, by an oracle."""
 
+import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,37 +12,55 @@ from torch.nn import functional
 
 from fcclip_jax.data import benchmarks
 from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
-from fcclip_jax.evaluation.log import EvaluationLog
-from fcclip_jax.evaluation.loop import EvalSettings, evaluate
-from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.evaluators import panoptic
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import layouts
-from tests.evaluation.injected import QUERIES, AsLogits, Perfect, logits_of
+from tests.evaluation.injected import QUERIES, AsLogits, Perfect, logits_of, scores
+
+ROOT = pathlib.Path(__file__).parents[2]
+WANTED = {
+    "semantic": ("miou", "fwiou", "macc", "pacc"),
+    "panoptic": ("pq", "sq", "rq", "pq_things"),
+    "instances": ("ap", "ap50"),
+}
 
 
-def scores(segmenter: Segmenter, examples: Examples, folder: pathlib.Path) -> dict[str, float]:
-    tasks = BENCHMARKS[examples.name].tasks
-    chosen = EvalSettings(tasks=tasks, semantic_before_resize=tasks == ("semantic",))
-    outcome = evaluate(segmenter, examples, EvaluationLog(folder, {}), chosen, folder)
-    assert len(outcome.lines) == len(examples) and not outcome.failures
-    seen = examples.vocabulary.seen_by(Vocabulary.load("coco_panoptic"))
-    return summarize(list(outcome.lines.values()), examples, seen).overall
+def check_100(name: str, found: dict[str, float]) -> None:
+    for task in BENCHMARKS[name].tasks:
+        for key in WANTED[task]:
+            assert found[key] == pytest.approx(100, abs=1e-9), key
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_what_is_right_scores_100(name, tmp_path):
     layouts.write(name, tmp_path, 3)
     examples = benchmarks.open_benchmark(name, tmp_path)
-    found = scores(Perfect(examples), examples, tmp_path / "run")
-    wanted = {"semantic": ("miou", "fwiou", "macc", "pacc"), "panoptic": ("pq", "sq", "rq", "pq_things"),
-              "instances": ("ap", "ap50")}  # fmt: skip
-    for task in BENCHMARKS[name].tasks:
-        for key in wanted[task]:
-            assert found[key] == pytest.approx(100, abs=1e-9), key
+    check_100(name, scores(Perfect(examples), examples, tmp_path / "run"))
+
+
+def test_what_is_right_scores_100_in_two_processes(tmp_path):
+    for name in BENCHMARKS:
+        layouts.write(name, tmp_path, 3)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.evaluation.injected",
+        str(tmp_path),
+        str(tmp_path / "run"),
+        "localhost:12397",
+    ]
+    processes = [
+        subprocess.Popen([*command, str(index)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    found = json.loads(outputs[0].splitlines()[-1])
+    assert found.keys() == BENCHMARKS.keys()
+    for name, values in found.items():
+        check_100(name, values)
+        assert len(list((tmp_path / "run" / name / "images").iterdir())) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
