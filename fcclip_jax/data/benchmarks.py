@@ -1,4 +1,4 @@
-"""The nine benchmarks of the paper: where their files lie, what was reported, and their annotated images."""
+"""The nine benchmarks of the paper: where their files lie, and their annotated images."""
 
 import copy
 import difflib
@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +55,6 @@ class Benchmark(NamedTuple):
     vocabulary: str
     number: int
     """How many images there are officially."""
-    reported: Mapping[str, float]
-    """By the paper, in percent, for the ConvNeXt-L checkpoint."""
     image_suffix: str = ".jpg"
     panoptic: PanopticFiles | None = None
     labels: LabelMaps | None = None
@@ -84,7 +82,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="val2017",
         vocabulary="coco_panoptic",
         number=5000,
-        reported={"pq": 54.4, "ap": 44.6, "miou": 63.7},
         panoptic=PanopticFiles(
             "annotations/panoptic_val2017.json", ("annotations/panoptic_val2017", "panoptic_val2017")
         ),
@@ -96,7 +93,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images/validation",
         vocabulary="ade20k_150",
         number=2000,
-        reported={"pq": 26.8, "ap": 16.8, "miou": 34.1, "pq_grounding": 38.4, "miou_grounding": 54.1},
         panoptic=PanopticFiles("ade20k_panoptic_val.json", ("ade20k_panoptic_val",)),
         labels=LabelMaps("annotations/validation", ".png", first=1),
         instances="ade20k_instance_val.json",
@@ -108,7 +104,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="leftImg8bit/val",
         vocabulary="cityscapes",
         number=500,
-        reported={"pq": 44.0, "sq": 75.4, "rq": 53.6, "ap": 26.8, "miou": 56.2, "pq_grounding": 48.1},
         image_suffix="_leftImg8bit.png",
         panoptic=PanopticFiles(
             "gtFine/cityscapes_panoptic_val.json", ("gtFine/cityscapes_panoptic_val",), "{}_leftImg8bit.png"
@@ -125,7 +120,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="validation/images",
         vocabulary="mapillary_vistas",
         number=2000,
-        reported={"pq": 18.2, "sq": 57.7, "rq": 22.9, "miou": 27.9, "pq_grounding": 21.5},
         panoptic=PanopticFiles("validation/panoptic/panoptic_2018.json", ("validation/panoptic",)),
         labels=LabelMaps("validation/labels", ".png"),
         short_side=1024,
@@ -137,7 +131,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images_detectron2/validation",
         vocabulary="ade20k_847",
         number=2000,
-        reported={"miou": 14.8, "miou_grounding": 33.4},
         labels=LabelMaps("annotations_detectron2/validation", ".tif"),
         prepared_by="fcclip annotate ade20k_full",
     ),
@@ -147,7 +140,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images/validation",
         vocabulary="pascal_context_459",
         number=5104,
-        reported={"miou": 18.2, "miou_grounding": 41.2},
         labels=LabelMaps("annotations_ctx459/validation", ".tif"),
         prepared_by="fcclip annotate pascal_context",
     ),
@@ -157,7 +149,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images/validation",
         vocabulary="pascal_context_59",
         number=5104,
-        reported={"miou": 58.4, "miou_grounding": 74.9},
         labels=LabelMaps("annotations_ctx59/validation", ".png"),
         prepared_by="fcclip annotate pascal_context",
     ),
@@ -167,7 +158,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images/validation",
         vocabulary="pascal_voc_21",
         number=1449,
-        reported={"miou": 81.8, "miou_grounding": 88.7},
         labels=LabelMaps("annotations_pascal21/validation", ".png"),
         prepared_by="fcclip annotate pascal_voc",
     ),
@@ -177,7 +167,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         images="images/validation",
         vocabulary="pascal_voc_20",
         number=1449,
-        reported={"miou": 95.4, "miou_grounding": 98.5},
         labels=LabelMaps("annotations_pascal20/validation", ".png"),
         prepared_by="fcclip annotate pascal_voc",
     ),

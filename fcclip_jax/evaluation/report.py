@@ -44,9 +44,9 @@ def to_json(report: Mapping[str, Any]) -> bytes:
     return (json.dumps(plain(report), indent=1) + "\n").encode()
 
 
-def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]) -> str:
+def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float], reported_model: str) -> str:
     """Markdown: measured and reported, in percent."""
-    rows = [("", "measured", "reported")]
+    rows = [("", "measured", f"reported ({reported_model})" if reported else "reported")]
     for key, name in NAMES.items():
         if key in scores:
             rows.append((name, _measured(scores[key]), f"{reported[key]:.1f}" if key in reported else ""))

@@ -17,11 +17,12 @@ from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
 from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
+from fcclip_jax.evaluation.reported import Reported, reported_for
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.evaluation.sweep import SWEEPS
 from fcclip_jax.evaluation.sweep import summarize as summarize_sweep
 from fcclip_jax.export import write_files
-from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.descriptions import SMALL, ConvNeXtDescription, ResNetDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import TASKS
@@ -77,7 +78,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         if settings.sweep:
             report_sweep(config, examples, outcome.lines, folder, about, segmenter)
         else:
-            report_scores(config, examples, outcome.lines, folder, about, segmenter, settings)
+            paper = reported_for(first.trunk, first.training.name)
+            report_scores(config, examples, outcome.lines, folder, about, segmenter, settings, paper)
         if outcome.images_per_second:
             print(f"{outcome.images_per_second:.2f} images/s in each of {jax.process_count()} processes")
     return 1 if outcome.failures else 0
@@ -91,14 +93,16 @@ def report_scores(
     about: Mapping[str, Any],
     segmenter: Segmenter,
     settings: EvalSettings,
+    paper: Reported,
 ) -> None:
     seen = examples.vocabulary.seen_by(segmenter.training)
     scores = summarize(list(lines.values()), examples, seen)
-    row = BENCHMARKS.get(config.benchmark)
-    reported = {} if row is None else reported_for(row.reported, settings.grounding)
+    suffix = "_grounding" if settings.grounding else ""
+    published = paper.scores.get(config.benchmark, {})
+    reported = {name: published[name + suffix] for name in scores.overall if name + suffix in published}
     content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
-               "scores": scores.overall, "reported": reported, "classes": scores.classes, "about": about}  # fmt: skip
-    text = report.table(title(config, examples, len(lines)), scores.overall, reported)
+               "scores": scores.overall, "reported": reported, "reported_model": paper.model, "classes": scores.classes, "about": about}  # fmt: skip
+    text = report.table(title(config, examples, len(lines)), scores.overall, reported, paper.model)
     write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
     if settings.save_predictions:
         predictions.finish(folder, lines, examples)
@@ -204,6 +208,7 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
 class _Opened(NamedTuple):
     model: FCCLIP
     training: Vocabulary
+    trunk: ConvNeXtDescription | ResNetDescription
     text: str
     """Names the text tower's weights."""
 
@@ -213,9 +218,9 @@ def open_model(checkpoint_path: str, seed: int) -> _Opened:
     if checkpoint_path == RANDOM:
         model = random_model(SMALL, seed)
         model.clip.text = random_model(SMALL, 0).clip.text
-        return _Opened(model, Vocabulary.load("coco_panoptic"), "random 0")
+        return _Opened(model, Vocabulary.load("coco_panoptic"), SMALL.clip.image, "random 0")
     loaded = checkpoint.load(checkpoint_path)
-    return _Opened(loaded.model, loaded.training_vocabulary, loaded.text_sha256)
+    return _Opened(loaded.model, loaded.training_vocabulary, loaded.description.clip.image, loaded.text_sha256)
 
 
 def make_segmenter(config: ConfigDict, opened: _Opened) -> Segmenter:
@@ -242,9 +247,3 @@ def check_sum(module: nnx.Module) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(variable[...]))
     return digest.hexdigest()
-
-
-def reported_for(reported: Mapping[str, float], grounding: bool) -> dict[str, float]:
-    """The paper's figures for this way of offering classes."""
-    suffix = "_grounding"
-    return {name.removesuffix(suffix): value for name, value in reported.items() if name.endswith(suffix) == grounding}

@@ -93,7 +93,7 @@ def logged(folder: pathlib.Path) -> int:
 def test_what_an_evaluation_leaves(straight, data):
     found = report(straight)
     assert (found["evaluated"], found["skipped"]) == (IMAGES, 0)
-    assert found["reported"]["pq"] == 26.8
+    assert (found["reported"]["pq"], found["reported_model"]) == (26.8, "ConvNeXt-L, COCO")
     scores = found["scores"]
     assert {"pq", "sq", "rq", "pq_things", "pq_stuff", "pq_seen", "pq_unseen", "miou", "miou_seen", "miou_unseen", "fwiou",
             "macc", "pacc", "ap", "ap50", "ap75", "ap_seen", "ap_unseen"} <= scores.keys()  # fmt: skip
