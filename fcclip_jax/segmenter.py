@@ -229,15 +229,17 @@ class Segmenter:
         words, tasks = self._required_words(), check_tasks(tasks)
         if not 0 <= overlap_threshold <= 1:
             raise ValueError(f"overlap_threshold is {overlap_threshold}; it is a share, from 0 to 1")
-        run = functools.partial(
-            self._run,
+        dispatch = functools.partial(
+            self._dispatch,
             words=words,
             tasks=tasks,
             overlap_threshold=overlap_threshold,
             before_resize=semantic_before_resize,
             offered=offered,
         )
-        yield from self._results(images, run)
+        yield from self._results(
+            images, dispatch, lambda item, output: make_result(item.image, words.vocabulary, output)
+        )
 
     def sweep(
         self,
@@ -256,10 +258,8 @@ class Segmenter:
         second_state = jax.device_put(second_state, self._everywhere)
         sides = sorted({way.short_side for way in ways} - {None})
 
-        def run(
-            bucket: tuple[int, int], canvas: tuple[int, int], items: list[_Prepared]
-        ) -> Iterator[tuple[int, list[Result]]]:
-            output = self._sweep_program(
+        def dispatch(bucket: tuple[int, int], canvas: tuple[int, int], items: list[_Prepared]) -> Postprocessed:
+            return self._sweep_program(
                 self._state,
                 second_state,
                 *self._batch(items, bucket, size=self.batch_size),
@@ -271,28 +271,55 @@ class Segmenter:
                 canvas=canvas,
                 ways=tuple(ways),
             )
-            output = jax.device_get(output)
-            for row, item in enumerate(items):
-                parts = [jax.tree.map(lambda x, row=row, i=i: x[row, i], output) for i in range(len(ways))]
-                yield item.index, [make_result(item.image, words.vocabulary, part) for part in parts]
 
-        yield from self._results(images, run)
+        def finish(item: _Prepared, output: Postprocessed) -> list[Result]:
+            parts = (jax.tree.map(lambda x, i=i: x[i], output) for i in range(len(ways)))
+            return [make_result(item.image, words.vocabulary, part) for part in parts]
+
+        yield from self._results(images, dispatch, finish)
 
     def _results(
-        self, images: Iterable[ImageLike], run: Callable[..., Iterator[tuple[int, Any]]]
+        self,
+        images: Iterable[ImageLike],
+        dispatch: Callable[[tuple[int, int], tuple[int, int], list["_Prepared"]], Postprocessed],
+        finish: Callable[["_Prepared", Postprocessed], Any],
     ) -> Iterator[tuple[int, Any]]:
-        waiting: dict[tuple, list[_Prepared]] = defaultdict(list)
+        """The device computes a batch while the one before it is fetched and finished here.
+
+        dispatch: sets the device to work on (bucket, canvas, items).
+        finish: makes a result of one image's part of the output.
+        """
+
+        def finished(items: list[_Prepared], output: Postprocessed) -> Iterator[tuple[int, Any]]:
+            output = jax.device_get(output)
+            for row, item in enumerate(items):
+                yield item.index, finish(item, jax.tree.map(lambda x, row=row: x[row], output))
+
+        underway: tuple[list[_Prepared], Postprocessed] | None = None
+        for work in self._batches(images):
+            if isinstance(work, _Prepared):
+                yield work.index, work.error
+                continue
+            shapes, items = work
+            before, underway = underway, (items, dispatch(*shapes, items))
+            if before is not None:
+                yield from finished(*before)
+        if underway is not None:
+            yield from finished(*underway)
+
+    def _batches(self, images: Iterable[ImageLike]) -> Iterator["_Prepared | tuple[Shapes, list[_Prepared]]"]:
+        """Images that share their shapes, together; alone, each that cannot be read."""
+        waiting: dict[Shapes, list[_Prepared]] = defaultdict(list)
         for item in self._prepared(images):
             if isinstance(item.error, Exception):
-                yield item.index, item.error
+                yield item
                 continue
             needed = Shapes(item.bucket, bucket_lists.canvas(item.image.shape[:2]))
-            key = self._shared.get(needed, needed)
-            waiting[key].append(item)
-            if len(waiting[key]) == self.batch_size:
-                yield from run(*key, waiting.pop(key))
-        for key, batch in waiting.items():
-            yield from run(*key, batch)
+            shapes = self._shared.get(needed, needed)
+            waiting[shapes].append(item)
+            if len(waiting[shapes]) == self.batch_size:
+                yield shapes, waiting.pop(shapes)
+        yield from waiting.items()
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
         """Every class's score at every pixel of one image: large, and compiled for each number of classes.
@@ -363,7 +390,7 @@ class Segmenter:
         ]
         return View(*self._batch(small, shape, size=self.batch_size)[:2])
 
-    def _run(
+    def _dispatch(
         self,
         bucket: tuple[int, int],
         canvas: tuple[int, int],
@@ -374,14 +401,14 @@ class Segmenter:
         overlap_threshold: float,
         before_resize: bool,
         offered: Callable[[int], Sequence[int]] | None,
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Postprocessed:
         arrays = self._batch(items, bucket, size=self.batch_size)
         choice = None
         if offered is not None:
             choice = np.zeros((self.batch_size, *words.is_thing.shape), bool)
             for row in range(self.batch_size):
                 choice[row, list(offered(items[min(row, len(items) - 1)].index))] = True
-        output = self._program(
+        return self._program(
             self._state,
             *arrays,
             words.text,
@@ -392,10 +419,6 @@ class Segmenter:
             tasks=tasks,
             before_resize=before_resize,
         )
-        output = jax.device_get(output)
-        for row, item in enumerate(items):
-            of_image = jax.tree.map(lambda x, row=row: x[row], output)
-            yield item.index, make_result(item.image, words.vocabulary, of_image)
 
 
 class _Words(NamedTuple):

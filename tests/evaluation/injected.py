@@ -21,7 +21,7 @@ from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.postprocess import postprocess
-from fcclip_jax.results import PackedInstance, Panoptic, Result, Segment, make_result
+from fcclip_jax.results import PackedInstance, Panoptic, Result, Segment
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -92,7 +92,7 @@ class AsLogits(Segmenter):
         self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
         self._postprocess = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 
-    def _run(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
+    def _dispatch(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
         padded = items + items[-1:] * (self.batch_size - len(items))
         pairs = [logits_of(self._by_image[i.image.tobytes()], i.resized.shape[:2], bucket) for i in padded]
         _, image_hw, output_hw = self._batch(items, bucket, size=self.batch_size)
@@ -100,13 +100,10 @@ class AsLogits(Segmenter):
         probs = np.zeros((self.batch_size, QUERIES, width), np.float32)
         for row, (_, labels) in enumerate(pairs):
             probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for queries that nobody needs, is void
-        output = self._postprocess(
+        return self._postprocess(
             np.stack([logits for logits, _ in pairs]), probs, words.is_thing, words.text.num_classes, image_hw, output_hw,
             canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
         )  # fmt: skip
-        output = jax.device_get(output)
-        for row, item in enumerate(items):
-            yield item.index, make_result(item.image, words.vocabulary, jax.tree.map(lambda x, row=row: x[row], output))
 
 
 def logits_of(example: Example, hw: tuple[int, int], bucket: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
