@@ -6,7 +6,7 @@ from flax import nnx
 
 from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
 from fcclip_jax.models.descriptions import EnsembleDescription
-from fcclip_jax.models.fcclip import FCCLIP, prepare
+from fcclip_jax.models.fcclip import FCCLIP, dense_masks, prepare
 from fcclip_jax.models.layers import valid_mask
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES, upsample_twice
 from fcclip_jax.models.resnet import ResNet
@@ -158,15 +158,14 @@ def head_stages(
 ) -> Arrays:
     """What follows the mask decoder: CLIP's view of the masks, and the class probabilities."""
     shrunk = shrink(prediction.mask_logits, STRIDE // 4)
-    masks = shrunk > 0
+    masks = dense_masks(shrunk, valid_hw)
     embeddings = model.clip.image.embed_masks(clip_dense, valid_hw, masks)
     scale = model.clip.logit_scale[...]
     logits = text_logits(embeddings, text, scale), void_logits(embeddings, model.void_embedding[...], scale)
-    inside = masks & valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
     return {
         "mask_for_pooling": channels_first(shrunk),
-        "mask_pooled": mask_pool(clip_dense, inside),
+        "mask_pooled": mask_pool(clip_dense, masks),
         "clip_feature": embeddings,
         "logits": jnp.concatenate(logits, axis=-1),
-        "class_probs": model.classify(prediction, clip_dense, valid_hw, text, mixing),
+        "class_probs": model.mix(prediction, embeddings, jnp.any(masks, axis=(1, 2)), text, mixing),
     }
