@@ -55,8 +55,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.save_predictions = False  # in the public formats, into the work folder
     config.worst = 20  # images that are drawn beside their annotation, on an HTML page
 
-    names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
+    names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")  # label maps: words parted by ;
     config.custom = ConfigDict({name: placeholder(str) for name in names})
-    config.custom.first_label = 0
+    config.custom.first_label = 0  # the number of the first class in label maps; smaller ones do not count
+    # The number of pixels that do not count; by default the vocabulary's own, or 255 if that is not the number of a class.
+    config.custom.ignore_label = placeholder(int)
     config.lock()
     return config

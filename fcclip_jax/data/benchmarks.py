@@ -6,13 +6,16 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8, UInt16
 from PIL import Image
+from tqdm import tqdm
 
 from fcclip_jax.data import images
 from fcclip_jax.data.decoding import decode_ids
@@ -258,6 +261,13 @@ class Examples:
         """Tells sets of images apart: a check sum of what they are called, in their order."""
         return hashlib.sha256(json.dumps([self.name, *map(str, self.image_ids)]).encode()).hexdigest()
 
+    def annotation_digest(self) -> str:
+        """Tells annotations apart: a check sum of what the jsons say, and of the label maps' sizes in bytes."""
+        sizes = [path.stat().length for paths in (self._label_paths, self._instance_id_paths) for path in paths or ()]
+        panoptic = self._panoptic and self._panoptic.digest
+        content = [panoptic, sizes, self._first_label, self.vocabulary.ignore_label, self.instances]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def _truth(self, row: int) -> Truth:
         record = self._panoptic[row]
         try:
@@ -363,27 +373,44 @@ def open_panoptic(
 def open_semantic(
     images: epath.PathLike, labels: epath.PathLike, vocabulary: Vocabulary, *, first_label: int = 0
 ) -> Examples:
-    """A data set of your own: a folder of images, and one of label maps with the same names; raises as Examples does.
+    """A data set of your own: a folder of images, and one of label maps with the same names, in the same folders if any.
 
-    Labels are class numbers from `first_label`, 8 or 16 bits; the vocabulary's ignore_label does not count.
+    Labels are class numbers from `first_label`, 8 or 16 bits; the vocabulary's ignore_label does not count. All label maps are
+    read, for nobody has checked them before.
+
+    Raises:
+        ValueError, FileNotFoundError: as of Examples; a label map is missing or damaged, or has a number that is of no class.
     """
-    paths = _images_in(epath.Path(images).expanduser())
+    above = epath.Path(images).expanduser()
+    paths = _images_in(above)
+    names = [path.relative_to(above).as_posix().rpartition(".")[0] for path in paths]
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} images in {above} are called {name}: which of them a label map is for, nobody knows")
     folder = epath.Path(labels).expanduser()
     there = {name.rpartition(".")[0]: folder / path for name, path in list_files(folder, "label maps").items()}
-    missing = [path for path in paths if path.stem not in there]
-    if missing:
+    # Of several images with one name, each needs a label map in the folder of its own.
+    alone = Counter(path.stem for path in paths)
+    found = [there.get(name) or (there.get(path.stem) if alone[path.stem] == 1 else None)
+             for name, path in zip(names, paths, strict=True)]  # fmt: skip
+    if missing := [path for path, label_path in zip(paths, found, strict=True) if label_path is None]:
         raise FileNotFoundError(
             f"{missing[0]} has no label map in {folder} ({len(missing)} of {len(paths)} images have none)"
         )
-    return Examples(
+    examples = Examples(
         folder.name,
         vocabulary,
-        [path.stem for path in paths],
+        names,
         paths,
         panoptic=None,
-        label_paths=[there[path.stem] for path in paths],
+        label_paths=found,
         first_label=first_label,
     )
+    with ThreadPoolExecutor() as pool:
+        maps = pool.map(lambda path: read_labels(path, first_label, vocabulary).size, found)
+        for _ in tqdm(maps, total=len(found), desc="checking label maps", unit="map", disable=None):
+            pass
+    return examples
 
 
 def read_labels(path: epath.Path, first: int, vocabulary: Vocabulary) -> UInt16[np.ndarray, "H W"]:
@@ -399,7 +426,7 @@ def read_labels(path: epath.Path, first: int, vocabulary: Vocabulary) -> UInt16[
         labels = _label_numbers(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    known = np.full(1 << 8 * labels.itemsize, -1, np.int32)
+    known = np.full(max(1 << 8 * labels.itemsize, first + len(vocabulary.classes)), -1, np.int32)
     known[first : first + len(vocabulary.classes)] = np.arange(len(vocabulary.classes))
     # Numbers below the first class, such as ADE20K's 0 for everything else, do not count.
     known[:first] = IGNORE

@@ -46,14 +46,21 @@ class EvaluationLog:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[int, Line]:
-        """All lines by their images' places. A line that a kill cut short is as if it were not there."""
+        """All lines by their images' places. A line that a kill cut short is as if it were not there.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
         lines: dict[int, Line] = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            with path.open(encoding="utf-8") as file:
+            with path.open("rb") as file:
                 for text in file:
-                    if text.endswith("\n"):
-                        line = json.loads(text)
-                        lines.setdefault(line["index"], line)
+                    if text.endswith(b"\n"):
+                        try:
+                            line = json.loads(text)
+                            lines.setdefault(line["index"], line)
+                        except (ValueError, KeyError, TypeError):
+                            raise ValueError(f"{path} is damaged; remove it to evaluate its images anew") from None
         return dict(sorted(lines.items()))
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
-from fcclip_jax.evaluation.predictions import save
+from fcclip_jax.evaluation.predictions import names_of, save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
 from fcclip_jax.evaluation.sweep import SWEEPS, sweep_line
 from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     failures: list[str]
     """Of this process."""
     images_per_second: float
-    """Of this process, decoding and scores included, from its second batch on; 0 where nothing was left to do."""
+    """Of this process, decoding and scores included, from its second batch on; 0 where there was none."""
 
 
 def evaluate(
@@ -68,11 +68,10 @@ def evaluate(
     mine = left[jax.process_index() :: jax.process_count()]
     failures: list[str] = []
     total = PanopticCounts.zeros(len(examples.vocabulary.classes))
-    times = []
+    arrivals: list[float] = []
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
     with progress, log.writer() as write:
-        for index, line in _lines(segmenter, examples, mine, settings, folder, second_trunk):
-            times.append(time.perf_counter())
+        for index, line in _lines(segmenter, examples, mine, settings, folder, second_trunk, arrivals):
             if isinstance(line, Exception):
                 failures.append(_failure(examples, index, line))
                 tqdm.write(f"skipped {failures[-1]}")
@@ -82,9 +81,10 @@ def evaluate(
                     total = total.plus(panoptic_counts(line, len(total.iou)))
                     progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
             progress.update()
+    end = time.perf_counter()
     _together("an evaluation ends")
-    later = len(times) - segmenter.batch_size
-    speed = later / (times[-1] - times[segmenter.batch_size - 1]) if later > 0 else 0.0
+    later = len(arrivals) - segmenter.batch_size
+    speed = later / (end - arrivals[segmenter.batch_size - 1]) if later > 0 else 0.0
     return Outcome(log.read(), failures, speed)
 
 
@@ -95,11 +95,16 @@ def _lines(
     settings: EvalSettings,
     folder: pathlib.Path,
     second_trunk: nnx.Module | None,
+    arrivals: list[float],
 ) -> Iterator[tuple[int, Line | OSError | ValueError]]:
-    """Images are decoded ahead of the computation and scored behind it, in threads."""
+    """Images are decoded ahead of the computation and scored behind it, in threads.
+
+    arrivals: gets the time when the segmenter was done with each.
+    """
     underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
     failed: deque[tuple[int, OSError | ValueError]] = deque()
     scored: deque[tuple[int, Future[Line]]] = deque()
+    names = names_of(examples) if settings.save_predictions else []
 
     def pixels() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         ahead: deque[tuple[int, Future[Example]]] = deque()
@@ -125,7 +130,9 @@ def _lines(
         if isinstance(result, list):
             return sweep_line(place, examples, example.panoptic, result)
         line = image_line(place, examples, example, result)
-        return {**line, **save(folder, examples, place, result)} if settings.save_predictions else line
+        if not settings.save_predictions:
+            return line
+        return {**line, **save(folder, names[place], examples.image_ids[place], result)}
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         if settings.sweep:
@@ -142,6 +149,7 @@ def _lines(
                 offered=offered if settings.grounding else None,
             )
         for position, result in stream:
+            arrivals.append(time.perf_counter())
             place, example = underway[position]
             underway[position] = (place, None)  # its pixels are not needed any more
             if isinstance(result, Exception):

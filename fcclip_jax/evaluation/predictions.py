@@ -4,6 +4,8 @@ predictions/panoptic.json, panoptic/NAME.png   COCO's panoptic format
 predictions/instances.json                     COCO's result format
 predictions/semantic/NAME.png                  a pixel's class, from 0 in the vocabulary
 predictions/images.json                        the images, and the categories
+
+NAME is the photograph's own without its suffix; of several with the same, the later ones get -2, -3 and so on.
 """
 
 import io
@@ -17,27 +19,32 @@ from PIL import Image
 
 from fcclip_jax.data.benchmarks import Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.export import categories, encode_ids, instance_record, segments_info, write_files
+from fcclip_jax.export import categories, encode_ids, instance_record, name_photos, segments_info, write_files
 from fcclip_jax.results import Result
 
 FOLDER = "predictions"
 
 
-def save(folder: pathlib.Path, examples: Examples, index: int, result: Result) -> dict[str, Any]:
+def names_of(examples: Examples) -> list[str]:
+    return [photo.name for photo in name_photos([pathlib.Path(path) for path in examples.image_paths])]
+
+
+def save(folder: pathlib.Path, name: str, image_id: int | str, result: Result) -> dict[str, Any]:
     """Writes an image's maps; what the json files will say of it is for its line.
+
+    name: of its files, as `names_of` has it.
 
     Raises:
         OSError: they cannot be written.
     """
-    name, files, entries = examples.image_paths[index].stem, {}, {}
+    files, entries = {}, {}
     if "panoptic" in result.tasks:
         files[folder / FOLDER / "panoptic" / f"{name}.png"] = _png(encode_ids(result.panoptic.id_map))
         entries["segments_info"] = segments_info(result.panoptic)
     if "semantic" in result.tasks:
-        dtype = np.uint8 if len(examples.vocabulary.classes) <= 255 else np.uint16
+        dtype = np.uint8 if len(result.vocabulary.classes) <= 255 else np.uint16
         files[folder / FOLDER / "semantic" / f"{name}.png"] = _png(result.semantic().astype(dtype))
     if "instances" in result.tasks:
-        image_id = examples.image_ids[index]
         entries["instances"] = [instance_record(image_id, each) for each in result.instances()]
     write_files(files)
     return entries
@@ -45,7 +52,7 @@ def save(folder: pathlib.Path, examples: Examples, index: int, result: Result) -
 
 def finish(folder: pathlib.Path, lines: Mapping[int, Line], examples: Examples) -> None:
     """Writes the json files; raises OSError if they cannot be written."""
-    paths = examples.image_paths
+    paths, names = examples.image_paths, names_of(examples)
     images = [
         {"id": line["image_id"], "file_name": paths[index].name, "height": line["size"][0], "width": line["size"][1]}
         for index, line in lines.items()
@@ -55,11 +62,7 @@ def finish(folder: pathlib.Path, lines: Mapping[int, Line], examples: Examples) 
     some = next(iter(lines.values()))
     if "segments_info" in some:
         annotations = [
-            {
-                "image_id": line["image_id"],
-                "file_name": f"{paths[index].stem}.png",
-                "segments_info": line["segments_info"],
-            }
+            {"image_id": line["image_id"], "file_name": f"{names[index]}.png", "segments_info": line["segments_info"]}
             for index, line in lines.items()
         ]
         contents["panoptic.json"] = {"info": {}, **head, "annotations": annotations}

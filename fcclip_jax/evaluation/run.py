@@ -32,6 +32,9 @@ from fcclip_jax.text.vocabulary import Vocabulary, shipped
 RANDOM = "random"
 """The checkpoint that is none: a small model with random weights, to see that all works."""
 
+EIGHT_BIT_IGNORE = 255
+"""What most label maps have where nothing is annotated."""
+
 
 def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     """Evaluates; prints the table, and writes it beside the report into the folder. The same again goes on.
@@ -50,13 +53,15 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     about = {
         "benchmark": config.benchmark,
         "images": examples.digest(),
+        "vocabulary": digest_of(examples.vocabulary),
+        "annotation": examples.annotation_digest(),
         "size": [config.short_side, config.max_side],
         "ensemble": config.ensemble.to_dict(),
         **settings._asdict(),
     }
     caching.keep_compiled_programs()
     first = open_model(checkpoint_path, seed=0)
-    about["checkpoint"] = check_sum(first.model)
+    about |= {"checkpoint": check_sum(first.model), "training_vocabulary": digest_of(first.training)}
     second_trunk = None
     if settings.sweep == "classifiers":
         second = open_model(config.second_checkpoint, seed=1)
@@ -81,7 +86,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
             paper = reported_for(first.trunk, first.training.name)
             report_scores(config, examples, outcome.lines, folder, about, segmenter, settings, paper)
         if outcome.images_per_second:
-            print(f"{outcome.images_per_second:.2f} images/s in each of {jax.process_count()} processes")
+            processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+            print(f"{outcome.images_per_second:.2f} images/s{processes}")
     return 1 if outcome.failures else 0
 
 
@@ -146,6 +152,8 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     for name, least in (("batch_size", 1), ("short_side", 1), ("images", 0), ("worst", 0)):
         if config[name] < least:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
+    if config.max_side < config.short_side:
+        raise ValueError(f"max_side is {config.max_side}; it must be at least short_side, {config.short_side}")
     if not 0 <= config.overlap_threshold <= 1:
         raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it is a share, from 0 to 1")
     for name in ("alpha", "beta"):
@@ -189,20 +197,48 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
     elif custom.images and custom.panoptic_json and custom.panoptic_pngs:
         examples = benchmarks.open_panoptic(custom.images, custom.panoptic_json, custom.panoptic_pngs)
     elif custom.images and custom.labels and custom.words:
+        if config.sweep:
+            raise ValueError(
+                "label maps have no segments, which a sweep measures PQ on: give panoptic_json and panoptic_pngs"
+            )
         if set(tasks) != {"semantic"}:
             raise ValueError(
                 "label maps have no instances: set --config.panoptic=False --config.instances=False, or give panoptic_json and"
                 " panoptic_pngs"
             )
-        words = [word.strip() for word in custom.words.split(";")]
-        vocabulary = Vocabulary.load(custom.words) if custom.words in shipped() else Vocabulary.from_words(words)
-        examples = benchmarks.open_semantic(custom.images, custom.labels, vocabulary, first_label=custom.first_label)
+        examples = benchmarks.open_semantic(
+            custom.images, custom.labels, custom_vocabulary(custom), first_label=custom.first_label
+        )
     else:
         raise ValueError(
             "data of your own are given by custom.images with custom.panoptic_json and custom.panoptic_pngs, or with"
             " custom.labels and custom.words"
         )
     return examples.spread(config.images) if config.images else examples
+
+
+def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
+    """The words of label maps, and the label that does not count.
+
+    Raises:
+        ValueError: the words are no vocabulary, or the label that does not count is that of a class.
+    """
+    if custom.first_label < 0:
+        raise ValueError(f"custom.first_label is {custom.first_label}; labels are numbers from 0 on")
+    if custom.words in shipped():
+        vocabulary = Vocabulary.load(custom.words)
+    else:
+        vocabulary = Vocabulary.from_words([word.strip() for word in custom.words.split(";")])
+    ignore = vocabulary.ignore_label if custom.ignore_label is None else custom.ignore_label
+    last = custom.first_label + len(vocabulary.classes) - 1
+    if ignore is None and last < EIGHT_BIT_IGNORE:
+        ignore = EIGHT_BIT_IGNORE
+    if ignore is not None and custom.first_label <= ignore <= last:
+        raise ValueError(
+            f"the label {ignore}, which does not count, is also that of a class: labels are from {custom.first_label} to {last};"
+            " set --config.custom.ignore_label to another"
+        )
+    return dataclasses.replace(vocabulary, ignore_label=ignore)
 
 
 class _Opened(NamedTuple):
@@ -239,6 +275,10 @@ def make_segmenter(config: ConfigDict, opened: _Opened) -> Segmenter:
         devices=devices[: next(n for n in range(len(devices), 0, -1) if config.batch_size % n == 0)],
         cache_dir=caching.cache_dir() / "text",
     )
+
+
+def digest_of(vocabulary: Vocabulary) -> str:
+    return hashlib.sha256(vocabulary.to_json().encode()).hexdigest()
 
 
 def check_sum(module: nnx.Module) -> str:

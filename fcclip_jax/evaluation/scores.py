@@ -11,6 +11,7 @@ A line is what JSON can hold:
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -90,12 +91,8 @@ def things_of(image_id: int | str, truth: Truth, vocabulary: Vocabulary) -> list
 
 def total_counts(lines: Sequence[Line], classes: int) -> PanopticCounts:
     """Summed in the lines' order, so that the sums of fractions are always the same."""
-    total = PanopticCounts.zeros(classes)
-    for line in lines:
-        for row, *values in line["panoptic"]:
-            for array, value in zip(total, values, strict=True):
-                array[row] += value
-    return total
+    each = (panoptic_counts(line, classes) for line in lines)
+    return functools.reduce(PanopticCounts.plus, each, PanopticCounts.zeros(classes))
 
 
 def total_confusion(lines: Sequence[Line], classes: int) -> Int[np.ndarray, "K1 K1"]:

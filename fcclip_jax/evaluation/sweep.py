@@ -8,9 +8,9 @@ import numpy as np
 
 from fcclip_jax.data.benchmarks import Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.evaluation.scores import panoptic_counts, panoptic_rows
+from fcclip_jax.evaluation.scores import panoptic_rows, total_counts
 from fcclip_jax.evaluators import panoptic
-from fcclip_jax.evaluators.panoptic import PanopticCounts, Truth
+from fcclip_jax.evaluators.panoptic import Truth
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.results import Result
 from fcclip_jax.sweeping import Way
@@ -119,9 +119,7 @@ def summarize(sweep: Sweep, lines: Sequence[Line], examples: Examples, seen: np.
     among = {"pq": seen | True, "pq_seen": seen, "pq_unseen": ~seen}
     found = []
     for place, row in enumerate(sweep.rows):
-        total = PanopticCounts.zeros(classes)
-        for line in lines:
-            total = total.plus(panoptic_counts({"panoptic": line["sweep"][place]}, classes))
+        total = total_counts([{"panoptic": line["sweep"][place]} for line in lines], classes)
         quality = panoptic.quality(total)[:, 0]
         scores = {}
         for name in sweep.scores:

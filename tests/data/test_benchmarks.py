@@ -87,6 +87,56 @@ def test_label_maps_of_ones_own(tmp_path):
         benchmarks.open_semantic(folder / "images" / "validation", labels, vocabulary)
 
 
+def _write_photos(folder, classes):
+    """A photograph and a label map of one class each, by their name."""
+    for name, label in classes.items():
+        for path in (folder / "photos" / f"{name}.jpg", folder / "maps" / f"{name}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(folder / "photos" / f"{name}.jpg")
+        Image.fromarray(np.full((6, 8), label, np.uint8)).save(folder / "maps" / f"{name}.png")
+    return folder / "photos", folder / "maps"
+
+
+def test_photographs_of_one_name_in_several_folders(tmp_path):
+    paths = _write_photos(tmp_path, {"x/0001": 0, "y/0001": 1})
+    words = Vocabulary.from_words(["cat", "sofa"])
+    examples = benchmarks.open_semantic(*paths, words)
+    assert examples.image_ids == ["x/0001", "y/0001"]
+    assert [np.unique(examples[index].semantic).tolist() for index in range(2)] == [[0], [1]]
+    (tmp_path / "maps" / "y" / "0001.png").unlink()  # that of x/0001 is not taken for it
+    with pytest.raises(FileNotFoundError, match="y/0001.jpg has no label map"):
+        benchmarks.open_semantic(*paths, words)
+    Image.new("RGB", (8, 6)).save(tmp_path / "photos" / "x" / "0001.jpeg")
+    with pytest.raises(ValueError, match="2 images in .* are called x/0001"):
+        benchmarks.open_semantic(*paths, words)
+
+
+def test_eight_bits_of_more_classes(tmp_path):
+    paths = _write_photos(tmp_path, {"0001": 200})
+    assert (benchmarks.open_semantic(*paths, Vocabulary.load("ade20k_847"))[0].semantic == 200).all()
+
+
+def test_every_label_map_of_ones_own_is_read(tmp_path):
+    paths = _write_photos(tmp_path, {"0001": 0, "0002": 7})
+    with pytest.raises(ValueError, match="0002.png has the label 7, which is none of the 2 classes"):
+        benchmarks.open_semantic(*paths, Vocabulary.from_words(["cat", "sofa"]))
+
+
+def test_annotations_are_told_apart(tmp_path):
+    layouts.write("ade20k", tmp_path)
+    before = benchmarks.open_benchmark("ade20k", tmp_path).annotation_digest()
+    assert benchmarks.open_benchmark("ade20k", tmp_path).annotation_digest() == before
+    path = tmp_path / "ADEChallengeData2016" / "ade20k_panoptic_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    assert benchmarks.open_benchmark("ade20k", tmp_path).annotation_digest() != before
+    paths = _write_photos(tmp_path, {"0001": 1})
+    words = Vocabulary.from_words(["cat", "sofa"])
+    digests = {benchmarks.open_semantic(*paths, words, first_label=first).annotation_digest() for first in (0, 1)}
+    assert len(digests) == 2
+
+
 def test_crowds_are_in_the_semantic_map():
     truth = benchmarks.Truth(
         np.array([[5, 5, 9], [0, 7, 9]]), np.array([9, 5]), np.array([2, 1]), np.array([True, False])

@@ -276,6 +276,54 @@ def test_data_of_ones_own(cache, tmp_path):
     assert "miou" in report(tmp_path / "semantic")["scores"]
 
 
+def own_labels(folder: pathlib.Path, **changes) -> dict[str, object]:
+    """Noise that is annotated with the labels 0 to 2, and 255."""
+    random = np.random.default_rng(0)
+    for name in ("x/0001", "y/0001"):
+        for path in (folder / "photos" / f"{name}.jpg", folder / "maps" / f"{name}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            depth = (3,) if path.suffix == ".jpg" else ()
+            values = random.integers(0, 256, (48, 64, 3)) if depth else random.choice([0, 1, 2, 255], (48, 64))
+            Image.fromarray(values.astype(np.uint8)).save(path)
+    own = {"images": str(folder / "photos"), "labels": str(folder / "maps"), "words": "cat; sofa; wall", **changes}
+    return {"panoptic": False, "instances": False} | {f"custom.{name}": value for name, value in own.items()}
+
+
+def test_label_maps_of_ones_own(cache, tmp_path):
+    """255 does not count, files of one name do not get into each other's way, other words are another evaluation."""
+    own = own_labels(tmp_path)
+    folder = tmp_path / "run"
+    assert run(config("custom", tmp_path, save_predictions=True, **own), "random", str(folder)) == 0
+    maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "maps").rglob("*.png"))]
+    lines = [json.loads(line) for path in (folder / "images").iterdir() for line in path.read_text().splitlines()]
+    for line in lines:
+        pairs = np.array(line["semantic"])
+        assert set(pairs[:, 0]) == {0, 1, 2, 3}  # the last is what does not count
+        assert pairs[pairs[:, 0] == 3, 2].sum() == (maps[line["index"]] == 255).sum()
+    assert sorted(path.name for path in (folder / "predictions" / "semantic").iterdir()) == ["0001-2.png", "0001.png"]
+    for changes, what in (({"words": "tree; sky; road"}, "vocabulary"), ({"ignore_label": 254}, "has the label 255")):
+        with pytest.raises(ValueError, match=what):
+            run(
+                config("custom", tmp_path, save_predictions=True, **own_labels(tmp_path, **changes)),
+                "random",
+                str(folder),
+            )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"first_label": -1}, "first_label is -1; labels are numbers from 0 on"),
+        ({"ignore_label": 1}, "the label 1, which does not count, is also that of a class: labels are from 0 to 2"),
+        ({"words": "cat;; sofa"}, "the class name '' is empty"),
+    ],
+)
+def test_what_is_refused_of_label_maps(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(config("custom", tmp_path, **own_labels(tmp_path, **changes)), "random", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
     truths = layouts.write("pascal_voc_20", tmp_path, 3)
     path = tmp_path / "pascal_voc_d2" / "images" / "validation" / f"{truths[1].name}.jpg"
@@ -299,6 +347,7 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
         ({"sweep": "classifiers"}, "second_checkpoint goes with it"),
         ({"second_checkpoint": "random"}, "second_checkpoint goes with it"),
         ({"sweep": "classifiers", "second_checkpoint": "/nowhere"}, "/nowhere"),
+        ({"max_side": 32}, "max_side is 32; it must be at least short_side, 64"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"root": "/nowhere"}, "there is no folder of ADE20K at /nowhere"),
     ],
