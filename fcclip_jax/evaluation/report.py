@@ -18,6 +18,8 @@ NAMES = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
+    "ap_seen": "AP seen",
+    "ap_unseen": "AP unseen",
     "ap_small": "AP small",
     "ap_medium": "AP medium",
     "ap_large": "AP large",

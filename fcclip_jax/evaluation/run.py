@@ -113,7 +113,9 @@ def report_scores(
     if settings.save_predictions:
         predictions.finish(folder, lines, examples)
     print(text)
-    if config.worst:
+    if config.worst and settings.tasks == ("instances",):
+        print("no page of the worst images: they are ordered by PQ or mIoU, which were left out")
+    elif config.worst:
         page.write(folder, lines, examples, segmenter, settings, config.worst)
         print(f"the worst images: {folder / 'worst.html'}")
 
@@ -170,6 +172,9 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
         for name in ("grounding", "save_predictions"):
             if config[name]:
                 raise ValueError(f"a sweep measures the PQ of all classes and nothing else: leave {name} out")
+        chosen = [name for name, value in config.ensemble.items() if value is not None]
+        if chosen and config.sweep != "classifiers":
+            raise ValueError(f"sweep={config.sweep} chooses the ensemble itself: leave ensemble.{chosen[0]} out")
         tasks = ("panoptic",)
     if (config.sweep == "classifiers") != (config.second_checkpoint is not None):
         raise ValueError(

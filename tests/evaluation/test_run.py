@@ -344,6 +344,10 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
         ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),
         ({"sweep": "ensembles"}, "sweep is 'ensembles'; choose one of ensemble, resolution, classifiers"),
         ({"sweep": "ensemble", "grounding": True}, "leave grounding out"),
+        (
+            {"sweep": "ensemble", "ensemble.beta": 0.5},
+            "sweep=ensemble chooses the ensemble itself: leave ensemble.beta",
+        ),
         ({"sweep": "classifiers"}, "second_checkpoint goes with it"),
         ({"second_checkpoint": "random"}, "second_checkpoint goes with it"),
         ({"sweep": "classifiers", "second_checkpoint": "/nowhere"}, "/nowhere"),
