@@ -110,6 +110,8 @@ def _one_line(error: Exception) -> str:
 def _find_config(argv: Sequence[str]) -> None:
     """Lets a configuration import its neighbours, as a script in its folder could: configs/ade20k.py says `import coco`.
 
+    A copy of it says so too, wherever it lies: it finds the project's own.
+
     Raises:
         ValueError: there is no such file.
     """
@@ -119,7 +121,9 @@ def _find_config(argv: Sequence[str]) -> None:
             path = pathlib.Path((value or "".join(argv[i + 1 : i + 2])).partition(":")[0])
             if not path.is_file():
                 raise ValueError(f"there is no configuration {path}; the project's are in configs/")
-            sys.path.insert(0, str(path.resolve().parent))
+            here = pathlib.Path(__file__).parent
+            projects = (here.parent / "configs", here / "configs")  # in a checkout, and installed
+            sys.path[:0] = map(str, (path.resolve().parent, *filter(pathlib.Path.is_dir, projects)))
 
 
 def _start_processes() -> None:

@@ -81,6 +81,13 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_copied_configuration_finds_what_it_builds_on(tmp_path):
+    copy = tmp_path / "mine.py"
+    copy.write_bytes((training.CONFIGS / "custom.py").read_bytes())
+    said = answer(f"--config={copy}:debug", f"--workdir={tmp_path / 'run'}")
+    assert "there is no folder of images at datasets/custom/train" in said
+
+
 def test_mistakes_that_show_later(tmp_path):
     paths = tiny.write(tmp_path / "data", 3)
     workdir = tmp_path / "run"
