@@ -3,6 +3,7 @@
 python -m convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output DIR
 python -m convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output DIR
 python -m convert torch --checkpoint DIR --output fcclip.safetensors
+python -m convert run --run runs/coco --step best --output DIR
 """
 
 import argparse
@@ -49,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=_prog(), description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{openclip,fcclip,torch}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{openclip,fcclip,torch,run}")
 
     command = commands.add_parser("openclip", help="a CLIP of OpenCLIP's")
     command.add_argument(
@@ -79,7 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", required=True, type=pathlib.Path, metavar="FILE", help=".safetensors or .pth")
     command.add_argument("--overwrite", action="store_true", help="replace what is there")
     command.set_defaults(run=_to_torch)
+
+    command = commands.add_parser("run", help="a training run at one of its checkpoints")
+    command.add_argument("--run", required=True, metavar="WORKDIR", dest="workdir", help="the folder that it trains in")
+    command.add_argument(
+        "--step", default="latest", type=_step, metavar="STEP", help="a number, latest or best (default: %(default)s)"
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="the checkpoint to make; may be on gs://")
+    command.add_argument("--overwrite", action="store_true", help="replace what is there")
+    command.set_defaults(run=_from_run)
     return parser
+
+
+def _step(text: str) -> int | str:
+    if text in ("latest", "best"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor latest or best") from None
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -156,6 +175,14 @@ def _to_torch(arguments: argparse.Namespace) -> None:
     tensors = rules.to_torch(contents.parameters, _table(contents.description).rules, contents.ignored)
     print(f"writing {len(tensors)} tensors, {_gib(sum(a.nbytes for a in tensors.values()))}", flush=True)
     files.write(arguments.output, tensors)
+    print(f"wrote {arguments.output}")
+
+
+def _from_run(arguments: argparse.Namespace) -> None:
+    from fcclip_jax.train_checkpoint import read_model  # needs what training needs
+
+    checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
     print(f"wrote {arguments.output}")
 
 

@@ -370,7 +370,13 @@ def _read_description(path: epath.Path) -> Checkpoint:
         )
     file = path / DESCRIPTION
     if not file.exists():
-        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DESCRIPTION}; give the folder that holds one")
+        run = next((folder for folder in (path, *path.parents[:2]) if (folder / "start" / DESCRIPTION).exists()), None)
+        told = (
+            f"`python -m convert run --run {run} --output DIR` makes one of a training run's"
+            if run
+            else "give the folder that holds one"
+        )
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DESCRIPTION}; {told}")
     try:
         record = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:

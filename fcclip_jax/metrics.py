@@ -16,7 +16,8 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
-FILE = "metrics.jsonl"
+FILE, CONFIG = "metrics.jsonl", "config.json"
+"""In the run's folder: the measurements, and what it was configured with."""
 
 
 class Metrics:
@@ -44,7 +45,7 @@ class Metrics:
             return
         workdir = epath.Path(workdir)
         self._path = workdir / FILE
-        _replace(workdir / "config.json", json.dumps(config, indent=1, default=str) + "\n")
+        _replace(workdir / CONFIG, json.dumps(config, indent=1, default=str) + "\n")
         _drop_after(self._path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         if wandb:

@@ -22,7 +22,7 @@ from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.sources import Source
 from fcclip_jax.metrics import Metrics
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
-from fcclip_jax.train_checkpoint import Checkpoints
+from fcclip_jax.train_checkpoint import START, Checkpoints
 from fcclip_jax.train_config import step_settings
 from fcclip_jax.train_start import model_description, starting_point, training_classifier
 from fcclip_jax.train_step import (
@@ -36,8 +36,8 @@ from fcclip_jax.train_step import (
 )
 from fcclip_jax.validate import Validator, on_host
 
-START, FINAL = "start", "final"
-"""Checkpoints in the working directory: the whole model before and after."""
+FINAL = "final"
+"""Where the trained model is, in the working directory."""
 
 
 def train(
@@ -151,6 +151,11 @@ def train(
         if jax.process_index() == 0:
             checkpoint.save(workdir / FINAL, result, overwrite=True)
         say(f"the trained model is {workdir / FINAL}")
+        if checkpoints.best not in (None, config.steps):
+            say(
+                f"step {checkpoints.best} has a higher {kept.best}: `python -m convert run --run {workdir} --step best --output"
+                " DIR` makes a model of it"
+            )
     return result
 
 

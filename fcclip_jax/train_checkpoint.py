@@ -1,29 +1,35 @@
 """A run's own checkpoints: whole training states, written in the background, named by their step.
 
     WORKDIR/start/              the model before training, a checkpoint as `checkpoint.save` writes it
-    WORKDIR/checkpoints/STEP/   what training changes (orbax): state/ and about/
+    WORKDIR/checkpoints/STEP/   what training changes (orbax): state/ and about/; metrics/, if any were measured
 
 Frozen weights are in `start` once and for all. Any mesh reads what any other has written.
 """
 
 import contextlib
 import functools
+import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import Checkpoint
+from fcclip_jax.metrics import CONFIG
 from fcclip_jax.train_step import TrainState
 
 FOLDER = "checkpoints"
+START = "start"
 
 
 class Checkpoints:
@@ -36,19 +42,19 @@ class Checkpoints:
                 f"checkpoint.keep_last is {keep_last}; a run needs at least its latest checkpoint to go on"
             )
         self.folder = epath.Path(workdir) / FOLDER
+        self._best = best
         kept = [policies.LatestN(keep_last)]
+        score = functools.partial(_score, best)
         if best and keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(best, -math.inf),
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            kept.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=score
+                if best
+                else None,  # without it, metrics are not written: a resumed run would forget its best
+                cleanup_tmp_directories=True,
             ),
             item_names=("state", "about"),
         )
@@ -56,6 +62,11 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Of those that were measured, and are whole by now."""
+        return self._best and _best_of(self._manager, self._best)
 
     def save(self, state: TrainState, about: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state to the host and returns; the files are written meanwhile, and appear when all are there.
@@ -73,7 +84,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(_as_tree(state)),
                     about=ocp.args.JsonSave({**about, "check_sums": sums}),
                 ),
-                metrics=metrics and dict(metrics),
+                metrics=dict(metrics or {}),
             )
 
     def wait(self) -> None:
@@ -143,6 +154,80 @@ class Checkpoints:
         return ValueError(
             f"the checkpoint {self.folder / str(step)} is damaged ({reason}); remove that folder to {rest}"
         )
+
+
+def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]) -> Checkpoint:
+    """The model of a run as it was at one of its checkpoints, with averaged parameters if there are such.
+
+    step: "best" is by the metric that the run keeps its best checkpoints by (`checkpoint.best`).
+
+    Raises:
+        FileNotFoundError: there is no run there, or no such checkpoint.
+        ValueError: a file is damaged.
+    """
+    workdir = checkpoint.resolve(workdir)
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} is not the folder of a training run: it has no {FOLDER}")
+    start = checkpoint.read(workdir / START)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(create=False)
+    with contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager:
+        chosen = _choose(workdir, manager, step)
+        try:
+            trained = _read_trained(manager, chosen)
+            if unknown := sorted(trained.keys() - start.parameters.keys()):
+                raise ValueError(f"{unknown[0]} is not in {START}")
+        # Tensorstore and orbax have no common error for files that are cut short or missing.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"the checkpoint {folder / str(chosen)} is damaged ({reason}); choose another") from error
+    return start._replace(parameters={**start.parameters, **trained})
+
+
+def _choose(workdir: epath.Path, manager: ocp.CheckpointManager, step: int | Literal["latest", "best"]) -> int:
+    steps = sorted(manager.all_steps())
+    there = f"it has {', '.join(map(str, steps))}" if steps else "it has none yet"
+    if step == "best":
+        metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["best"]
+        best = metric and _best_of(manager, metric)
+        if best is None:
+            raise FileNotFoundError(f"no checkpoint of the run in {workdir} was measured, so none is the best; {there}")
+        return best
+    if not steps or (step != "latest" and step not in steps):
+        raise FileNotFoundError(f"the run in {workdir} has no checkpoint {step}; {there}")
+    return steps[-1] if step == "latest" else step
+
+
+def _read_trained(manager: ocp.CheckpointManager, step: int) -> dict[str, np.ndarray]:
+    tree = manager.item_metadata(step).state.tree
+    part = "average" if "average" in tree else "parameters"
+    item = {part: tree[part]}
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    found = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True),
+            about=ocp.args.JsonRestore(),
+        ),
+    )
+    trained = dict(found.state[part])
+    for name, array in trained.items():
+        if int(array.view(np.uint32).sum(dtype=np.uint32)) != found.about["check_sums"][f".{part}['{name}']"]:
+            raise ValueError(f"{name} is not what was saved")
+    return trained
+
+
+def _best_of(manager: ocp.CheckpointManager, metric: str) -> int | None:
+    """The last of those for which the metric is highest."""
+    scores = [(_score(metric, manager.metrics(step) or {}), step) for step in manager.all_steps()]
+    measured = [pair for pair in scores if pair[0] > -math.inf]
+    return max(measured)[1] if measured else None
+
+
+def _score(metric: str, metrics: Mapping[str, float]) -> float:
+    value = metrics.get(metric, math.nan)
+    return -math.inf if math.isnan(value) else value
 
 
 @jax.jit

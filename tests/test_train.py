@@ -1,5 +1,6 @@
 """Whole runs: resuming is exact, whatever ended the run before and wherever it goes on; the result is a whole model."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +20,8 @@ from convert.__main__ import main as convert
 from fcclip_jax import checkpoint
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.train import check_finite, train
-from fcclip_jax.train_step import StepMetrics
+from fcclip_jax.train_checkpoint import Checkpoints, read_model
+from fcclip_jax.train_step import StepMetrics, TrainState
 from tests import training
 from tests.data import tiny
 
@@ -118,6 +121,54 @@ def test_the_result_converts_to_the_official_format(straight, tmp_path):
         tensors["sem_seg_head.predictor.query_feat.weight"], trained["mask_decoder.query_feat"]
     )
     np.testing.assert_allclose(tensors["criterion.empty_weight"], [1, 1, 1, 0.1], rtol=1e-7)
+
+
+def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys):
+    def model(step: str) -> pathlib.Path:
+        assert convert(["run", "--run", str(straight), "--step", step, "--output", str(tmp_path / step)]) == 0
+        return tmp_path / step
+
+    assert_same(dict(checkpoint.read(model("latest")).parameters), parameters(straight))
+    assert_same(dict(checkpoint.read(model("best")).parameters), parameters(straight))  # no other was measured
+    third = checkpoint.read(model("3"))
+    assert any(not np.array_equal(value, parameters(straight)[name]) for name, value in third.parameters.items())
+    assert third.training_vocabulary == checkpoint.read(straight / "final").training_vocabulary
+    for arguments, complaint in (
+        (["--run", str(straight), "--step", "4"], "has no checkpoint 4; it has 3, 6"),
+        (["--run", str(straight), "--step", "last"], "'last' is neither a number nor latest or best"),
+        (["--run", str(tmp_path)], "is not the folder of a training run"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert convert(["run", *arguments, "--output", str(tmp_path / "none")]) == 2
+        assert complaint in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"`python -m convert run --run .* makes one"):
+        checkpoint.read(straight / "checkpoints" / "6")
+
+
+def test_the_averaged_parameters_are_what_counts(paths, cache, tmp_path):
+    config = training.config(paths, average=0.9)
+    result = train(config, tmp_path, training.source(config))
+    assert_same(dict(read_model(tmp_path, "latest").parameters), dict(result.parameters))
+    with pytest.raises(FileNotFoundError, match="was measured, so none is the best; it has 3, 6"):
+        read_model(tmp_path, "best")
+
+
+def test_the_best_checkpoint_outlives_others_and_other_processes(tmp_path):
+    state = TrainState(jnp.int32(0), {"a": jnp.zeros(3)}, {}, None)
+
+    def save(scores: dict[int, float | None]) -> list[int]:
+        checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1, best="pq")
+        for step, pq in scores.items():
+            checkpoints.save(state._replace(step=jnp.int32(step)), {}, None if pq is None else {"pq": pq})
+        checkpoints.wait()
+        found = sorted(int(path.name) for path in checkpoints.folder.iterdir())
+        assert found[0] == checkpoints.best
+        checkpoints.close()
+        return found
+
+    assert save({1: 0.2, 2: 0.9, 3: None, 4: 0.1}) == [2, 4]
+    assert save({5: float("nan"), 6: 0.3, 7: None}) == [2, 7]
+    assert save({8: 0.95, 9: None}) == [8, 9]
 
 
 def test_a_run_in_two_parts_is_the_same_run(paths, straight, cache, tmp_path):
