@@ -370,12 +370,12 @@ def _read_description(path: epath.Path) -> Checkpoint:
         )
     file = path / DESCRIPTION
     if not file.exists():
-        run = next((folder for folder in (path, *path.parents[:2]) if (folder / "start" / DESCRIPTION).exists()), None)
-        told = (
-            f"`python -m convert run --run {run} --output DIR` makes one of a training run's"
-            if run
-            else "give the folder that holds one"
-        )
+        told = "give the folder that holds one"
+        if run := next(
+            (folder for folder in (path, *path.parents[:2]) if (folder / "start" / DESCRIPTION).exists()), None
+        ):
+            trained = f"{run / 'final'} is, and " if (run / "final").exists() else ""
+            told = f"{trained}`python -m convert run --run {run} --output DIR` makes one of a training run's"
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DESCRIPTION}; {told}")
     try:
         record = json.loads(file.read_text())
