@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -117,17 +117,14 @@ class Checkpoints:
                 f" differ, such as {other[0]}; give the configuration that it was trained with, or another workdir"
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        hook = sys.unraisablehook
-        # Before the first read, since the threads of the others report before this one knows that it has failed.
-        sys.unraisablehook = functools.partial(_unless_event_loop_closed, hook)
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
-            ).state
+            with _failing_once():
+                restored = self._manager.restore(
+                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
+                ).state
         # Tensorstore and orbax have no common error for files that are cut short, missing or of another shape.
         except Exception as error:
             raise self._damaged(step, error) from error
-        sys.unraisablehook = hook
         state = TrainState(**{**restored, "average": restored.get("average")})
         found = map(int, jax.device_get(check_sums(state)))
         wrong = [name for name, value in zip(names, found, strict=True) if value != sums[name]]
@@ -175,7 +172,8 @@ def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "b
     with contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager:
         chosen = _choose(workdir, manager, step)
         try:
-            trained = _read_trained(manager, chosen)
+            with _failing_once():
+                trained = _read_trained(manager, chosen)
             if unknown := sorted(trained.keys() - start.parameters.keys()):
                 raise ValueError(f"{unknown[0]} is not in {START}")
         # Tensorstore and orbax have no common error for files that are cut short or missing.
@@ -240,10 +238,19 @@ def check_sums(state: TrainState) -> list[jax.Array]:
     return [check_sum(leaf) for leaf in jax.tree.leaves(state)]
 
 
-def _unless_event_loop_closed(report: Callable[[Any], None], problem: Any) -> None:
-    """Reads that are still under way when another has failed find their event loop gone, which is nobody's concern."""
-    if str(problem.exc_value) != "Event loop is closed":
-        report(problem)
+@contextlib.contextmanager
+def _failing_once() -> Iterator[None]:
+    """When a read fails, those that are still under way find their event loop gone, and report that: nobody's concern."""
+    report = sys.unraisablehook
+
+    def report_others(problem: Any) -> None:
+        if str(problem.exc_value) != "Event loop is closed":
+            report(problem)
+
+    # Before the first read, since the threads of the others report before this one knows that it has failed.
+    sys.unraisablehook = report_others
+    yield
+    sys.unraisablehook = report  # after a failure, what is under way goes on for a while
 
 
 def _names(state: TrainState) -> list[str]:

@@ -243,6 +243,9 @@ def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
         r"error: the checkpoint .*checkpoints/6 is damaged .* remove that folder to resume from step 3", output
     )
     assert "Traceback" not in output
+    for step, code in (("6", 2), ("3", 0)):
+        assert convert(["run", "--run", str(workdir), "--step", step, "--output", str(tmp_path / step)]) == code
+        assert (tmp_path / step).exists() == (code == 0)
 
 
 def test_another_run_is_not_taken_for_this_one(paths, straight):

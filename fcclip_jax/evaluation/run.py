@@ -87,7 +87,7 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
             report_scores(config, examples, outcome.lines, folder, about, segmenter, settings, paper)
         if outcome.images_per_second:
             processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-            print(f"{outcome.images_per_second:.2f} images/s{processes}")
+            print(f"{outcome.images_per_second:.3g} images/s{processes}")
     return 1 if outcome.failures else 0
 
 
