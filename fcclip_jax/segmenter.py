@@ -147,7 +147,7 @@ class Segmenter:
     def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
         """Tells the (height, width) of the images to come: where these many programs would not do, sizes share them.
 
-        Results stay as they are. Sizes that were not told are served as ever.
+        Results stay as they are, up to rounding. Sizes that were not told are served as ever.
 
         Raises:
             ValueError: a size fits none of the buckets.
