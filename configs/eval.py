@@ -35,7 +35,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.short_side = row.short_side if row else 800  # of the image as the network reads it
     config.max_side = row.max_side if row else 1333
-    config.batch_size = 1  # of each process, spread over its devices
+    # Of each process, dealt out to its devices; by default one image for each of them.
+    config.batch_size = placeholder(int)
+    # Whether a batch is one program, by default on accelerators. False computes image by image, as a CPU does anyway: the
+    # report is then the same for any batch size and any number of devices, each of which has its programs compiled.
+    config.together = placeholder(bool)
     for task in TASKS:
         config[task] = row is None or task in row.tasks
     config.overlap_threshold = 0.8  # the least share of its own mask that a panoptic segment must keep

@@ -182,7 +182,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="images of one bucket computed together (default: 1); more is faster on accelerators, not on CPUs",
+        help="images of one bucket computed together (default: 1); more is faster on accelerators, and the same on a CPU,"
+        " which computes them one by one",
     )
     command.set_defaults(run=_segment)
 

@@ -57,6 +57,7 @@ class Segmenter:
         max_side: int = MAX_SIDE,
         buckets: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
+        together: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
         cache_dir: pathlib.Path | None = None,
     ):
@@ -66,15 +67,20 @@ class Segmenter:
         fingerprint: names the text tower's weights, for the embeddings kept in `cache_dir` (None keeps none).
         short_side, max_side: images are resized to the first, or less where the longer side would pass the second.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
-        batch_size: images computed together. More than one pays on accelerators, not on a CPU.
-        devices: what a batch is spread over, in equal parts; by default the first alone.
+        batch_size: images in a batch; more than one pays on accelerators.
+        together: whether one program computes a batch, in equal parts on the devices, or image by image, by a program that is
+            compiled for each device: results are then the same, to the last bit, in any batch and on any number of devices.
+            By default, together except on a CPU, where it saves nothing.
+        devices: by default the first alone.
         """
         if not 1 <= short_side <= max_side:
             raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         devices = jax.local_devices()[:1] if devices is None else list(devices)
-        if batch_size % len(devices):
+        if together is None:
+            together = devices[0].platform != "cpu"
+        if together and batch_size % len(devices):
             raise ValueError(f"a batch of {batch_size} cannot be spread evenly over {len(devices)} devices")
         self.ensemble = model.ensemble
         self.training, self.short_side, self.max_side, self.batch_size = training, short_side, max_side, batch_size
@@ -90,16 +96,19 @@ class Segmenter:
         # Only the text encoder holds the text tower: the image program never reads it.
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
-        graphdef, self._state = nnx.split(image_model)
+        graphdef, state = nnx.split(image_model)
         segment, sweep = (functools.partial(program, graphdef) for program in (_segment, sweeping.sweep))
-        self._everywhere = None
-        if len(devices) > 1:
+        self._rows = batch_size if together else 1
+        """Images that a program takes."""
+        self._places: list[jax.Device | NamedSharding | None] = [None] if len(devices) == 1 else devices
+        """Where a program runs; None is where JAX puts it."""
+        if together and len(devices) > 1:
             mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
-            self._everywhere = NamedSharding(mesh, PartitionSpec())
-            self._state = jax.device_put(self._state, self._everywhere)
+            self._places = [NamedSharding(mesh, PartitionSpec())]
             whole, parts = PartitionSpec(), PartitionSpec("data")
             segment = _spread(segment, mesh, (whole, *[parts] * 3, *[whole] * 3, parts))
             sweep = _spread(sweep, mesh, (whole, whole, *[parts] * 4, *[whole] * 3))
+        self._states = self._put(state)
         self._program = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
         self._sweep_program = jax.jit(sweep, static_argnames=("second_graphdef", "canvas", "ways"))
         self._scores_program = jax.jit(
@@ -110,7 +119,7 @@ class Segmenter:
     def load(cls, path: str | os.PathLike[str], **options: Any) -> "Segmenter":
         """From a checkpoint directory (local, or anywhere that etils.epath reads, such as gs://).
 
-        options: `short_side`, `max_side`, `buckets`, `batch_size`, as in the constructor.
+        options: `short_side`, `max_side`, `buckets`, `batch_size`, `together`, `devices`, as in the constructor.
         """
         caching.keep_compiled_programs()
         loaded = checkpoint.load(path)
@@ -142,7 +151,7 @@ class Segmenter:
         text = self._encoder.classifier(vocabulary, self.training)
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
-        self._words = _Words(vocabulary, *jax.device_put((text, is_thing), self._everywhere))
+        self._words = _Words(vocabulary, self._put((text, is_thing)))
 
     def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
         """Tells the (height, width) of the images to come: where these many programs would not do, sizes share them.
@@ -166,23 +175,19 @@ class Segmenter:
         Raises:
             ValueError: the image model has no such name, or the value is of another shape.
         """
-        state = nnx.to_flat_state(self._state)
         values = dict(weights)
         filled = []
-        for path, variable in state:
+        for path, variable in nnx.to_flat_state(self._states[0]):
             name = ".".join(map(str, path))
             value = values.pop(name, None)
             if value is not None and np.shape(value) != variable.shape:
                 raise ValueError(f"{name} is of shape {variable.shape}, and its new value of {np.shape(value)}")
             if value is not None:
-                # A program compiled for values that may go to any device is another one than for values that may not.
-                before = variable[...]
-                place = before.sharding if isinstance(before, jax.Array) and before.committed else None
-                variable = variable.replace(jax.device_put(np.asarray(value, variable.dtype), place))
+                variable = variable.replace(np.asarray(value, variable.dtype))
             filled.append((path, variable))
         if values:
             raise ValueError(f"the image model has no variable {next(iter(values))}")
-        self._state = nnx.from_flat_state(filled)
+        self._states = self._put(nnx.from_flat_state(filled))
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -255,17 +260,18 @@ class Segmenter:
         """
         words = self._required_words()
         second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
-        second_state = jax.device_put(second_state, self._everywhere)
+        second_states = self._put(second_state)
         sides = sorted({way.short_side for way in ways} - {None})
 
-        def dispatch(bucket: tuple[int, int], canvas: tuple[int, int], items: list[_Prepared]) -> Postprocessed:
+        def dispatch(
+            place: int, bucket: tuple[int, int], canvas: tuple[int, int], items: list[_Prepared]
+        ) -> Postprocessed:
             return self._sweep_program(
-                self._state,
-                second_state,
-                *self._batch(items, bucket, size=self.batch_size),
+                self._states[place],
+                second_states[place],
+                *self._batch(items, bucket, size=self._rows),
                 {side: self._view(items, bucket, side) for side in sides},
-                words.text,
-                words.is_thing,
+                *words.arrays[place],
                 np.float32(overlap_threshold),
                 second_graphdef=second_graphdef,
                 canvas=canvas,
@@ -281,31 +287,31 @@ class Segmenter:
     def _results(
         self,
         images: Iterable[ImageLike],
-        dispatch: Callable[[tuple[int, int], tuple[int, int], list["_Prepared"]], Postprocessed],
+        dispatch: Callable[[int, tuple[int, int], tuple[int, int], list["_Prepared"]], Postprocessed],
         finish: Callable[["_Prepared", Postprocessed], Any],
     ) -> Iterator[tuple[int, Any]]:
-        """The device computes a batch while the one before it is fetched and finished here.
+        """The devices compute a batch while the one before it is fetched and finished here.
 
-        dispatch: sets the device to work on (bucket, canvas, items).
+        dispatch: sets a place to work on (bucket, canvas, items).
         finish: makes a result of one image's part of the output.
         """
 
-        def finished(items: list[_Prepared], output: Postprocessed) -> Iterator[tuple[int, Any]]:
-            output = jax.device_get(output)
-            for row, item in enumerate(items):
-                yield item.index, finish(item, jax.tree.map(lambda x, row=row: x[row], output))
+        def finished(parts: list[tuple[list[_Prepared], Postprocessed]]) -> Iterator[tuple[int, Any]]:
+            for items, output in parts:
+                output = jax.device_get(output)
+                for row, item in enumerate(items):
+                    yield item.index, finish(item, jax.tree.map(lambda x, row=row: x[row], output))
 
-        underway: tuple[list[_Prepared], Postprocessed] | None = None
+        underway: list[tuple[list[_Prepared], Postprocessed]] = []
         for work in self._batches(images):
             if isinstance(work, _Prepared):
                 yield work.index, work.error
                 continue
             shapes, items = work
-            before, underway = underway, (items, dispatch(*shapes, items))
-            if before is not None:
-                yield from finished(*before)
-        if underway is not None:
-            yield from finished(*underway)
+            parts = [items[start : start + self._rows] for start in range(0, len(items), self._rows)]
+            before, underway = underway, [(part, dispatch(place, *shapes, part)) for place, part in enumerate(parts)]
+            yield from finished(before)
+        yield from finished(underway)
 
     def _batches(self, images: Iterable[ImageLike]) -> Iterator["_Prepared | tuple[Shapes, list[_Prepared]]"]:
         """Images that share their shapes, together; alone, each that cannot be read."""
@@ -317,7 +323,7 @@ class Segmenter:
             needed = Shapes(item.bucket, bucket_lists.canvas(item.image.shape[:2]))
             shapes = self._shared.get(needed, needed)
             waiting[shapes].append(item)
-            if len(waiting[shapes]) == self.batch_size:
+            if len(waiting[shapes]) == self._rows * len(self._places):
                 yield shapes, waiting.pop(shapes)
         yield from waiting.items()
 
@@ -332,14 +338,18 @@ class Segmenter:
             raise item.error
         height, width = item.image.shape[:2]
         scores = self._scores_program(
-            self._state,
+            self._states[0],
             *self._batch([item], item.bucket, size=1),
-            words.text,
+            words.arrays[0][0],
             canvas=bucket_lists.canvas((height, width)),
             classes=len(words.vocabulary.classes),
             before_resize=before_resize,
         )
         return np.moveaxis(np.array(np.asarray(scores)[0, :height, :width]), -1, 0)
+
+    def _put(self, tree: Any) -> list[Any]:
+        """The same in each place. None stays where it is: a program is compiled anew for arrays that may not move."""
+        return [jax.device_put(tree, place) for place in self._places]
 
     def _required_words(self) -> "_Words":
         if self._words is None:
@@ -388,10 +398,11 @@ class Segmenter:
             item._replace(resized=resize(item.image, resized_shape(*item.image.shape[:2], short_side, max_side)))
             for item in items
         ]
-        return View(*self._batch(small, shape, size=self.batch_size)[:2])
+        return View(*self._batch(small, shape, size=self._rows)[:2])
 
     def _dispatch(
         self,
+        place: int,
         bucket: tuple[int, int],
         canvas: tuple[int, int],
         items: list["_Prepared"],
@@ -402,17 +413,18 @@ class Segmenter:
         before_resize: bool,
         offered: Callable[[int], Sequence[int]] | None,
     ) -> Postprocessed:
-        arrays = self._batch(items, bucket, size=self.batch_size)
+        arrays = self._batch(items, bucket, size=self._rows)
+        text, is_thing = words.arrays[place]
         choice = None
         if offered is not None:
-            choice = np.zeros((self.batch_size, *words.is_thing.shape), bool)
-            for row in range(self.batch_size):
+            choice = np.zeros((self._rows, *is_thing.shape), bool)
+            for row in range(self._rows):
                 choice[row, list(offered(items[min(row, len(items) - 1)].index))] = True
         return self._program(
-            self._state,
+            self._states[place],
             *arrays,
-            words.text,
-            words.is_thing,
+            text,
+            is_thing,
             np.float32(overlap_threshold),
             choice,
             canvas=canvas,
@@ -425,8 +437,8 @@ class _Words(NamedTuple):
     """A vocabulary, and what the program reads of it."""
 
     vocabulary: Vocabulary
-    text: TextClassifier
-    is_thing: Array
+    arrays: list[tuple[TextClassifier, Bool[Array, " K"]]]
+    """The words and which of them are things, in each place."""
 
 
 class _Prepared(NamedTuple):

@@ -100,7 +100,7 @@ def test_an_image_however_given(segmenter, tmp_path):
 
 def test_batches(segmenter):
     """Five images in batches of two and a larger bucket: the same answers, in the given order."""
-    together = Segmenter.random(short_side=96, max_side=160, batch_size=2, buckets=[(128, 160)])
+    together = Segmenter.random(short_side=96, max_side=160, batch_size=2, together=True, buckets=[(128, 160)])
     photos = [
         make_photo(size, seed) for seed, size in enumerate([(90, 120), (100, 90), (96, 128), (100, 140), (110, 100)])
     ]

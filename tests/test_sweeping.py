@@ -23,8 +23,9 @@ def found():
     """Panoptic results by the name of their way; and the one that the segmenter gives without a sweep."""
     model, other = random_model(SMALL, 0), random_model(SMALL, 1)
     segmenter = Segmenter(
-        model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2
-    )
+        model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2,
+        together=True,
+    )  # fmt: skip
     segmenter.set_classes(WORDS)
     clip_alone = dataclasses.replace(model.ensemble, alpha=1.0, beta=1.0)
     ways = {

@@ -152,7 +152,7 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
         ValueError: a value cannot be.
     """
     for name, least in (("batch_size", 1), ("short_side", 1), ("images", 0), ("worst", 0)):
-        if config[name] < least:
+        if config[name] is not None and config[name] < least:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     if config.max_side < config.short_side:
         raise ValueError(f"max_side is {config.max_side}; it must be at least short_side, {config.short_side}")
@@ -269,15 +269,17 @@ def make_segmenter(config: ConfigDict, opened: _Opened) -> Segmenter:
     changes = {name: value for name, value in config.ensemble.items() if value is not None}
     opened.model.ensemble = dataclasses.replace(opened.model.ensemble, **changes)
     devices = jax.local_devices()
+    batch_size = config.batch_size or len(devices)
     return Segmenter(
         opened.model,
         opened.training,
         fingerprint=opened.text,
         short_side=config.short_side,
         max_side=config.max_side,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
+        together=config.together,
         # As many devices as share a batch evenly.
-        devices=devices[: next(n for n in range(len(devices), 0, -1) if config.batch_size % n == 0)],
+        devices=devices[: next(n for n in range(len(devices), 0, -1) if batch_size % n == 0)],
         cache_dir=caching.cache_dir() / "text",
     )
 

@@ -92,16 +92,16 @@ class AsLogits(Segmenter):
         self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
         self._postprocess = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 
-    def _dispatch(self, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
-        padded = items + items[-1:] * (self.batch_size - len(items))
+    def _dispatch(self, place, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
+        padded = items + items[-1:] * (self._rows - len(items))
         pairs = [logits_of(self._by_image[i.image.tobytes()], i.resized.shape[:2], bucket) for i in padded]
-        _, image_hw, output_hw = self._batch(items, bucket, size=self.batch_size)
-        width = words.is_thing.shape[0] + 1
-        probs = np.zeros((self.batch_size, QUERIES, width), np.float32)
+        _, image_hw, output_hw = self._batch(items, bucket, size=self._rows)
+        text, is_thing = words.arrays[place]
+        probs = np.zeros((self._rows, QUERIES, is_thing.shape[0] + 1), np.float32)
         for row, (_, labels) in enumerate(pairs):
             probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for queries that nobody needs, is void
         return self._postprocess(
-            np.stack([logits for logits, _ in pairs]), probs, words.is_thing, words.text.num_classes, image_hw, output_hw,
+            np.stack([logits for logits, _ in pairs]), probs, is_thing, text.num_classes, image_hw, output_hw,
             canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
         )  # fmt: skip
 

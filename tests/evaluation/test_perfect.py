@@ -71,7 +71,7 @@ def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
     examples = benchmarks.open_benchmark(name, tmp_path)
     segmenter = AsLogits(
         random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=64, max_side=96,
-        batch_size=batch_size,
+        batch_size=batch_size, together=True,
     )  # fmt: skip
     segmenter.inject(examples)
     found = scores(segmenter, examples, tmp_path / "run")
