@@ -70,6 +70,7 @@ what is read, and what is written (ROOT/...):
                   -> pascal_voc_d2: images, annotations_pascal20, annotations_pascal21
   cityscapes      cityscapes/gtFine/SPLIT -> cityscapes/gtFine: cityscapes_panoptic_SPLIT and .json, and
                   SPLIT/CITY/*_labelTrainIds.png
+where no json speaks of all images, prepared_SPLIT.json says at the end how many there are.
 
 exit code: 0 all written; 2 stopped, for the reason given; 130 interrupted.
 """

@@ -68,6 +68,8 @@ class Benchmark(NamedTuple):
     """Cityscapes' own way to annotate instances."""
     prepared_by: str = ""
     """The command that makes what the official download lacks."""
+    count_file: str | None = None
+    """Where this command says, when it is done, how many images there are; for sets that no json speaks of."""
     short_side: int = 800
     max_side: int = 1333
 
@@ -136,6 +138,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=2000,
         labels=LabelMaps("annotations_detectron2/validation", ".tif"),
         prepared_by="fcclip annotate ade20k_full",
+        count_file="prepared_val.json",
     ),
     "pascal_context_459": Benchmark(
         title="PC-459",
@@ -145,6 +148,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=5104,
         labels=LabelMaps("annotations_ctx459/validation", ".tif"),
         prepared_by="fcclip annotate pascal_context",
+        count_file="prepared_val.json",
     ),
     "pascal_context_59": Benchmark(
         title="PC-59",
@@ -154,6 +158,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=5104,
         labels=LabelMaps("annotations_ctx59/validation", ".png"),
         prepared_by="fcclip annotate pascal_context",
+        count_file="prepared_val.json",
     ),
     "pascal_voc_21": Benchmark(
         title="PAS-21",
@@ -163,6 +168,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=1449,
         labels=LabelMaps("annotations_pascal21/validation", ".png"),
         prepared_by="fcclip annotate pascal_voc",
+        count_file="prepared_val.json",
     ),
     "pascal_voc_20": Benchmark(
         title="PAS-20",
@@ -172,6 +178,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         number=1449,
         labels=LabelMaps("annotations_pascal20/validation", ".png"),
         prepared_by="fcclip annotate pascal_voc",
+        count_file="prepared_val.json",
     ),
 }
 
@@ -331,6 +338,7 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
             ids, paths = source.image_ids, source.image_paths
         else:
             paths = _images_in(folder / row.images)
+            _check_count(row, folder, len(paths))
             ids = [path.name.removesuffix(row.image_suffix) for path in paths]
         labels, instance_ids = (
             maps and _labels_of(paths, folder / maps.folder, row.image_suffix, maps.suffix)
@@ -339,7 +347,7 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
         if row.instances and "instances" in tasks:
             instances = _read_instances(folder / row.instances, ids, vocabulary)
     except FileNotFoundError as error:
-        made = f"; {row.prepared_by} --root {folder} makes what the download lacks" if row.prepared_by else ""
+        made = f"; {_command(row, folder)} makes what the download lacks" if row.prepared_by else ""
         raise FileNotFoundError(f"{error}{made}") from None
     return Examples(
         name,
@@ -490,6 +498,28 @@ def _images_in(folder: epath.Path) -> list[epath.Path]:
     if not found:
         raise FileNotFoundError(f"there are no images in {folder}")
     return found
+
+
+def _check_count(row: Benchmark, folder: epath.Path, count: int) -> None:
+    """Raises ValueError if a set that no json speaks of is not whole: as its preparation left it, or else as officially."""
+    if row.count_file is None:
+        return
+    path, whole = folder / row.count_file, row.number
+    if path.exists():
+        try:
+            whole = json.loads(path.read_bytes())["images"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise ValueError(f"{path} is damaged; repeat {_command(row, folder)}") from None
+    if count != whole:
+        raise ValueError(
+            f"{folder / row.images} has {count} of {whole} images: its preparation was not finished, or files were lost since;"
+            f" repeat {_command(row, folder)}"
+        )
+
+
+def _command(row: Benchmark, folder: epath.Path) -> str:
+    # Some sets are prepared beside the folder that they are made of; the one that holds both always will do.
+    return f"{row.prepared_by} --root {folder.parent if folder.name == row.folder else folder}"
 
 
 def _labels_of(paths: Sequence[epath.Path], folder: epath.Path, suffix: str, replacement: str) -> list[epath.Path]:

@@ -3,8 +3,7 @@
     evaluation.json      what is evaluated, and how; another evaluation is not mixed into it
     images/*.jsonl       a line for each image, one file for each process that ever took part
 
-Sums are formed at the end, over the lines in the images' order: they do not depend on who made which line, or when. A line may
-depend on the size of the batch, which the network's rounding does.
+Sums are formed at the end, over the lines in the images' order: they do not depend on who made which line, or when.
 """
 
 import contextlib

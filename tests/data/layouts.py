@@ -118,6 +118,8 @@ def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[in
                     )
     if layout.json:
         (folder / layout.json).write_text(json.dumps(content))
+    else:
+        (folder / "prepared_val.json").write_text(json.dumps({"images": number}))
     if layout.instances:
         (folder / layout.instances).write_text(json.dumps(instances))
     return truths

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fcclip_jax.data import benchmarks
 from tests.data.annotating import annotate, golden, load, photo, refusal, save, save_palette, tree
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -65,6 +66,23 @@ def test_it_goes_on_where_it_stopped(official, capsys):
     assert annotate("pascal_voc", official) == 0
     assert "3 of them written now" in capsys.readouterr().out
     assert tree(official) == before
+
+
+def test_it_is_read_only_when_it_is_finished(tmp_path, capsys):
+    """Images are converted in their order, so a damaged source stops a preparation midway."""
+    maps = {f"2007_{index:06}": np.full((20, 30), index % 21, np.uint8) for index in range(40)}
+    last = write(tmp_path, {"val": maps}) / "SegmentationClass" / "2007_000039.png"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:60])
+    assert "cannot read" in refusal("pascal_voc", tmp_path, capsys, "val")
+    there = len(list((tmp_path / "pascal_voc_d2" / "annotations_pascal20" / "validation").iterdir()))
+    assert 0 < there < 40
+    for name in ("pascal_voc_20", "pascal_voc_21"):
+        with pytest.raises(ValueError, match=f"repeat fcclip annotate pascal_voc --root {tmp_path}$"):
+            benchmarks.open_benchmark(name, tmp_path)
+    last.write_bytes(whole)
+    assert annotate("pascal_voc", tmp_path, "val") == 0
+    assert len(benchmarks.open_benchmark("pascal_voc_20", tmp_path)) == 40
 
 
 def test_bad_sources(official, capsys):

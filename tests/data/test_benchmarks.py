@@ -70,6 +70,29 @@ def test_only_what_is_evaluated_must_be_there(tmp_path):
         benchmarks.open_benchmark("ade20k", tmp_path)
 
 
+@pytest.mark.parametrize("name", [name for name, row in BENCHMARKS.items() if row.panoptic is None])
+def test_sets_that_no_json_speaks_of_are_whole(name, tmp_path):
+    """As `fcclip annotate` left them, or as they are officially."""
+    layouts.write(name, tmp_path, 3)
+    row = BENCHMARKS[name]
+    folder = tmp_path / row.folder
+    count_file = folder / "prepared_val.json"
+    assert len(benchmarks.open_benchmark(name, tmp_path)) == 3
+    spoilt = min((folder / row.images).iterdir())
+    (folder / row.labels.folder / spoilt.name).with_suffix(row.labels.suffix).unlink()
+    again = rf"{row.prepared_by} --root {tmp_path}\b"
+    with pytest.raises(FileNotFoundError, match=rf"1 of 3 images have no label map\); {again}"):
+        benchmarks.open_benchmark(name, folder)
+    spoilt.unlink()
+    for content, message in (('{"images": 3}', "has 2 of 3 images"), ("{", "prepared_val.json is damaged")):
+        count_file.write_text(content)
+        with pytest.raises(ValueError, match=rf"{message}.*; repeat {again}"):
+            benchmarks.open_benchmark(name, tmp_path)
+    count_file.unlink()
+    with pytest.raises(ValueError, match=rf"has 2 of {row.number} images: its preparation was not finished.*{again}"):
+        benchmarks.open_benchmark(name, tmp_path)
+
+
 def test_label_maps_of_ones_own(tmp_path):
     truths = layouts.write("pascal_context_59", tmp_path)
     folder = tmp_path / "pascal_ctx_d2"

@@ -47,7 +47,9 @@ def plan(root: pathlib.Path, split: str) -> Plan:
         )
 
     images = jobs.list_files(source / "images" / "ADE" / folder, "**/*.jpg", ADVICE)
-    return Plan([job(image) for image in images], OFFICIAL_COUNTS[split], ADVICE)
+    return Plan(
+        [job(image) for image in images], OFFICIAL_COUNTS[split], ADVICE, count_file=output / f"prepared_{split}.json"
+    )
 
 
 def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:

@@ -1,7 +1,7 @@
 """What the preparations share: a list of jobs in, files out.
 
 A file has another name until it is whole, so a run that was stopped goes on when it is repeated. A json, which speaks of
-all images, is written last.
+all images, is written last; so is the record of how many images there are, without which nobody could tell that maps lack.
 """
 
 import concurrent.futures
@@ -50,10 +50,12 @@ class Plan(NamedTuple):
     """Where what is missing comes from."""
     summaries: Mapping[pathlib.Path, Callable[[list[Any]], dict]] = {}
     """What makes each json of the jobs' records, which are in the jobs' order."""
+    count_file: pathlib.Path | None = None
+    """Gets the number of images when all are done; for splits that no json speaks of."""
 
 
 def run(plans: Mapping[str, Plan]) -> int:
-    """Does what is left to do of the splits, by name. Returns how many files it wrote.
+    """Does what is left to do of the splits, by name. Returns how many maps, images and jsons of them it wrote.
 
     Raises:
         FileNotFoundError: a source is missing, of whichever split; nothing was written then.
@@ -101,6 +103,10 @@ def _run(split: str, plan: Plan) -> int:
         for path, summary in plan.summaries.items():
             _write(path, json.dumps(summary(records)).encode())
             written += 1
+    if plan.count_file is not None:
+        count = json.dumps({"images": len(plan.jobs)}).encode()
+        if not plan.count_file.exists() or not _holds(plan.count_file, count):
+            _write(plan.count_file, count)
     return written
 
 

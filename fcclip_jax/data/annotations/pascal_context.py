@@ -97,7 +97,9 @@ def plan(root: pathlib.Path, split: str) -> Plan:
     entries = [entry for entry in _read_json(path, path.stat().st_mtime_ns) if entry.phase == split]
     if not entries:
         raise ValueError(f"{path} has no image of the phase {split!r}; {ADVICE}")
-    return Plan([job(entry) for entry in entries], OFFICIAL_COUNTS[split], ADVICE)
+    return Plan(
+        [job(entry) for entry in entries], OFFICIAL_COUNTS[split], ADVICE, count_file=output / f"prepared_{split}.json"
+    )
 
 
 def convert(segments: list[Segment], annotation: pathlib.Path, image: pathlib.Path, matlab: pathlib.Path) -> Converted:

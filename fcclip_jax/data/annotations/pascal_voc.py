@@ -31,7 +31,9 @@ def plan(root: pathlib.Path, split: str) -> Plan:
         )
 
     names = _read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
-    return Plan([job(name) for name in names], OFFICIAL_COUNTS[split], ADVICE)
+    return Plan(
+        [job(name) for name in names], OFFICIAL_COUNTS[split], ADVICE, count_file=output / f"prepared_{split}.json"
+    )
 
 
 def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
