@@ -179,8 +179,12 @@ def _to_torch(arguments: argparse.Namespace) -> None:
 
 
 def _from_run(arguments: argparse.Namespace) -> None:
-    from fcclip_jax.train_checkpoint import read_model  # needs what training needs
-
+    try:
+        from fcclip_jax.train_checkpoint import read_model
+    except ImportError as error:
+        raise ValueError(
+            f"a run is read with what training needs: pip install '.[train]' in the project's folder ({error})"
+        ) from None
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
     print(f"wrote {arguments.output}")

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -123,7 +124,7 @@ def test_the_result_converts_to_the_official_format(straight, tmp_path):
     np.testing.assert_allclose(tensors["criterion.empty_weight"], [1, 1, 1, 0.1], rtol=1e-7)
 
 
-def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys):
+def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys, monkeypatch):
     def model(step: str) -> pathlib.Path:
         assert convert(["run", "--run", str(straight), "--step", step, "--output", str(tmp_path / step)]) == 0
         return tmp_path / step
@@ -141,6 +142,10 @@ def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys):
         with contextlib.suppress(SystemExit):
             assert convert(["run", *arguments, "--output", str(tmp_path / "none")]) == 2
         assert complaint in capsys.readouterr().err
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "fcclip_jax.train_checkpoint", None)  # its import fails
+        assert convert(["run", "--run", str(straight), "--step", "6", "--output", str(tmp_path / "none")]) == 2
+    assert "a run is read with what training needs: pip install '.[train]'" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"`python -m convert run --run .* makes one"):
         checkpoint.read(straight / "checkpoints" / "6")
 

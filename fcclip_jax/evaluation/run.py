@@ -80,63 +80,65 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     if jax.process_index() == 0:
         if not outcome.lines:
             raise ValueError("no image could be read: there is nothing to report")
+        lines, seen = outcome.lines, examples.vocabulary.seen_by(first.training)
         if settings.sweep:
-            report_sweep(config, examples, outcome.lines, folder, about, segmenter)
+            content, text = sweep_report(config, examples, lines, seen)
         else:
             paper = reported_for(first.trunk, first.training.name)
-            report_scores(config, examples, outcome.lines, folder, about, segmenter, settings, paper)
+            content, text = scores_report(config, examples, lines, seen, paper)
+        counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines)}
+        whole = report.to_json({**counts, **content, "about": about})
+        write_files({folder / "report.json": whole, folder / "report.md": text.encode()})
+        if settings.save_predictions:
+            predictions.finish(folder, lines, examples)
+        print(text)
+        if config.worst and not settings.sweep:
+            show_worst(config, examples, lines, folder, segmenter, settings)
         if outcome.images_per_second:
             processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
             print(f"{outcome.images_per_second:.3g} images/s{processes}")
     return 1 if outcome.failures else 0
 
 
-def report_scores(
-    config: ConfigDict,
-    examples: Examples,
-    lines: Mapping[int, Line],
-    folder: pathlib.Path,
-    about: Mapping[str, Any],
-    segmenter: Segmenter,
-    settings: EvalSettings,
-    paper: Reported,
-) -> None:
-    seen = examples.vocabulary.seen_by(segmenter.training)
+def scores_report(
+    config: ConfigDict, examples: Examples, lines: Mapping[int, Line], seen: Sequence[bool], paper: Reported
+) -> tuple[dict[str, Any], str]:
+    """What the JSON report has of it, and the table."""
     scores = summarize(list(lines.values()), examples, seen)
-    suffix = "_grounding" if settings.grounding else ""
+    suffix = "_grounding" if config.grounding else ""
     published = paper.scores.get(config.benchmark, {})
     reported = {name: published[name + suffix] for name in scores.overall if name + suffix in published}
-    content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
-               "scores": scores.overall, "reported": reported, "reported_model": paper.model, "classes": scores.classes, "about": about}  # fmt: skip
     text = report.table(title(config, examples, len(lines)), scores.overall, reported, paper.model)
-    write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
-    if settings.save_predictions:
-        predictions.finish(folder, lines, examples)
-    print(text)
-    if config.worst and settings.tasks == ("instances",):
-        print("no page of the worst images: they are ordered by PQ or mIoU, which were left out")
-    elif config.worst:
-        page.write(folder, lines, examples, segmenter, settings, config.worst)
-        print(f"the worst images: {folder / 'worst.html'}")
+    return {
+        "scores": scores.overall,
+        "reported": reported,
+        "reported_model": paper.model,
+        "classes": scores.classes,
+    }, text
 
 
-def report_sweep(
+def sweep_report(
+    config: ConfigDict, examples: Examples, lines: Mapping[int, Line], seen: Sequence[bool]
+) -> tuple[dict[str, Any], str]:
+    """What the JSON report has of it, and the table."""
+    sweep = SWEEPS[config.sweep]
+    found = summarize_sweep(sweep, list(lines.values()), examples, np.asarray(seen))
+    return {"sweep": found}, report.sweep_table(title(config, examples, len(lines)), sweep, found, config.benchmark)
+
+
+def show_worst(
     config: ConfigDict,
     examples: Examples,
     lines: Mapping[int, Line],
     folder: pathlib.Path,
-    about: Mapping[str, Any],
     segmenter: Segmenter,
+    settings: EvalSettings,
 ) -> None:
-    sweep = SWEEPS[config.sweep]
-    found = summarize_sweep(
-        sweep, list(lines.values()), examples, np.asarray(examples.vocabulary.seen_by(segmenter.training))
-    )
-    content = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines),
-               "sweep": found, "about": about}  # fmt: skip
-    text = report.sweep_table(title(config, examples, len(lines)), sweep, found, config.benchmark)
-    write_files({folder / "report.json": report.to_json(content), folder / "report.md": text.encode()})
-    print(text)
+    if settings.tasks == ("instances",):
+        print("no page of the worst images: they are ordered by PQ or mIoU, which were left out")
+        return
+    page.write(folder, lines, examples, segmenter, settings, config.worst)
+    print(f"the worst images: {folder / 'worst.html'}")
 
 
 def title(config: ConfigDict, examples: Examples, number: int) -> str:
