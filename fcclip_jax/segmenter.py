@@ -71,12 +71,14 @@ class Segmenter:
         together: whether one program computes a batch, in equal parts on the devices, or image by image, by a program that is
             compiled for each device: results are then the same, to the last bit, in any batch and on any number of devices.
             By default, together except on a CPU, where it saves nothing.
-        devices: by default the first alone.
+        devices: what shares a batch; by default the first alone.
         """
         if not 1 <= short_side <= max_side:
             raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self._places: list[jax.Device | NamedSharding | None] = [None] if devices is None else list(devices)
+        """Where a program runs; None is where JAX puts it."""
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         if together is None:
             together = devices[0].platform != "cpu"
@@ -100,8 +102,6 @@ class Segmenter:
         segment, sweep = (functools.partial(program, graphdef) for program in (_segment, sweeping.sweep))
         self._rows = batch_size if together else 1
         """Images that a program takes."""
-        self._places: list[jax.Device | NamedSharding | None] = [None] if len(devices) == 1 else devices
-        """Where a program runs; None is where JAX puts it."""
         if together and len(devices) > 1:
             mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
             self._places = [NamedSharding(mesh, PartitionSpec())]

@@ -71,6 +71,7 @@ def test_any_batch_and_two_devices_give_the_same_bits(tmp_path):
     assert done.stdout.splitlines() == [
         "batches: 0 differ",
         "devices: 0 differ",
+        "another: 0 differ",
         "a sweep: 0 differ",
         "together: close",
     ]
@@ -84,6 +85,7 @@ def on_two_devices() -> None:
     # Eleven images: the last batches are not full.
     print(f"batches: {len(differing(alone, results(batch_size=3)))} differ")
     print(f"devices: {len(differing(alone, results(batch_size=2, devices=devices)))} differ")
+    print(f"another: {len(differing(alone, results(devices=devices[1:])))} differ")
     swept = results(sweep=True)
     print(f"a sweep: {len(differing(swept, results(sweep=True, batch_size=2, devices=devices)))} differ")
     together = results(batch_size=2, devices=devices, together=True)
