@@ -5,7 +5,9 @@ import difflib
 import hashlib
 import io
 import json
+import operator
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -507,7 +509,7 @@ def _check_count(row: Benchmark, folder: epath.Path, count: int) -> None:
     path, whole = folder / row.count_file, row.number
     if path.exists():
         try:
-            whole = json.loads(path.read_bytes())["images"]
+            whole = operator.index(json.loads(path.read_bytes())["images"])
         except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path} is damaged; repeat {_command(row, folder)}") from None
     if count != whole:
@@ -519,7 +521,8 @@ def _check_count(row: Benchmark, folder: epath.Path, count: int) -> None:
 
 def _command(row: Benchmark, folder: epath.Path) -> str:
     # Some sets are prepared beside the folder that they are made of; the one that holds both always will do.
-    return f"{row.prepared_by} --root {folder.parent if folder.name == row.folder else folder}"
+    root = folder.parent if folder.name == row.folder else folder
+    return f"{row.prepared_by} --root {shlex.quote(str(root))}"
 
 
 def _labels_of(paths: Sequence[epath.Path], folder: epath.Path, suffix: str, replacement: str) -> list[epath.Path]:

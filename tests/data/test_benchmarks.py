@@ -84,7 +84,9 @@ def test_sets_that_no_json_speaks_of_are_whole(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"1 of 3 images have no label map\); {again}"):
         benchmarks.open_benchmark(name, folder)
     spoilt.unlink()
-    for content, message in (('{"images": 3}', "has 2 of 3 images"), ("{", "prepared_val.json is damaged")):
+    damaged = "prepared_val.json is damaged"
+    contents = {'{"images": 3}': "has 2 of 3 images"} | dict.fromkeys(("{", "2", "[]", '{"images": "2"}'), damaged)
+    for content, message in contents.items():
         count_file.write_text(content)
         with pytest.raises(ValueError, match=rf"{message}.*; repeat {again}"):
             benchmarks.open_benchmark(name, tmp_path)
