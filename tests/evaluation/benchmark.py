@@ -2,6 +2,7 @@
 
     python -m tests.evaluation.benchmark [--repeats 5]
     python -m tests.evaluation.benchmark --sweep        the sweep of table 8 against one evaluation, network and all
+    python -m tests.evaluation.benchmark --programs     what XLA compiles for 200 images of photographs' many sizes
 
 The official steps (fcclip.py: semantic_inference, panoptic_inference, instance_inference; detectron2's evaluators;
 panopticapi's algorithm) are written out in PyTorch and NumPy, without the files that they pass through on disk. Both get the same
@@ -9,19 +10,24 @@ mask logits and class scores, by turns.
 """
 
 import argparse
+import os
+import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn import functional
 
 from fcclip_jax.buckets import canvas
 from fcclip_jax.data.benchmarks import IGNORE, Example
+from fcclip_jax.evaluation.run import RANDOM, run
 from fcclip_jax.evaluation.scores import image_line
 from fcclip_jax.evaluation.sweep import SWEEPS
 from fcclip_jax.evaluators.panoptic import Truth
@@ -32,6 +38,7 @@ from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.results import make_result
 from fcclip_jax.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
+from tests.training import load_config
 
 QUERIES = 250
 
@@ -65,9 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ours", action="store_true", help="ours alone, to see the memory that it takes")
     parser.add_argument("--sweep", action="store_true", help="with ConvNeXt-L, 800 pixels, 150 classes")
+    parser.add_argument("--programs", action="store_true", help="with a small random model")
     options = parser.parse_args(argv)
     if options.sweep:
         print(sweep_against_evaluation(options.repeats))
+        return 0
+    if options.programs:
+        print(programs_of_sizes())
         return 0
     for case in CASES:
         vocabulary = Vocabulary.load(case.vocabulary)
@@ -112,6 +123,39 @@ def sweep_against_evaluation(repeats: int) -> str:
             seconds[name].append(timed(call))
     once, sweep = (statistics.median(values) for values in seconds.values())
     return f"one evaluation {once:.2f} s an image, the sweep's {len(ways)} settings {sweep:.2f} s: {sweep / once:.2f} times"
+
+
+def programs_of_sizes() -> str:
+    """Of a whole evaluation of label maps, the text tower included."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if event.endswith("/backend_compile_duration") else None
+    )
+    rng = np.random.default_rng(0)
+    sizes = [photo_size(rng) for _ in range(200)]
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for name in ("photos", "maps"):
+            (root / name).mkdir()
+        for index, (height, width) in enumerate(sizes):
+            labels = Image.fromarray(rng.integers(0, 150, (6, 8), dtype=np.uint8)).resize((width, height), 0)
+            labels.save(root / "maps" / f"{index:03}.png")
+            labels.convert("RGB").save(root / "photos" / f"{index:03}.png")
+        config = load_config("eval", "custom")
+        paths = {"custom.images": str(root / "photos"), "custom.labels": str(root / "maps")}
+        tasks = {"panoptic": False, "instances": False}
+        config.update_from_flattened_dict({"custom.words": "ade20k_150", **paths, **tasks})
+        os.environ["FCCLIP_JAX_CACHE"] = str(root / "cache")
+        run(config, RANDOM, str(root / "work"))
+    return f"{len(sizes)} images of {len(set(sizes))} sizes: {len(compiled)} programs"
+
+
+def photo_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width as ADE20K has them: most have a shorter side of 512 or of 256, in any proportion from 1 to 2.5."""
+    short = int(rng.choice([512, 256, rng.integers(200, 2000)], p=[0.7, 0.15, 0.15]))
+    long = round(short * min(2.5, 1 + rng.exponential(0.4)))
+    return (short, long) if rng.random() < 0.75 else (long, short)
 
 
 def median(call, repeats: int) -> float:
