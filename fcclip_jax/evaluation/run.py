@@ -199,11 +199,17 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
         ValueError, FileNotFoundError: something is missing, or does not fit together.
     """
     custom = config.custom
+    given = {name for name, value in custom.items() if value not in (None, "") and (name, value) != ("first_label", 0)}
     if config.benchmark != "custom":
+        if given:
+            raise ValueError(
+                f"custom.{min(given)} is for data of your own, and this is {config.benchmark}: leave it out, or take"
+                " configs/eval.py:custom"
+            )
         examples = benchmarks.open_benchmark(config.benchmark, config.root, tasks)
-    elif custom.images and custom.panoptic_json and custom.panoptic_pngs:
+    elif given == {"images", "panoptic_json", "panoptic_pngs"}:
         examples = benchmarks.open_panoptic(custom.images, custom.panoptic_json, custom.panoptic_pngs)
-    elif custom.images and custom.labels and custom.words:
+    elif {"images", "labels", "words"} <= given <= {"images", "labels", "words", "first_label", "ignore_label"}:
         if config.sweep:
             raise ValueError(
                 "label maps have no segments, which a sweep measures PQ on: give panoptic_json and panoptic_pngs"
@@ -218,8 +224,8 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
         )
     else:
         raise ValueError(
-            "data of your own are given by custom.images with custom.panoptic_json and custom.panoptic_pngs, or with"
-            " custom.labels and custom.words"
+            f"custom has {', '.join(sorted(given)) or 'nothing'}: data of your own are images with panoptic_json and panoptic_pngs,"
+            " or images with labels and words, with which first_label and ignore_label may go"
         )
     return examples.spread(config.images) if config.images else examples
 

@@ -316,6 +316,8 @@ def test_label_maps_of_ones_own(cache, tmp_path):
         ({"first_label": -1}, "first_label is -1; labels are numbers from 0 on"),
         ({"ignore_label": 1}, "the label 1, which does not count, is also that of a class: labels are from 0 to 2"),
         ({"words": "cat;; sofa"}, "the class name '' is empty"),
+        ({"words": ""}, "custom has images, labels: data of your own are"),
+        ({"panoptic_json": "p.json"}, "custom has images, labels, panoptic_json, words: data of your own are"),
     ],
 )
 def test_what_is_refused_of_label_maps(changes, message, tmp_path):
@@ -342,6 +344,7 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it is a share"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
         ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),
+        ({"custom.words": "cat"}, "custom.words is for data of your own, and this is"),
         ({"sweep": "ensembles"}, "sweep is 'ensembles'; choose one of ensemble, resolution, classifiers"),
         ({"sweep": "ensemble", "grounding": True}, "leave grounding out"),
         (
