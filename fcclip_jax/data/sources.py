@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -62,7 +63,8 @@ class FolderSource:
 
         Raises:
             FileNotFoundError: a folder, the json, or an image or a PNG that the json names is missing.
-            ValueError: the json is not in COCO's panoptic format, or has a category that the vocabulary lacks.
+            ValueError: the json is not in COCO's panoptic format, has a category that the vocabulary lacks, or does not
+                annotate each of its images once.
         """
         self._images, self._pngs = epath.Path(images).expanduser(), epath.Path(panoptic_pngs).expanduser()
         path = epath.Path(panoptic_json).expanduser()
@@ -74,6 +76,7 @@ class FolderSource:
             files = {entry["id"]: entry["file_name"] for entry in content["images"]}
             annotations = content["annotations"]
             self._ids = [entry["image_id"] for entry in annotations]
+            times = Counter(self._ids)
             self._png_files = [entry["file_name"] for entry in annotations]
             rows = [
                 (segment["id"], segment["category_id"], segment.get("iscrowd", 0))
@@ -90,6 +93,14 @@ class FolderSource:
             raise ValueError(f"{path} has no annotations")
         if unknown := [id for id in self._ids if id not in files]:
             raise ValueError(f"{path} annotates the image_id {unknown[0]!r}, which is not among its images")
+        if bare := files.keys() - times.keys():
+            name = min(str(files[id]) for id in bare)
+            raise ValueError(
+                f"{path} has no annotation of its image {name} ({len(bare)} of {len(files)} images have none)"
+            )
+        id, count = times.most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{path} annotates the image {files[id]} {count} times")
         self._files = [image_name.format(id) if image_name else files[id] for id in self._ids]
         self._ends = np.cumsum(counts)
         self._check_segments(path)
@@ -136,6 +147,11 @@ class FolderSource:
         if not fits.all():
             row = int(np.argmin(fits))
             raise ValueError(f"{self._where(row, path)} is out of range: ids are from 0 to {MAX_ID}")
+        image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
+        _, first = np.unique(image * (MAX_ID + 1) + ids, return_index=True)
+        if len(first) < len(ids):
+            row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+            raise ValueError(f"{self._where(row, path)} is there twice: the ids of an image's segments differ")
 
     def _where(self, row: int, path: epath.Path) -> str:
         image = int(np.searchsorted(self._ends, row, side="right"))

@@ -89,6 +89,19 @@ def _edit(change):
         (_lose_a_png, r"names 002.png, which is not in .*pngs \(1 of 3 files are missing\)"),
         (_edit(lambda content: content["annotations"].clear()), "has no annotations"),
         (_edit(lambda content: content["images"].pop()), "annotates the image_id 102, which is not among its images"),
+        (
+            _edit(lambda content: content["annotations"].pop()),
+            r"has no annotation of its image 002.jpg \(1 of 3 images have none\)",
+        ),
+        (
+            _edit(lambda content: content["annotations"].append(content["annotations"][1])),
+            "annotates the image 001.jpg 2 times",
+        ),
+        (_edit(lambda content: content["annotations"][1].update(image_id=[1])), "is not in COCO's panoptic format"),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(id=5)),
+            "the segment 5 of 001.png in .* is there twice",
+        ),
         (_edit(lambda content: content["annotations"][1].pop("segments_info")), "an entry lacks 'segments_info'"),
         (
             _edit(lambda content: content["annotations"][1]["segments_info"][2].update(category_id=77)),
