@@ -284,6 +284,12 @@ class Examples:
         except ValueError as error:
             raise ValueError(f"{self._panoptic.png_paths[row]}: {error}") from error
         ids, categories, crowds = record.segments.T
+        pixels = id_map.ravel()
+        begins = np.flatnonzero(np.diff(pixels, prepend=-1))  # of runs of one id: far fewer than pixels
+        if (unlisted := np.setdiff1d(pixels[begins], [0, *ids])).size:
+            raise ValueError(
+                f"{self._panoptic.png_paths[row]} has the segment id {unlisted[0]}, which its segments_info lacks"
+            )
         classes = np.asarray([self._class_of[category] for category in categories.tolist()], np.int64)
         return Truth(id_map, ids, classes, crowds.astype(bool), self._panoptic.areas(row))
 

@@ -326,6 +326,19 @@ def test_what_is_refused_of_label_maps(changes, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_annotation_that_is_of_another_form_is_skipped_and_said(cache, tmp_path, capsys):
+    """A grey map in the place of a panoptic PNG: its numbers are of no segment."""
+    paths = tiny.write(tmp_path / "mine", 3)
+    png = paths.pngs / "001.png"
+    Image.open(png).convert("L").save(png)
+    own = {"images": paths.images, "panoptic_json": paths.json, "panoptic_pngs": paths.pngs}
+    own = {f"custom.{name}": str(path) for name, path in own.items()}
+    assert run(config("custom", tmp_path, **own), "random", str(tmp_path / "run")) == 1
+    assert (report(tmp_path / "run")["evaluated"], report(tmp_path / "run")["skipped"]) == (2, 1)
+    shown = capsys.readouterr()
+    assert "001.png has the segment id" in shown.out + shown.err
+
+
 def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
     truths = layouts.write("pascal_voc_20", tmp_path, 3)
     path = tmp_path / "pascal_voc_d2" / "images" / "validation" / f"{truths[1].name}.jpg"
