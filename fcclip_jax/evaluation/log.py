@@ -67,13 +67,20 @@ class EvaluationLog:
         """What writes a line at once; it raises OSError if there is no room."""
         # A name that no other process has, dead or alive: nobody writes behind a line that was cut short.
         path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-        with path.open("x", encoding="utf-8") as file:
+        file = path.open("x", encoding="utf-8")
 
-            def write(line: Line) -> None:
+        def write(line: Line) -> None:
+            try:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
+            except OSError as error:
+                raise OSError(f"cannot write {path}: {error.strerror}; the same command goes on from here") from error
 
+        try:
             yield write
+        finally:
+            with contextlib.suppress(OSError):  # what it has is on disk; what `write` could not write, it said
+                file.close()
 
 
 def _read_record(path: pathlib.Path) -> dict[str, Any]:
