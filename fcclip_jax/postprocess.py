@@ -46,7 +46,7 @@ class Instances(NamedTuple):
     count: Int[Array, " B"]
     class_ids: Int[Array, "B N"]
     scores: Float[Array, "B N"]  # class score x mean mask probability inside the mask
-    queries: Int[Array, "B N"]  # whose mask it is, for `unpack_mask`
+    queries: Int[Array, "B N"]  # whose mask it is
     areas: Int[Array, "B N"]
     boxes: Int[Array, "B N 4"]  # x0, y0, x1, y1 around the mask's pixels, upper ends excluded; zeros if it is empty
 
@@ -59,8 +59,8 @@ class Postprocessed(NamedTuple):
     semantic: Int[Array, "B H W"] | None  # class ids
     instances: Instances | None
     mask_bits: (
-        UInt8[Array, "B H8 W8 Q"] | None
-    )  # logit > 0 of every query, 8 rows to a byte, the first in the lowest bit
+        UInt8[Array, "B N W H8"] | None
+    )  # of every instance, for `unpack_mask`: 8 rows to a byte, the first lowest
 
 
 def postprocess(
@@ -133,7 +133,7 @@ def postprocess(
             start["semantic"] = jnp.zeros((height, width), jnp.int32)
         if "instances" in tasks:
             start["instances"] = InstanceState(
-                jnp.zeros((height // 8, width, num_queries), jnp.uint8),
+                jnp.zeros((num_queries, width, height // 8), jnp.uint8),
                 jnp.zeros(num_queries, dtype),
                 jnp.zeros(num_queries, jnp.int32),
             )
@@ -143,8 +143,7 @@ def postprocess(
         if "panoptic" in tasks:
             panoptic, segments = finish_panoptic(end["panoptic"], labels, scores, is_thing, overlap_threshold)
         if "instances" in tasks:
-            instances = finish_instances(end["instances"], probs[:, :-1], is_thing, num_classes)
-            mask_bits = end["instances"].mask_bits
+            instances, mask_bits = finish_instances(end["instances"], probs[:, :-1], is_thing, num_classes)
         return Postprocessed(panoptic, segments, end.get("semantic"), instances, mask_bits)
 
     results = lax.map(one_image, (mask_logits, class_probs, image_hw, output_hw))
@@ -352,7 +351,7 @@ def classify_pixels(
 
 
 class InstanceState(NamedTuple):
-    mask_bits: UInt8[Array, "H8 W8 Q"]
+    mask_bits: UInt8[Array, "Q W H8"]  # logit > 0
     prob_sums: Float[Array, " Q"]  # mask probability, summed inside the mask
     areas: Int[Array, " Q"]
 
@@ -364,8 +363,11 @@ def visit_instances(
     positive = logits > 0
     place = jnp.left_shift(jnp.uint8(1), lax.broadcasted_iota(jnp.uint8, (1, 8, 1, 1), 1))
     bits = (positive.reshape(rows // 8, 8, columns, num_queries).astype(jnp.uint8) * place).sum(axis=1, dtype=jnp.uint8)
+    bits = lax.optimization_barrier(bits)  # or the bits would be made in the order that they are stored in, from afar
     return InstanceState(
-        lax.dynamic_update_slice(state.mask_bits, bits, (window.row // 8, window.column, np.int32(0))),
+        lax.dynamic_update_slice(
+            state.mask_bits, bits.transpose(2, 1, 0), (np.int32(0), window.column, window.row // 8)
+        ),
         state.prob_sums + jnp.where(positive, mask_probs, 0.0).sum(axis=(0, 1)),
         state.areas + lax.population_count(bits).sum(axis=(0, 1), dtype=jnp.int32),
     )
@@ -373,7 +375,7 @@ def visit_instances(
 
 def finish_instances(
     state: InstanceState, class_probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""]
-) -> Instances:
+) -> tuple[Instances, UInt8[Array, "N W H8"]]:
     classes = class_probs.shape[1]
     real = jnp.arange(classes, dtype=jnp.int32) < num_classes
     candidates = jnp.where(real[None, :], class_probs, -1.0).reshape(-1)
@@ -385,28 +387,29 @@ def finish_instances(
     scores = jnp.where(kept, scores * mean_probs[queries], -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
     labels, scores, queries = labels[order], scores[order], queries[order]
-    boxes = mask_boxes(state.mask_bits)
-    return Instances(kept.sum(dtype=jnp.int32), labels, scores, queries, state.areas[queries], boxes[queries])
+    mask_bits = state.mask_bits[queries]
+    table = labels, scores, queries, state.areas[queries], mask_boxes(mask_bits)
+    return Instances(kept.sum(dtype=jnp.int32), *table), mask_bits
 
 
-def mask_boxes(mask_bits: UInt8[Array, "H8 W8 Q"]) -> Int[Array, "Q 4"]:
-    column_bits, row_bits = (lax.reduce(mask_bits, np.uint8(0), lax.bitwise_or, (axis,)) for axis in (0, 1))
+def mask_boxes(mask_bits: UInt8[Array, "N W H8"]) -> Int[Array, "N 4"]:
+    column_bits, row_bits = (lax.reduce(mask_bits, np.uint8(0), lax.bitwise_or, (axis,)) for axis in (2, 1))
     in_column = column_bits != 0
-    in_row = row_bits[:, None, :] >> lax.broadcasted_iota(jnp.uint8, (1, 8, 1), 1) & 1
-    in_row = in_row.reshape(-1, mask_bits.shape[2]) > 0
+    in_row = row_bits[:, :, None] >> lax.broadcasted_iota(jnp.uint8, (1, 1, 8), 2) & 1
+    in_row = in_row.reshape(mask_bits.shape[0], -1) > 0
 
-    def ends(present: Bool[Array, "N Q"]) -> tuple[Int[Array, " Q"], Int[Array, " Q"]]:
-        positions = lax.broadcasted_iota(jnp.int32, present.shape, 0)
-        end = jnp.where(present, positions + 1, 0).max(axis=0)
-        return jnp.where(present, positions, end[None, :]).min(axis=0), end
+    def ends(present: Bool[Array, "N side"]) -> tuple[Int[Array, " N"], Int[Array, " N"]]:
+        positions = lax.broadcasted_iota(jnp.int32, present.shape, 1)
+        end = jnp.where(present, positions + 1, 0).max(axis=1)
+        return jnp.where(present, positions, end[:, None]).min(axis=1), end
 
     x0, x1 = ends(in_column)
     y0, y1 = ends(in_row)
     return jnp.stack([x0, y0, x1, y1], axis=1)
 
 
-def unpack_mask(mask_bits: UInt8[np.ndarray, "H8 W8 Q"], query: int, output_hw: tuple[int, int]) -> np.ndarray:
-    """One query's mask [H, W] (bool) from one image's bits, on the host."""
+def unpack_mask(mask_bits: UInt8[np.ndarray, "W2 H8"], output_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """One instance's mask from its bits, on the host; column by column in memory, as COCO's RLE reads it."""
     height, width = output_hw
-    bits = mask_bits[: ceil_div(height, 8), None, :width, query]
-    return np.unpackbits(bits, axis=1, bitorder="little").reshape(-1, width)[:height].astype(bool)
+    bits = mask_bits[:width, : ceil_div(height, 8)]
+    return np.unpackbits(bits, axis=1, count=height, bitorder="little").view(bool).T

@@ -17,8 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.structs import STRIDE
 
 MASK_STRIDE = 4  # pixels of the padded image to a mask logit
-# With fewer pixels to a tile, XLA's CPU backend keeps every operation on one core; with more, tiles leave the caches.
-TILE_ROWS, TILE_COLUMNS = 32, 128
+
+TILE = 32, 128
+"""Rows and columns of pixels. With fewer, XLA's CPU backend keeps every operation on one core; with more, tiles leave the
+caches."""
+
+GPU_TILE = 128, 256
+"""A GPU starts a dozen kernels a tile, and has memory for larger ones."""
 
 
 class Taps(NamedTuple):
@@ -48,9 +53,15 @@ def ceil_div(size: Any, divisor: Any) -> Any:
     return (size + divisor - 1) // divisor
 
 
+def tile_shape() -> tuple[int, int]:
+    """For the platform that JAX runs programs on unless told otherwise; elsewhere it will do, only more slowly."""
+    return GPU_TILE if jax.default_backend() == "gpu" else TILE
+
+
 def tiled_canvas(canvas: tuple[int, int]) -> tuple[int, int]:
     """The canvas in whole tiles."""
-    return ceil_div(canvas[0], TILE_ROWS) * TILE_ROWS, ceil_div(canvas[1], TILE_COLUMNS) * TILE_COLUMNS
+    height, width = (ceil_div(side, tile) * tile for side, tile in zip(canvas, tile_shape(), strict=True))
+    return height, width
 
 
 def linear_taps(
@@ -130,13 +141,14 @@ def resized_logits(
 ) -> Reader:
     """Logits, resized to the output."""
     dtype = working_dtype(logits)
+    tile_rows, tile_columns = tile_shape()
     rows, columns = (
         resize_taps(jnp.arange(size, dtype=jnp.int32), image_hw[axis], output_hw[axis], dtype)
         for axis, size in enumerate(tiled_canvas(canvas))
     )
     return Reader(
-        lambda row: mix_rows(logits, rows, row, TILE_ROWS),
-        lambda strip, column: mix_columns(strip, columns, column, TILE_COLUMNS),
+        lambda row: mix_rows(logits, rows, row, tile_rows),
+        lambda strip, column: mix_columns(strip, columns, column, tile_columns),
     )
 
 
@@ -148,6 +160,7 @@ def resized_probs(
     Anything linear in them is as if it had been computed at the padded size and then resized.
     """
     dtype = working_dtype(logits)
+    tile_rows, tile_columns = tile_shape()
     taps, fractions = [], []
     for axis, size in enumerate(tiled_canvas(canvas)):
         positions = jnp.arange(size, dtype=jnp.int32)
@@ -157,13 +170,13 @@ def resized_probs(
         fractions.append(fraction)
 
     def strip(row: Int[Array, ""]) -> tuple[Float[Array, "R2 w Q"], Float[Array, " R"]]:
-        return mix_rows(logits, taps[0], 2 * row, 2 * TILE_ROWS), lax.dynamic_slice_in_dim(fractions[0], row, TILE_ROWS)
+        return mix_rows(logits, taps[0], 2 * row, 2 * tile_rows), lax.dynamic_slice_in_dim(fractions[0], row, tile_rows)
 
     def tile(strip: tuple[Float[Array, "R2 w Q"], Float[Array, " R"]], column: Int[Array, ""]) -> Float[Array, "R P Q"]:
         rows, down = strip
-        across = lax.dynamic_slice_in_dim(fractions[1], column, TILE_COLUMNS)[None, :, None]
-        probs = jax.nn.sigmoid(mix_columns(rows, taps[1], 2 * column, 2 * TILE_COLUMNS))
-        probs = probs.reshape(TILE_ROWS, 2, TILE_COLUMNS, 2, -1)
+        across = lax.dynamic_slice_in_dim(fractions[1], column, tile_columns)[None, :, None]
+        probs = jax.nn.sigmoid(mix_columns(rows, taps[1], 2 * column, 2 * tile_columns))
+        probs = probs.reshape(tile_rows, 2, tile_columns, 2, -1)
         probs = probs[:, :, :, 0] * (1 - across[:, None]) + probs[:, :, :, 1] * across[:, None]
         return probs[:, 0] * (1 - down[:, None, None]) + probs[:, 1] * down[:, None, None]
 
@@ -172,19 +185,20 @@ def resized_probs(
 
 def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], readers: Sequence[Reader]) -> Any:
     """Folds `visit(state, window, *tiles)`, one tile a reader, over the output."""
+    tile_rows, tile_columns = tile_shape()
 
     def visit_row(index: Int[Array, ""], state: Any) -> Any:
-        row = index * TILE_ROWS
+        row = index * tile_rows
         strips = [reader.strip(row) for reader in readers]
-        rows_inside = row + jnp.arange(TILE_ROWS, dtype=jnp.int32) < output_hw[0]
+        rows_inside = row + jnp.arange(tile_rows, dtype=jnp.int32) < output_hw[0]
 
         def visit_tile(index: Int[Array, ""], state: Any) -> Any:
-            column = index * TILE_COLUMNS
-            columns_inside = column + jnp.arange(TILE_COLUMNS, dtype=jnp.int32) < output_hw[1]
+            column = index * tile_columns
+            columns_inside = column + jnp.arange(tile_columns, dtype=jnp.int32) < output_hw[1]
             window = Window(row, column, rows_inside[:, None] & columns_inside[None, :])
             tiles = (reader.tile(strip, column) for reader, strip in zip(readers, strips, strict=True))
             return visit(state, window, *tiles)
 
-        return lax.fori_loop(0, ceil_div(output_hw[1], TILE_COLUMNS), visit_tile, state)
+        return lax.fori_loop(0, ceil_div(output_hw[1], tile_columns), visit_tile, state)
 
-    return lax.fori_loop(0, ceil_div(output_hw[0], TILE_ROWS), visit_row, state)
+    return lax.fori_loop(0, ceil_div(output_hw[0], tile_rows), visit_row, state)

@@ -115,10 +115,10 @@ class PackedInstance(NamedTuple):
     score: float
     area: int
     box: Box
-    mask_bits: UInt8[np.ndarray, "H8 W 1"]
+    mask_bits: UInt8[np.ndarray, "W H8"]
 
     def unpack(self, shape: tuple[int, int]) -> Instance:
-        return Instance(*self[:-1], mask=unpack_mask(self.mask_bits, 0, shape))
+        return Instance(*self[:-1], mask=unpack_mask(self.mask_bits, shape))
 
 
 def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, output: Postprocessed) -> Result:
@@ -130,7 +130,7 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
     if output.semantic is not None:
         semantic = np.array(output.semantic[:height, :width])
     if output.instances is not None:
-        instances = _instances(output.instances, output.mask_bits[: -(-height // 8), :width], vocabulary)
+        instances = _instances(output.instances, output.mask_bits[:, :width, : -(-height // 8)], vocabulary)
     return Result(image, vocabulary, panoptic, semantic, instances)
 
 
@@ -147,16 +147,14 @@ def _panoptic(id_map: Int[np.ndarray, "H W"], segments: Segments, vocabulary: Vo
 
 
 def _instances(
-    instances: Instances, mask_bits: UInt8[np.ndarray, "H8 W Q"], vocabulary: Vocabulary
+    instances: Instances, mask_bits: UInt8[np.ndarray, "N W H8"], vocabulary: Vocabulary
 ) -> Sequence[PackedInstance]:
     rows = []
     for i in range(int(instances.count)):
         area = int(instances.areas[i])
         if not area:
             continue
-        class_index, query = int(instances.class_ids[i]), int(instances.queries[i])
+        class_index, score = int(instances.class_ids[i]), float(instances.scores[i])
         box = tuple(int(side) for side in instances.boxes[i])
-        bits = np.array(mask_bits[:, :, query : query + 1])
-        score = float(instances.scores[i])
-        rows.append(PackedInstance(class_index, vocabulary.classes[class_index], score, area, box, bits))
+        rows.append(PackedInstance(class_index, vocabulary.classes[class_index], score, area, box, mask_bits[i].copy()))
     return rows

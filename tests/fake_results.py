@@ -9,11 +9,11 @@ WORDS = Vocabulary.from_words(["cat, kitten", "remote control", "sofa"], stuff=[
 
 
 def pack(class_index, score, box, mask, vocabulary) -> PackedInstance:
-    """8 rows to a byte, the first in the lowest bit."""
+    """Column by column, 8 rows to a byte, the first in the lowest bit."""
     height, width = mask.shape
-    rows = np.pad(mask, ((0, -height % 8), (0, 0))).reshape(-1, 8, width)
-    bits = (rows * (1 << np.arange(8))[None, :, None]).sum(axis=1).astype(np.uint8)
-    return PackedInstance(class_index, vocabulary.classes[class_index], score, int(mask.sum()), box, bits[..., None])
+    columns = np.pad(mask, ((0, -height % 8), (0, 0))).T.reshape(width, -1, 8)
+    bits = (columns * (1 << np.arange(8))[None, None, :]).sum(axis=2).astype(np.uint8)
+    return PackedInstance(class_index, vocabulary.classes[class_index], score, int(mask.sum()), box, bits)
 
 
 def rectangle(shape, box):

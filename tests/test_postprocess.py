@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from fcclip_jax import resampling
 from fcclip_jax.postprocess import Postprocessed, postprocess, semantic_scores, unpack_mask
 
 compiled = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
@@ -149,6 +150,15 @@ def check_panoptic(result: Postprocessed, b, logits, probs, is_thing, **threshol
         assert not np.any(column[b, len(segments) :])
 
 
+def check_all(result: Postprocessed, logits, probs, before_resize=False, **thresholds):
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        resized, real = at_output_size(logits[b], image_hw, output_hw), real_classes(probs[b])
+        check_panoptic(result, b, resized, real, IS_THING, **thresholds)
+        check_instances(result, b, resized, real, IS_THING)
+        scores = slow_semantic(logits[b], real, image_hw, output_hw, before_resize)
+        np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
+
+
 def check_instances(result: Postprocessed, b, logits, probs, is_thing):
     expected = slow_instances(logits, probs, is_thing)
     table = result.instances
@@ -156,7 +166,7 @@ def check_instances(result: Postprocessed, b, logits, probs, is_thing):
     for row, (label, query, score, mask) in enumerate(expected):
         assert (table.class_ids[b, row], table.queries[b, row], table.areas[b, row]) == (label, query, mask.sum())
         np.testing.assert_allclose(table.scores[b, row], score, rtol=1e-9)
-        np.testing.assert_array_equal(unpack_mask(result.mask_bits[b], query, mask.shape), mask)
+        np.testing.assert_array_equal(unpack_mask(result.mask_bits[b, row], mask.shape), mask)
         y, x = np.nonzero(mask)
         box = [x.min(), y.min(), x.max() + 1, y.max() + 1] if mask.any() else [0, 0, 0, 0]
         np.testing.assert_array_equal(table.boxes[b, row], box)
@@ -179,12 +189,17 @@ def test_every_task_against_the_definition(x64, seed, before_resize):
     logits, probs = make_batch(seed)
     thresholds = {"overlap_threshold": [0.8, 0.3, 0.5][seed], "object_mask_threshold": [0.0, 0.0, 0.6][seed]}
     result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
-    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
-        resized, real = at_output_size(logits[b], image_hw, output_hw), real_classes(probs[b])
-        check_panoptic(result, b, resized, real, IS_THING, **thresholds)
-        check_instances(result, b, resized, real, IS_THING)
-        scores = slow_semantic(logits[b], real, image_hw, output_hw, before_resize)
-        np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
+    check_all(result, logits, probs, before_resize, **thresholds)
+
+
+def test_a_gpus_tiles(x64, monkeypatch):
+    monkeypatch.setattr(resampling, "tile_shape", lambda: resampling.GPU_TILE)
+    # Under another name, or JAX would take what it traced with the other tiles.
+    traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=CANVAS))
+    logits, probs = make_batch(0)
+    result = jax.tree.map(np.asarray, traced_anew(*arguments(logits, probs)))
+    assert result.mask_bits.shape[2:] == (256, 256 // 8)  # whole tiles: the canvas is smaller
+    check_all(result, logits, probs)
 
 
 def test_stuff_merges_and_hidden_queries_go(x64):

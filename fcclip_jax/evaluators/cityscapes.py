@@ -48,13 +48,13 @@ def match(instance_ids: Integer[np.ndarray, "H W"], detections: Sequence[Found])
     ids = np.flatnonzero(pixels)
     rows = np.zeros(len(pixels), np.int32)
     rows[ids] = np.arange(len(ids), dtype=np.int32)
-    row_map = rows[instance_ids]
+    columns = rows[instance_ids.T]  # column by column, as masks lie in memory
     void = np.isin(ids, IGNORED_LABELS)
     labels = np.where(ids < 1000, ids, ids // 1000)
     kept = np.flatnonzero(np.isin(labels, INSTANCE_LABELS))
     found = []
     for label_id, score, mask in detections:
-        shared = np.bincount(row_map[mask], minlength=len(ids))
+        shared = np.bincount(columns[mask.T], minlength=len(ids))
         if label_id not in INSTANCE_LABELS or not shared.any():
             continue
         pairs = [[place, int(shared[row])] for place, row in enumerate(kept) if labels[row] == label_id and shared[row]]

@@ -76,8 +76,7 @@ def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> R
             segments.append(Segment(len(segments) + 1, int(label), entry, 1.0, area, box))
             id_map[mask] = len(segments)
             if entry.is_thing:
-                rows = np.pad(mask, ((0, -len(mask) % 8), (0, 0))).reshape(-1, 8, mask.shape[1])
-                bits = np.packbits(rows, axis=1, bitorder="little")[:, 0, :, None]
+                bits = np.packbits(mask.T, axis=1, bitorder="little")
                 instances.append(PackedInstance(int(label), entry, 1.0, area, box, bits))
         panoptic = Panoptic(id_map, segments)
     semantic = np.where(example.semantic == IGNORE, 0, example.semantic).astype(np.int64)

@@ -225,13 +225,10 @@ def _our_instances(
         cut, next_best = -np.partition(-candidates.reshape(-1), [limit - 1, limit])[[limit - 1, limit]]
         if next_best >= cut * (1 - UNSURE):
             near = np.abs(candidates - cut) <= UNSURE * cut
-    unpacked = {
-        int(q): unpack_mask(mask_bits, int(q), full_logits.shape[:2]) for q in set(ours.queries[: int(ours.count)])
-    }
     rows, found = [], set()
-    for label, score, query in zip(*(part[: int(ours.count)] for part in ours[1:4]), strict=True):
-        tied = bool(near[query, label])
-        rows.append(_Instance(int(label), int(query), float(score), tied, unpacked[int(query)]))
+    for label, score, query, bits in zip(*(part[: int(ours.count)] for part in (*ours[1:4], mask_bits)), strict=True):
+        tied, mask = bool(near[query, label]), unpack_mask(bits, full_logits.shape[:2])
+        rows.append(_Instance(int(label), int(query), float(score), tied, mask))
         found.add((int(query), int(label)))
     for query, label in zip(*np.nonzero(near), strict=True):
         if is_thing[label] and (query, label) not in found:
