@@ -304,7 +304,7 @@ def report(bench: Bench, seconds: dict[tuple[str, str], float], device_kind: str
 
 
 HEADER = (
-    f"{'':10}{'ms':>10}{'/ reference':>13}{'/ torch':>9}{'peak MiB':>10}{'GB/s':>14}{'GFLOP/s':>15}{'compile s':>11}"
+    f"{'':10}{'ms':>10}{'/ reference':>13}{'/ torch':>9}{'peak MiB':>10}{'GB/s':>17}{'GFLOP/s':>17}{'compile s':>11}"
     f"{'differs by':>12}"
 )
 
@@ -320,7 +320,7 @@ def _row(
     rates = [count(bench.problem, which == BOTH) / time_taken for count in (least_bytes, least_flops)]
     flops = f"{bench.problem.dtype}_flops"
     bests = (peak.memory_bytes, getattr(peak, flops)) if peak else (None, None)
-    for rate, best, width in zip(rates, bests, (14, 15), strict=True):
+    for rate, best, width in zip(rates, bests, (17, 17), strict=True):
         share = f" ({rate / best:.1%})" if best else ""
         yield f"{f'{rate / 1e9:.2f}{share}':>{width}}"
     yield f"{'-':>11}" if case.compile_seconds is None else f"{case.compile_seconds:11.1f}"

@@ -1,5 +1,6 @@
 """A benchmark from its first image to its last: each is segmented, held against its annotation, and logged."""
 
+import os
 import pathlib
 import time
 from collections import deque
@@ -22,6 +23,9 @@ from fcclip_jax.evaluation.sweep import SWEEPS, sweep_line
 from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
 from fcclip_jax.results import Result
 from fcclip_jax.segmenter import Segmenter
+
+THREADS = min(os.cpu_count() or 1, 8)
+"""That decode images and score them: each holds the maps of one."""
 
 
 class EvalSettings(NamedTuple):
@@ -134,7 +138,7 @@ def _lines(
             return line
         return {**line, **save(folder, names[place], examples.image_ids[place], result)}
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         if settings.sweep:
             ways = SWEEPS[settings.sweep].ways(segmenter.ensemble)
             stream = segmenter.sweep(
@@ -158,7 +162,7 @@ def _lines(
                 scored.append((place, pool.submit(score, place, example, result)))
             while failed:
                 yield failed.popleft()
-            while len(scored) > 2 * segmenter.batch_size:
+            while len(scored) > max(THREADS, 2 * segmenter.batch_size):
                 place, future = scored.popleft()
                 yield place, future.result()
         for place, future in scored:

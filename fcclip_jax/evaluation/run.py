@@ -32,6 +32,9 @@ from fcclip_jax.text.vocabulary import Vocabulary, shipped
 RANDOM = "random"
 """The checkpoint that is none: a small model with random weights, to see that all works."""
 
+PRECISIONS = ("highest", "default")
+"""Of float32 products, in JAX's words."""
+
 EIGHT_BIT_IGNORE = 255
 """What most label maps have where nothing is annotated."""
 
@@ -57,6 +60,7 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "annotation": examples.annotation_digest(),
         "size": [config.short_side, config.max_side],
         "ensemble": config.ensemble.to_dict(),
+        "precision": config.precision,
         **settings._asdict(),
     }
     caching.keep_compiled_programs()
@@ -76,7 +80,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     segmenter.expect(examples.sizes)
-    outcome = evaluate(segmenter, examples, log, settings, folder, second_trunk)
+    with jax.default_matmul_precision(config.precision):
+        outcome = evaluate(segmenter, examples, log, settings, folder, second_trunk)
     if jax.process_index() == 0:
         if not outcome.lines:
             raise ValueError("no image could be read: there is nothing to report")
@@ -93,7 +98,8 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
             predictions.finish(folder, lines, examples)
         print(text)
         if config.worst and not settings.sweep:
-            show_worst(config, examples, lines, folder, segmenter, settings)
+            with jax.default_matmul_precision(config.precision):
+                show_worst(config, examples, lines, folder, segmenter, settings)
         if outcome.images_per_second:
             processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
             print(f"{outcome.images_per_second:.3g} images/s{processes}")
@@ -158,6 +164,8 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     if config.max_side < config.short_side:
         raise ValueError(f"max_side is {config.max_side}; it must be at least short_side, {config.short_side}")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"precision is {config.precision!r}; choose {' or '.join(PRECISIONS)}")
     if not 0 <= config.overlap_threshold <= 1:
         raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it is a share, from 0 to 1")
     for name in ("alpha", "beta"):

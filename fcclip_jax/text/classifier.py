@@ -10,7 +10,7 @@ import uuid
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from fcclip_jax.buckets import TEXT_LENGTHS, class_bucket
@@ -32,7 +32,13 @@ class TextEncoder:
         graphdef, self._state = nnx.split(tower)
         self._embed_dim = tower.text_projection.shape[1]
         self._context_length = tower.positional_embedding.shape[0]
-        self._run = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens))
+
+        def run(state: nnx.State, tokens: Int[Array, "B T"]) -> Float[Array, "B C"]:
+            # In float32 everywhere: what is kept on disk serves every platform.
+            with jax.default_matmul_precision("highest"):
+                return nnx.merge(graphdef, state)(tokens)
+
+        self._run = jax.jit(run)
         self._fingerprint, self._cache_dir = fingerprint, cache_dir
 
     def classifier(self, vocabulary: Vocabulary, training: Vocabulary) -> TextClassifier:
