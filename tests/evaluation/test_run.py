@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from fcclip_jax.data import benchmarks
 from fcclip_jax.evaluation.run import run
+from fcclip_jax.segmenter import Segmenter
 from tests.data import layouts, tiny
 from tests.training import CONFIGS, load_config
 
@@ -349,11 +350,29 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
     assert f"{truths[1].name}.jpg" in shown.out + shown.err
 
 
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path, monkeypatch, precision):
+    """On a CPU all are float32: what can be seen here is what programs are traced with."""
+    seen = []
+    dispatch = Segmenter._dispatch
+
+    def spied(self, *args, **options):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return dispatch(self, *args, **options)
+
+    monkeypatch.setattr(Segmenter, "_dispatch", spied)
+    assert run(config("ade20k", data, precision=precision, images=2), "random", str(tmp_path)) == 0
+    assert seen == [precision] * 4  # two images, and two more for the page of the worst
+    assert report(tmp_path)["about"]["precision"] == precision
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"ensemble.alpha": 0.9}, 'has an evaluation with ensemble = {"alpha": null,.* and this one has'),
         ({"images": 3}, "has an evaluation with images = "),
+        ({"precision": "default"}, "has an evaluation with precision = .*highest.* and this one has .*default"),
+        ({"precision": "float16"}, "precision is 'float16'; choose highest or default"),
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it is a share"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
         ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),

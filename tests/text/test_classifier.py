@@ -32,6 +32,15 @@ def test_the_shortcut_is_exact(tower, monkeypatch):
     np.testing.assert_allclose(short, encoder.encode(prompts), atol=2e-6 * np.abs(short).max())
 
 
+def test_products_are_float32_on_every_platform(tower):
+    """Accelerators would take fewer bits, and what is kept on disk serves all."""
+    encoder = TextEncoder(tower, fingerprint="a", cache_dir=None)
+    program = encoder._run.lower(encoder._state, np.zeros((64, 16), np.int32)).as_text()
+    products = program.count("stablehlo.dot_general")
+    assert products == 9  # the eight of a layer, which is a loop, and the projection
+    assert program.count("precision = [HIGHEST, HIGHEST]") == products
+
+
 def test_the_average_by_hand():
     features = np.zeros((28, 2), np.float32)
     features[:14] = [3, 4]
