@@ -65,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (flags.Error, OSError, ValueError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        # XLA's own error for an allocation that failed; any other is a fault of ours, and its traceback is wanted.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: not enough memory; try a smaller batch_size, short_side or max_side", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcclip_jax.data import images
+from fcclip_jax.data.annotations.cityscapes import LABELS
 from fcclip_jax.data.decoding import decode_ids
 from fcclip_jax.data.sources import FolderSource, list_files
 from fcclip_jax.evaluators.panoptic import Truth
@@ -271,9 +272,10 @@ class Examples:
         return hashlib.sha256(json.dumps([self.name, *map(str, self.image_ids)]).encode()).hexdigest()
 
     def annotation_digest(self) -> str:
-        """Tells annotations apart: a check sum of what the jsons say, and of the label maps' sizes in bytes."""
-        sizes = [path.stat().length for paths in (self._label_paths, self._instance_id_paths) for path in paths or ()]
-        panoptic = self._panoptic and self._panoptic.digest
+        """Tells annotations apart: a check sum of what the jsons say, and of the maps' sizes in bytes."""
+        panoptic, pngs = (self._panoptic.digest, self._panoptic.png_paths) if self._panoptic else (None, None)
+        maps = (pngs, self._label_paths, self._instance_id_paths)
+        sizes = [path.stat().length for paths in maps for path in paths or ()]
         content = [panoptic, sizes, self._first_label, self.vocabulary.ignore_label, self.instances]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -286,12 +288,25 @@ class Examples:
         ids, categories, crowds = record.segments.T
         pixels = id_map.ravel()
         begins = np.flatnonzero(np.diff(pixels, prepend=-1))  # of runs of one id: far fewer than pixels
-        if (unlisted := np.setdiff1d(pixels[begins], [0, *ids])).size:
+        there, run_of = np.unique(pixels[begins], return_inverse=True)
+        if (unlisted := np.setdiff1d(there, [0, *ids])).size:
             raise ValueError(
                 f"{self._panoptic.png_paths[row]} has the segment id {unlisted[0]}, which its segments_info lacks"
             )
+        areas = self._panoptic.areas(row)
+        if areas is not None:
+            counted = dict(
+                zip(there, np.bincount(run_of, np.diff(begins, append=pixels.size)).astype(int), strict=True)
+            )
+            short = [(id, area) for id, area in zip(ids, areas, strict=True) if area < counted.get(id, 0)]
+            if short:  # or its IoU could pass 1
+                id, area = short[0]
+                raise ValueError(
+                    f"{self._panoptic.png_paths[row]} has {counted[id]} pixels of the segment {id}, and its segments_info"
+                    f" an area of {area}"
+                )
         classes = np.asarray([self._class_of[category] for category in categories.tolist()], np.int64)
-        return Truth(id_map, ids, classes, crowds.astype(bool), self._panoptic.areas(row))
+        return Truth(id_map, ids, classes, crowds.astype(bool), areas)
 
     def _check_sizes(self) -> list[tuple[int, int]]:
         others = [("panoptic map", self._panoptic.png_paths)] if self._panoptic else []
@@ -305,6 +320,11 @@ class Examples:
                 found = _upright_shape(paths[row])
                 if found != shape:
                     raise ValueError(_mismatch(path, shape, what, found))
+        for path, shape, entry in zip(
+            self.image_paths, sizes, self.instances["images"] if self.instances else (), strict=False
+        ):
+            if (entry["height"], entry["width"]) != shape:
+                raise ValueError(_mismatch(path, shape, "instance annotation", (entry["height"], entry["width"])))
         return sizes
 
 
@@ -347,10 +367,14 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
         else:
             paths = _images_in(folder / row.images)
             _check_count(row, folder, len(paths))
+            _check_photographs(row, folder, paths)
             ids = [path.name.removesuffix(row.image_suffix) for path in paths]
         labels, instance_ids = (
             maps and _labels_of(paths, folder / maps.folder, row.image_suffix, maps.suffix)
-            for maps in (row.labels, row.instance_ids if "instances" in tasks else None)
+            for maps in (
+                row.labels if "semantic" in tasks or source is None else None,
+                row.instance_ids if "instances" in tasks else None,
+            )
         )
         if row.instances and "instances" in tasks:
             instances = _read_instances(folder / row.instances, ids, vocabulary)
@@ -395,7 +419,8 @@ def open_semantic(
     read, for nobody has checked them before.
 
     Raises:
-        ValueError, FileNotFoundError: as of Examples; a label map is missing or damaged, or has a number that is of no class.
+        ValueError, FileNotFoundError: as of Examples; a label map is missing or damaged, or has a number that is of no class;
+            or no pixel of any counts.
     """
     above = epath.Path(images).expanduser()
     paths = _images_in(above)
@@ -423,9 +448,11 @@ def open_semantic(
         first_label=first_label,
     )
     with ThreadPoolExecutor() as pool:
-        maps = pool.map(lambda path: read_labels(path, first_label, vocabulary).size, found)
-        for _ in tqdm(maps, total=len(found), desc="checking label maps", unit="map", disable=None):
-            pass
+        maps = pool.map(lambda path: bool((read_labels(path, first_label, vocabulary) != IGNORE).any()), found)
+        counts = list(tqdm(maps, total=len(found), desc="checking label maps", unit="map", disable=None))
+    if not any(counts):
+        last = first_label + len(vocabulary.classes) - 1
+        raise ValueError(f"no label map in {folder} has a label from {first_label} to {last}: no pixel counts")
     return examples
 
 
@@ -462,12 +489,15 @@ def read_instance_ids(path: epath.Path) -> UInt16[np.ndarray, "H W"]:
     """Cityscapes' *_instanceIds.png.
 
     Raises:
-        ValueError: the file is damaged or has colours.
+        ValueError: the file is damaged or has colours, or an id is that of no label.
     """
     try:
-        return _label_numbers(path.read_bytes()).astype(np.uint16)
+        ids = _label_numbers(path.read_bytes()).astype(np.uint16)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if (label := int(ids.max()) // 1000) >= LABELS:
+        raise ValueError(f"{path} has the id {ids.max()}, and there is no label {label}")
+    return ids
 
 
 def classes_of(truth: Truth) -> UInt16[np.ndarray, "H W"]:
@@ -485,10 +515,8 @@ def _label_numbers(data: bytes) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray,
     # OpenCV would turn a palette into colours; its numbers are what counts.
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("P", "L"):
-                return np.asarray(image)
-            if image.mode == "1":
-                return np.asarray(image).astype(np.uint8)
+            if image.mode in ("P", "L", "1"):
+                return images.stored_numbers(image).astype(np.uint8)
             if image.mode.startswith("I"):
                 numbers = np.asarray(image)
                 if numbers.min() < 0 or numbers.max() > IGNORE:
@@ -518,10 +546,28 @@ def _check_count(row: Benchmark, folder: epath.Path, count: int) -> None:
             whole = operator.index(json.loads(path.read_bytes())["images"])
         except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path} is damaged; repeat {_command(row, folder)}") from None
-    if count != whole:
+    if count > whole:
+        raise ValueError(
+            f"{folder / row.images} has {count} images, and its preparation had {whole}: remove those that are not of the data"
+            f" set, or the folder, and repeat {_command(row, folder)}"
+        )
+    if count < whole:
         raise ValueError(
             f"{folder / row.images} has {count} of {whole} images: its preparation was not finished, or files were lost since;"
             f" repeat {_command(row, folder)}"
+        )
+
+
+def _check_photographs(row: Benchmark, folder: epath.Path, paths: Sequence[epath.Path]) -> None:
+    """Raises ValueError if there are label maps of photographs that are not there."""
+    stems = {path.name.removesuffix(row.image_suffix) for path in paths}
+    maps = folder / row.labels.folder
+    names = (path.name for path in map(epath.Path, set(list_files(maps, "label maps").values())))
+    lost = sorted(name for name in names
+                  if name.endswith(row.labels.suffix) and name.removesuffix(row.labels.suffix) not in stems)  # fmt: skip
+    if lost:
+        raise ValueError(
+            f"{maps} has {lost[0]}, whose photograph is not in {folder / row.images} ({len(lost)} are missing)"
         )
 
 
@@ -542,23 +588,55 @@ def _labels_of(paths: Sequence[epath.Path], folder: epath.Path, suffix: str, rep
 
 
 def _read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocabulary) -> dict:
+    """What is said of these images, in their order, checked as far as pycocotools reads it."""
     if not path.exists():
         raise FileNotFoundError(f"there is no instance annotation at {path}")
     try:
         content = json.loads(path.read_bytes())
         entries = {entry["id"]: entry for entry in content["images"]}
-        wanted, known = set(ids), {entry.id for entry in vocabulary.classes}
+        if missing := [id for id in ids if id not in entries]:
+            raise ValueError(f"it lacks the image {missing[0]!r} ({len(missing)} of {len(ids)} images are missing)")
+        wanted = {id: (entries[id]["height"], entries[id]["width"]) for id in ids}
+        known = {entry.id for entry in vocabulary.classes if entry.is_thing}
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in wanted]
+        for entry in annotations:
+            _check_instance(entry, wanted[entry["image_id"]])
         unknown = [entry["category_id"] for entry in annotations if entry["category_id"] not in known]
+        count = len({entry["id"] for entry in annotations})
         categories = [{"id": entry["id"], "name": entry["name"]} for entry in content["categories"]]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         lacks = f"an entry lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is not in COCO's format: {lacks}") from None
+        raise ValueError(f"{path} is no annotation of these images in COCO's format: {lacks}") from None
     if unknown:
-        raise ValueError(f"{path} has the category {unknown[0]}, which the vocabulary {vocabulary.name!r} lacks")
-    if missing := [id for id in ids if id not in entries]:
-        raise ValueError(f"{path} lacks the image {missing[0]!r} ({len(missing)} of {len(ids)} images are missing)")
-    return {"images": [entries[id] for id in ids], "annotations": annotations, "categories": categories}
+        raise ValueError(
+            f"{path} has the category {unknown[0]}, which is none of the things of the vocabulary {vocabulary.name!r}"
+        )
+    if count < len(annotations):
+        raise ValueError(
+            f"{path} has {len(annotations)} annotations of these images with {count} ids: each needs its own"
+        )
+    # pycocotools takes the id 0 for no annotation.
+    numbered = [{**entry, "id": number} for number, entry in enumerate(annotations, start=1)]
+    return {"images": [entries[id] for id in ids], "annotations": numbered, "categories": categories}
+
+
+def _check_instance(entry: dict, size: tuple[int, int]) -> None:
+    """Raises KeyError or ValueError for what pycocotools would stumble over, or read as something else."""
+    segmentation, area, crowd = entry["segmentation"], entry["area"], entry["iscrowd"]
+    if isinstance(segmentation, dict):
+        if tuple(segmentation["size"]) != size:
+            raise ValueError(
+                f"the mask of the annotation {entry['id']} is {segmentation['size'][1]}x{segmentation['size'][0]} pixels, and"
+                f" its image {size[1]}x{size[0]}"
+            )
+        whole = isinstance(segmentation["counts"], (str, list))
+    else:
+        polygons = segmentation if isinstance(segmentation, list) else []
+        whole = bool(polygons) and all(isinstance(each, list) and len(each) >= 6 for each in polygons)
+    if not whole:
+        raise ValueError(f"the annotation {entry['id']} has neither polygons nor an RLE")
+    if not isinstance(area, (int, float)) or crowd not in (0, 1):
+        raise ValueError(f"the annotation {entry['id']} has the area {area!r} and the iscrowd {crowd!r}")
 
 
 def _upright_shape(path: epath.Path) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -40,6 +40,18 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
     except (Exception, Image.DecompressionBombError) as error:
         reason = "it is not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ValueError(f"cannot read {image}: {reason}") from error
+
+
+def stored_numbers(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
+    """A file's own values, where an image is a map of numbers: indices of a palette; greys of 2 and 4 bits as they are,
+    which Pillow stretches to 8.
+
+    Raises whatever Pillow raises for a damaged file.
+    """
+    layout = image.tile[0][3] if image.tile else None  # before the pixels are read: how they lie in the file
+    stretched = {"L;2": 85, "L;4": 17}.get(layout if isinstance(layout, str) else next(iter(layout or ()), None), 1)
+    numbers = np.array(image)
+    return numbers if stretched == 1 else numbers // np.uint8(stretched)
 
 
 def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,8 +84,9 @@ class FolderSource:
                 for entry in annotations
                 for segment in entry["segments_info"]
             ]
-            areas = [segment.get("area", -1) for entry in annotations for segment in entry["segments_info"]]
-            self._areas = np.array(areas, np.int64)
+            self._areas = np.array(
+                [_area(segment.get("area")) for entry in annotations for segment in entry["segments_info"]], np.int64
+            )
             counts = [len(entry["segments_info"]) for entry in annotations]
             self._segments = np.array(rows, np.int64).reshape(-1, 3)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -132,7 +134,7 @@ class FolderSource:
     def digest(self) -> str:
         """Tells annotations apart: a check sum of all but the files' contents."""
         names = json.dumps([self._ids, self._files, self._png_files, self._ends.tolist()])
-        return hashlib.sha256(names.encode() + self._segments.tobytes()).hexdigest()
+        return hashlib.sha256(names.encode() + self._segments.tobytes() + self._areas.tobytes()).hexdigest()
 
     def _check_segments(self, path: epath.Path) -> None:
         ids, categories = self._segments[:, 0], self._segments[:, 1]
@@ -184,7 +186,7 @@ def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
 
 
 def list_files(folder: epath.Path, what: str) -> dict[str, str]:
-    """Paths of all files in the folder, also by name alone, where the one least deep counts.
+    """Paths of all files in the folder, also by name alone, where the one least deep counts; hidden files do not.
 
     One walk costs less than 100,000 questions whether a file is there.
 
@@ -193,14 +195,29 @@ def list_files(folder: epath.Path, what: str) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of {what} at {folder}")
-    found: dict[str, str] = {}
-    for path, _, names in folder.walk():
+    files = []
+    for path, names in _folders(folder):
         within = path.relative_to(folder).as_posix()
-        for name in names:
-            file = name if within == "." else f"{within}/{name}"
-            found[file] = file
-            found.setdefault(name, file)
+        files += [name if within == "." else f"{within}/{name}" for name in names if not name.startswith(".")]
+    found = {file: file for file in files}
+    for file in sorted(files, key=lambda file: (file.count("/"), file)):
+        found.setdefault(file.rpartition("/")[2], file)
     return found
+
+
+def _folders(folder: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
+    """All folders within, and the files in each. Links to folders are followed, once each, where there are any."""
+    if "://" in os.fspath(folder):
+        yield from ((path, names) for path, _, names in folder.walk())
+        return
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield epath.Path(path), names
 
 
 def _check_present(files: list[str], there: dict[str, str], folder: epath.Path, path: epath.Path) -> None:
@@ -221,6 +238,15 @@ def _read_json(path: epath.Path) -> dict:
         case {"images": list(), "annotations": list(), "categories": list()}:
             return content
     raise ValueError(f"{path} is not in COCO's panoptic format: it lacks a list of images, annotations or categories")
+
+
+def _area(area: object) -> int:
+    """Pixels; -1 where the json has none."""
+    if area is None:
+        return -1
+    if not isinstance(area, (int, float)) or area != int(area) or area < 0:
+        raise ValueError(f"an area is {area!r}, which is no number of pixels")
+    return int(area)
 
 
 def _fault(error: Exception) -> str:

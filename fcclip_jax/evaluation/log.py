@@ -16,6 +16,9 @@ from typing import Any
 
 from fcclip_jax.export import write_files
 
+CHECK_SUM = 64
+"""Hexadecimal digits."""
+
 Line = Mapping[str, Any]
 """Of one image; "index" is its place in the data set."""
 
@@ -34,7 +37,8 @@ class EvaluationLog:
         about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
-            for key in sorted({*before, *about}):
+            # What a person set comes before check sums, which say little.
+            for key in sorted({*before, *about}, key=lambda key: (len(str(about.get(key))) == CHECK_SUM, key)):
                 if before.get(key) != about.get(key):
                     raise ValueError(
                         f"{folder} has an evaluation with {key} = {_short(before.get(key))}, and this one has"

@@ -44,8 +44,8 @@ class EvalSettings(NamedTuple):
 class Outcome(NamedTuple):
     lines: dict[int, Line]
     """Of every image by its place in the data set; those that cannot be read are missing."""
-    failures: list[str]
-    """Of this process."""
+    failed: int
+    """Images that could not be read, by all processes."""
     images_per_second: float
     """Of this process, decoding and scores included, from its second batch on; 0 where there was none."""
 
@@ -65,9 +65,10 @@ def evaluate(
 
     Raises:
         OSError: the log or a prediction cannot be written.
+        ValueError: the processes do not share the log.
     """
     done = log.read()
-    _together("an evaluation begins")  # nobody writes before everybody has read
+    together("an evaluation begins")  # nobody writes before everybody has read
     left = [index for index in range(len(examples)) if index not in done]
     mine = left[jax.process_index() :: jax.process_count()]
     failures: list[str] = []
@@ -86,10 +87,18 @@ def evaluate(
                     progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
             progress.update()
     end = time.perf_counter()
-    _together("an evaluation ends")
+    failed = int(
+        np.sum(multihost_utils.process_allgather(np.int32(len(failures))))
+    )  # nobody goes on before all are done
+    lines = log.read()
+    if len(lines) + failed < len(examples):
+        raise ValueError(
+            f"{len(lines)} of {len(examples)} images are in {folder} now, and {failed} could not be read: the others are"
+            " elsewhere; give all processes one --workdir that they share"
+        )
     later = len(arrivals) - segmenter.batch_size
     speed = later / (end - arrivals[segmenter.batch_size - 1]) if later > 0 else 0.0
-    return Outcome(log.read(), failures, speed)
+    return Outcome(lines, failed, speed)
 
 
 def _lines(
@@ -188,6 +197,7 @@ def _mean(values: np.ndarray) -> float:
     return float(there.mean()) if len(there) else 0.0
 
 
-def _together(what: str) -> None:
+def together(what: str) -> None:
+    """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

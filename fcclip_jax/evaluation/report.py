@@ -30,11 +30,11 @@ NAMES = {
     "macc": "mACC",
     "pacc": "pACC",
 }
-"""Scores in the order of the table."""
+"""Scores in the order of the table; report.json has those of more groups."""
 
 
 def to_json(report: Mapping[str, Any]) -> bytes:
-    """JSON has no NaN: what has no value, such as the IoU of a class that does not occur, is null."""
+    """JSON has no NaN: what has no value, such as the IoU of a class that does not occur, is null. Infinity is an error."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def to_json(report: Mapping[str, Any]) -> bytes:
             return [plain(part) for part in value]
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    return (json.dumps(plain(report), indent=1) + "\n").encode()
+    return (json.dumps(plain(report), indent=1, allow_nan=False) + "\n").encode()
 
 
 def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float], reported_model: str) -> str:

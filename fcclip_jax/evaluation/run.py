@@ -1,6 +1,7 @@
 """An evaluation as a configuration tells it: opens, checks, segments, reports."""
 
 import dataclasses
+import difflib
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ from fcclip_jax.data import benchmarks
 from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
 from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.log import EvaluationLog, Line
-from fcclip_jax.evaluation.loop import EvalSettings, evaluate
+from fcclip_jax.evaluation.loop import EvalSettings, Outcome, evaluate, together
 from fcclip_jax.evaluation.reported import Reported, reported_for
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.evaluation.sweep import SWEEPS
 from fcclip_jax.evaluation.sweep import summarize as summarize_sweep
 from fcclip_jax.export import write_files
-from fcclip_jax.models.descriptions import SMALL, ConvNeXtDescription, ResNetDescription
+from fcclip_jax.models.descriptions import SMALL, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.postprocess import TASKS
@@ -59,13 +60,17 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "vocabulary": digest_of(examples.vocabulary),
         "annotation": examples.annotation_digest(),
         "size": [config.short_side, config.max_side],
-        "ensemble": config.ensemble.to_dict(),
         "precision": config.precision,
         **settings._asdict(),
     }
     caching.keep_compiled_programs()
     first = open_model(checkpoint_path, seed=0)
-    about |= {"checkpoint": check_sum(first.model), "training_vocabulary": digest_of(first.training)}
+    segmenter = make_segmenter(config, first)
+    about |= {
+        "ensemble": dataclasses.asdict(segmenter.ensemble),
+        "checkpoint": check_sum(first.model, first.description),
+        "training_vocabulary": digest_of(first.training),
+    }
     second_trunk = None
     if settings.sweep == "classifiers":
         second = open_model(config.second_checkpoint, seed=1)
@@ -75,35 +80,52 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                 " must do for both"
             )
         second_trunk = second.model.clip.image
-        about["second_checkpoint"] = check_sum(second_trunk)
-    segmenter = make_segmenter(config, first)
+        about["second_checkpoint"] = check_sum(second_trunk, second.description.clip.image)
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     segmenter.expect(examples.sizes)
     with jax.default_matmul_precision(config.precision):
         outcome = evaluate(segmenter, examples, log, settings, folder, second_trunk)
-    if jax.process_index() == 0:
-        if not outcome.lines:
-            raise ValueError("no image could be read: there is nothing to report")
-        lines, seen = outcome.lines, examples.vocabulary.seen_by(first.training)
-        if settings.sweep:
-            content, text = sweep_report(config, examples, lines, seen)
-        else:
-            paper = reported_for(first.trunk, first.training.name)
-            content, text = scores_report(config, examples, lines, seen, paper)
-        counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": len(examples) - len(lines)}
-        whole = report.to_json({**counts, **content, "about": about})
-        write_files({folder / "report.json": whole, folder / "report.md": text.encode()})
-        if settings.save_predictions:
-            predictions.finish(folder, lines, examples)
-        print(text)
-        if config.worst and not settings.sweep:
-            with jax.default_matmul_precision(config.precision):
-                show_worst(config, examples, lines, folder, segmenter, settings)
-        if outcome.images_per_second:
-            processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-            print(f"{outcome.images_per_second:.3g} images/s{processes}")
-    return 1 if outcome.failures else 0
+    if not outcome.lines:
+        raise ValueError("no image could be read: there is nothing to report")
+    try:
+        if jax.process_index() == 0:
+            write_report(config, examples, outcome, settings, folder, first, about)
+            if config.worst and not settings.sweep:
+                with jax.default_matmul_precision(config.precision):
+                    show_worst(config, examples, outcome.lines, folder, segmenter, settings)
+            if outcome.images_per_second:
+                processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+                print(f"{outcome.images_per_second:.3g} images/s{processes}")
+    finally:
+        together("the report is written")  # a process that ends takes those that wait for it along, after some minutes
+    return 1 if outcome.failed else 0
+
+
+def write_report(
+    config: ConfigDict,
+    examples: Examples,
+    outcome: Outcome,
+    settings: EvalSettings,
+    folder: pathlib.Path,
+    opened: "_Opened",
+    about: Mapping[str, Any],
+) -> None:
+    """Prints the table, and writes it and all figures."""
+    lines, seen = outcome.lines, examples.vocabulary.seen_by(opened.training)
+    if settings.sweep:
+        content, text = sweep_report(config, examples, lines, seen)
+    else:
+        paper = reported_for(opened.description.clip.image, opened.training.name)
+        content, text = scores_report(config, examples, lines, seen, paper)
+    counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
+    if outcome.failed:
+        text += f"\n{outcome.failed} images could not be read and were skipped.\n"
+    whole = report.to_json({**counts, **content, "about": about})
+    write_files({folder / "report.json": whole, folder / "report.md": text.encode()})
+    if settings.save_predictions:
+        predictions.finish(folder, lines, examples)
+    print(text)
 
 
 def scores_report(
@@ -186,6 +208,9 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
         if chosen and config.sweep != "classifiers":
             raise ValueError(f"sweep={config.sweep} chooses the ensemble itself: leave ensemble.{chosen[0]} out")
         tasks = ("panoptic",)
+        row = BENCHMARKS.get(config.benchmark)
+        if row is not None and row.panoptic is None:
+            raise ValueError(f"{row.title} has no panoptic annotation, which a sweep measures PQ on")
     if (config.sweep == "classifiers") != (config.second_checkpoint is not None):
         raise ValueError(
             "sweep=classifiers compares two checkpoints: second_checkpoint goes with it, and with nothing else"
@@ -249,8 +274,12 @@ def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
     if custom.words in shipped():
         vocabulary = Vocabulary.load(custom.words)
     else:
+        if close := difflib.get_close_matches(custom.words, shipped(), n=1, cutoff=0.9):
+            raise ValueError(f"custom.words is {custom.words!r}, which is no vocabulary; did you mean {close[0]}?")
         vocabulary = Vocabulary.from_words([word.strip() for word in custom.words.split(";")])
     ignore = vocabulary.ignore_label if custom.ignore_label is None else custom.ignore_label
+    if ignore is not None and not 0 <= ignore <= benchmarks.IGNORE:
+        raise ValueError(f"custom.ignore_label is {ignore}; labels are numbers from 0 to {benchmarks.IGNORE}")
     last = custom.first_label + len(vocabulary.classes) - 1
     if ignore is None and last < EIGHT_BIT_IGNORE:
         ignore = EIGHT_BIT_IGNORE
@@ -265,7 +294,7 @@ def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
 class _Opened(NamedTuple):
     model: FCCLIP
     training: Vocabulary
-    trunk: ConvNeXtDescription | ResNetDescription
+    description: ModelDescription
     text: str
     """Names the text tower's weights."""
 
@@ -275,9 +304,9 @@ def open_model(checkpoint_path: str, seed: int) -> _Opened:
     if checkpoint_path == RANDOM:
         model = random_model(SMALL, seed)
         model.clip.text = random_model(SMALL, 0).clip.text
-        return _Opened(model, Vocabulary.load("coco_panoptic"), SMALL.clip.image, "random 0")
+        return _Opened(model, Vocabulary.load("coco_panoptic"), SMALL, "random 0")
     loaded = checkpoint.load(checkpoint_path)
-    return _Opened(loaded.model, loaded.training_vocabulary, loaded.description.clip.image, loaded.text_sha256)
+    return _Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256)
 
 
 def make_segmenter(config: ConfigDict, opened: _Opened) -> Segmenter:
@@ -304,8 +333,9 @@ def digest_of(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(vocabulary.to_json().encode()).hexdigest()
 
 
-def check_sum(module: nnx.Module) -> str:
-    digest = hashlib.sha256()
+def check_sum(module: nnx.Module, description: Any) -> str:
+    """Of the weights, and of what is made of them."""
+    digest = hashlib.sha256(repr(description).encode())
     for name, variable in sorted(checkpoint.named_variables(module).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(variable[...]))

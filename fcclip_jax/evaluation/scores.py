@@ -142,7 +142,8 @@ def summarize(lines: Sequence[Line], examples: Examples, seen: Sequence[bool]) -
         whole = semantic.scores(confusion)
         overall |= {name: 100 * value for name, value in whole._asdict().items()}
         for suffix, among in groups[3:]:
-            overall[f"miou{suffix}"] = 100 * semantic.scores(confusion, among).miou
+            of_group = semantic.scores(confusion, among)._asdict()
+            overall |= {f"{name}{suffix}": 100 * value for name, value in of_group.items()}
         for entry, (iou, acc) in zip(classes, (100 * semantic.iou_and_accuracy(confusion)).tolist(), strict=True):
             entry |= {"iou": iou, "acc": acc}
     found = None
@@ -163,8 +164,8 @@ def summarize(lines: Sequence[Line], examples: Examples, seen: Sequence[bool]) -
 
 
 def instance_annotation(lines: Sequence[Line], examples: Examples) -> dict[str, Any] | None:
-    """COCO annotations of the images that have lines; None where instances were not evaluated."""
-    if not lines or "instances" not in lines[0]:
+    """COCO annotations of the images that have lines; None where instances were not evaluated, or as Cityscapes does."""
+    if not lines or "instances" not in lines[0] or "matches" in lines[0]:  # saved predictions are there all the same
         return None
     ids = {line["image_id"] for line in lines}
     if examples.instances is not None:

@@ -1,5 +1,8 @@
 """Pascal VOC 20 and 21: against the official script's results, and by hand."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -83,6 +86,21 @@ def test_it_is_read_only_when_it_is_finished(tmp_path, capsys):
     last.write_bytes(whole)
     assert annotate("pascal_voc", tmp_path, "val") == 0
     assert len(benchmarks.open_benchmark("pascal_voc_20", tmp_path)) == 40
+
+
+def test_one_at_a_time(official, capsys):
+    """Two would take each other's files away; one that was killed holds nothing up."""
+    program = (
+        "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX);"
+        " print('locked', flush=True); time.sleep(60)"
+    )
+    photos = official / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    first = subprocess.Popen([sys.executable, "-c", program, photos], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"locked\n"
+    assert "another fcclip annotate reads" in refusal("pascal_voc", official, capsys, "val")
+    first.kill()
+    first.communicate()
+    assert annotate("pascal_voc", official, "val") == 0
 
 
 def test_bad_sources(official, capsys):

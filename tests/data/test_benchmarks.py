@@ -1,15 +1,19 @@
 """The nine readers, each on its official layout in small."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from fcclip_jax.data import benchmarks
+from fcclip_jax.data.annotations import pixels
 from fcclip_jax.data.benchmarks import BENCHMARKS, IGNORE
+from fcclip_jax.data.sources import list_files
 from fcclip_jax.text.vocabulary import Vocabulary
-from tests.data import layouts
+from tests.data import layouts, tiny
 
 # classes, things, the first and the last by name: the paper's table of data sets
 SIZES = {
@@ -78,6 +82,11 @@ def test_sets_that_no_json_speaks_of_are_whole(name, tmp_path):
     folder = tmp_path / row.folder
     count_file = folder / "prepared_val.json"
     assert len(benchmarks.open_benchmark(name, tmp_path)) == 3
+    extra = folder / row.images / "of_ones_own.jpg"
+    Image.new("RGB", (8, 6)).save(extra)
+    with pytest.raises(ValueError, match="has 4 images, and its preparation had 3: remove those that are not"):
+        benchmarks.open_benchmark(name, tmp_path)
+    extra.unlink()
     spoilt = min((folder / row.images).iterdir())
     (folder / row.labels.folder / spoilt.name).with_suffix(row.labels.suffix).unlink()
     again = rf"{row.prepared_by} --root {tmp_path}\b"
@@ -162,6 +171,88 @@ def test_annotations_are_told_apart(tmp_path):
     assert len(digests) == 2
 
 
+def test_areas_and_maps_tell_annotations_apart(tmp_path):
+    layouts.write("coco", tmp_path)
+    path = tmp_path / "coco" / "annotations" / "panoptic_val2017.json"
+    before = benchmarks.open_benchmark("coco", tmp_path).annotation_digest()
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][0]["area"] += 1
+    path.write_text(json.dumps(content))
+    changed = benchmarks.open_benchmark("coco", tmp_path).annotation_digest()
+    png = min((tmp_path / "coco" / "annotations" / "panoptic_val2017").iterdir())
+    png.write_bytes(png.read_bytes() + b" ")
+    assert len({before, changed, benchmarks.open_benchmark("coco", tmp_path).annotation_digest()}) == 3
+
+
+def test_an_area_below_the_segments_pixels_is_refused(tmp_path):
+    """A larger one is not: ADE20K's have what later segments cover."""
+    layouts.write("coco", tmp_path)
+    path = tmp_path / "coco" / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    segment = content["annotations"][0]["segments_info"][0]
+    pixels = segment["area"]
+    for area in (pixels, pixels + 1):
+        segment["area"] = area
+        path.write_text(json.dumps(content))
+        assert benchmarks.open_benchmark("coco", tmp_path)[0].panoptic.areas[0] == area
+    segment["area"] = pixels - 1
+    path.write_text(json.dumps(content))
+    examples = benchmarks.open_benchmark("coco", tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=f"has {pixels} pixels of the segment {segment['id']}, and its segments_info an area of {pixels - 1}",
+    ):
+        examples[0]
+    examples[1]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_greys_of_few_bits_are_numbers(bits, tmp_path):
+    """Pillow stretches them to 8; programs that make PNGs small write them for maps of few classes."""
+    numbers = np.arange(6 * 8).reshape(6, 8).astype(np.uint8) % min(2**bits, 4)
+    paths = _write_photos(tmp_path, {"0001": 0})
+    (paths[1] / "0001.png").write_bytes(tiny.grey_png(numbers, bits))
+    examples = benchmarks.open_semantic(*paths, Vocabulary.from_words(["cat", "sofa", "wall", "sky"]))
+    np.testing.assert_array_equal(examples[0].semantic, numbers)
+    np.testing.assert_array_equal(pixels.read(paths[1] / "0001.png"), numbers)
+
+
+def test_semantic_maps_follow_from_segments_where_they_are_not_asked_for(tmp_path):
+    truths = layouts.write("ade20k", tmp_path)
+    shutil.rmtree(tmp_path / "ADEChallengeData2016" / "annotations")
+    examples = benchmarks.open_benchmark("ade20k", tmp_path, ("panoptic", "instances"))
+    found = examples[0].semantic
+    np.testing.assert_array_equal(found, truths[0].classes)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "mapillary"])
+def test_photographs_that_label_maps_speak_of_are_there(name, tmp_path):
+    layouts.write(name, tmp_path)
+    row = BENCHMARKS[name]
+    path = min(path for path in (tmp_path / row.folder / row.images).rglob("*") if path.is_file())
+    path.unlink()
+    with pytest.raises(ValueError, match=r"whose photograph is not in .* \(1 are missing\)"):
+        benchmarks.open_benchmark(name, tmp_path, ("semantic",))
+
+
+def test_links_to_folders_and_hidden_files(tmp_path):
+    layouts.write("cityscapes", tmp_path)
+    city = next((tmp_path / "cityscapes" / "leftImg8bit" / "val").iterdir())
+    city.rename(tmp_path / "elsewhere")
+    city.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")  # round and round
+    (tmp_path / "elsewhere" / "._x_leftImg8bit.png").write_bytes(b"a Mac's")
+    for tasks in (None, ("semantic",)):
+        assert len(benchmarks.open_benchmark("cityscapes", tmp_path, tasks)) == 3
+
+
+def test_of_files_with_one_name_the_least_deep_counts(tmp_path):
+    for folder in ("a/b", "c", "a/a"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "x.jpg").write_bytes(b"")
+    assert list_files(epath.Path(tmp_path), "images")["x.jpg"] == "c/x.jpg"
+
+
 def test_crowds_are_in_the_semantic_map():
     truth = benchmarks.Truth(
         np.array([[5, 5, 9], [0, 7, 9]]), np.array([9, 5]), np.array([2, 1]), np.array([True, False])
@@ -177,18 +268,22 @@ def _shrink_a_label_map(folder):
     Image.new("L", (20, 10)).save(next((folder / "annotations" / "validation").iterdir()))
 
 
-def _unknown_instance(folder):
-    path = folder / "ade20k_instance_val.json"
-    content = json.loads(path.read_text())
-    content["annotations"][0]["category_id"] = 777
-    path.write_text(json.dumps(content))
+def _edit_instances(change):
+    def damage(folder):
+        path = folder / "ade20k_instance_val.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
 
 
-def _forget_an_image(folder):
-    path = folder / "ade20k_instance_val.json"
-    content = json.loads(path.read_text())
-    content["images"].pop()
-    path.write_text(json.dumps(content))
+def _edit_instance(**values):
+    return _edit_instances(lambda content: content["annotations"][0].update(values))
+
+
+def _lose(key):
+    return _edit_instances(lambda content: content["annotations"][0].pop(key))
 
 
 @pytest.mark.parametrize(
@@ -200,10 +295,40 @@ def _forget_an_image(folder):
         ),
         (_shrink_a_png, r"is \d+x\d+ pixels, and its panoptic map 20x10"),
         (_shrink_a_label_map, r"is \d+x\d+ pixels, and its label map 20x10"),
-        (_unknown_instance, "has the category 777, which the vocabulary 'ade20k_150' lacks"),
-        (_forget_an_image, r"lacks the image '000000000102' \(1 of 3 images are missing\)"),
+        (
+            _edit_instance(category_id=777),
+            "has the category 777, which is none of the things of the vocabulary 'ade20k_150'",
+        ),
+        (_edit_instance(category_id=0), "has the category 0, which is none of the things"),  # wall
+        (
+            _edit_instances(lambda content: content["images"].pop()),
+            r"lacks the image '000000000102' \(1 of 3 images are missing\)",
+        ),
+        (_lose("iscrowd"), "an entry lacks 'iscrowd'"),
+        (_lose("area"), "an entry lacks 'area'"),
+        (_lose("id"), "an entry lacks 'id'"),
+        (_lose("segmentation"), "an entry lacks 'segmentation'"),
+        (_edit_instance(segmentation=[]), r"the annotation \d+ has neither polygons nor an RLE"),
+        (_edit_instance(segmentation=[[1, 2, 3, 4]]), r"the annotation \d+ has neither polygons nor an RLE"),
+        (
+            _edit_instance(segmentation={"size": [3, 4], "counts": "12"}),
+            r"the mask of the annotation \d+ is 4x3 pixels, and its",
+        ),
+        (_edit_instance(area="5"), r"the annotation \d+ has the area '5'"),
+        (
+            _edit_instances(lambda content: content["annotations"][1].update(id=content["annotations"][0]["id"])),
+            r"has \d+ annotations of these images with \d+ ids",
+        ),
+        (_edit_instances(lambda content: content["images"][0].pop("width")), "an entry lacks 'width'"),
+        (
+            _edit_instances(lambda content: content["images"][0].update(height=7)),
+            r"is \d+x\d+ pixels, and its instance annotation \d+x7|the mask of the annotation",
+        ),
         (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "there is no instance annotation at"),
-        (lambda folder: (folder / "ade20k_instance_val.json").write_text("[]"), "is not in COCO's format"),
+        (
+            lambda folder: (folder / "ade20k_instance_val.json").write_text("[]"),
+            "is no annotation of these images in COCO's",
+        ),
         (
             lambda folder: next((folder / "images" / "validation").iterdir()).write_bytes(b"no image"),
             "cannot read .*jpg",
@@ -235,6 +360,25 @@ def test_what_reading_refuses(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="the label map cannot be read"):
         examples[0]
+
+
+def test_instance_ids_of_no_label(tmp_path):
+    layouts.write("cityscapes", tmp_path)
+    examples = benchmarks.open_benchmark("cityscapes", tmp_path)
+    path = min((tmp_path / "cityscapes" / "gtFine" / "val").rglob("*_instanceIds.png"))
+    Image.fromarray(np.full(examples[0].image.shape[:2], 34_000, np.uint16)).save(path)
+    with pytest.raises(ValueError, match="has the id 34000, and there is no label 34"):
+        examples[0]
+
+
+def test_ids_from_0_are_numbered_anew(tmp_path):
+    """pycocotools takes the id 0 for no annotation."""
+    layouts.write("ade20k", tmp_path)
+    _edit_instances(lambda content: [entry.update(id=id) for id, entry in enumerate(content["annotations"])])(
+        tmp_path / "ADEChallengeData2016"
+    )
+    annotations = benchmarks.open_benchmark("ade20k", tmp_path).instances["annotations"]
+    assert [entry["id"] for entry in annotations] == list(range(1, len(annotations) + 1))
 
 
 def test_names(tmp_path):

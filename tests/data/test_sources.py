@@ -102,6 +102,14 @@ def _edit(change):
             _edit(lambda content: content["annotations"][1]["segments_info"][2].update(id=5)),
             "the segment 5 of 001.png in .* is there twice",
         ),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area="5")),
+            "is not in COCO's panoptic format: an area is '5', which is no number of pixels",
+        ),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area=-1)),
+            "an area is -1, which is no number of pixels",
+        ),
         (_edit(lambda content: content["annotations"][1].pop("segments_info")), "an entry lacks 'segments_info'"),
         (
             _edit(lambda content: content["annotations"][1]["segments_info"][2].update(category_id=77)),

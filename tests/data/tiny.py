@@ -3,6 +3,8 @@
 import io
 import json
 import pathlib
+import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,20 @@ def encode(pixels: np.ndarray, kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, quality=95)
     return buffer.getvalue()
+
+
+def grey_png(numbers: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2, 4 or 8 bits a pixel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = numbers.shape
+    planes = numbers[..., None] >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(planes.reshape(height, -1), axis=1)
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())  # no filter
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def write(root: pathlib.Path, count: int, *, seed: int = 0) -> Paths:

@@ -46,7 +46,7 @@ def scores(segmenter: Segmenter, examples: Examples, folder: pathlib.Path) -> di
     tasks = BENCHMARKS[examples.name].tasks
     chosen = EvalSettings(tasks=tasks, semantic_before_resize=tasks == ("semantic",))
     outcome = evaluate(segmenter, examples, EvaluationLog(folder, {}), chosen, folder)
-    assert len(outcome.lines) == len(examples) and not outcome.failures
+    assert len(outcome.lines) == len(examples) and not outcome.failed
     seen = examples.vocabulary.seen_by(Vocabulary.load("coco_panoptic"))
     return summarize(list(outcome.lines.values()), examples, seen).overall
 

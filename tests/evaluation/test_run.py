@@ -1,8 +1,10 @@
 """Whole evaluations, with random weights: what is asked of them is that they always say the same."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcclip_jax.data import benchmarks
+from fcclip_jax.evaluation import run as evaluation_run
 from fcclip_jax.evaluation.run import run
+from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
 from fcclip_jax.segmenter import Segmenter
 from tests.data import layouts, tiny
 from tests.training import CONFIGS, load_config
@@ -198,6 +202,20 @@ def test_predictions_are_in_the_public_formats(straight, data, cache, tmp_path):
     assert 100 * right / counted == pytest.approx(report(straight)["scores"]["pacc"], rel=1e-12)
 
 
+def test_cityscapes_predictions_are_scored_its_own_way(cache, tmp_path):
+    layouts.write("cityscapes", tmp_path)
+    reports = []
+    for save in (False, True):
+        folder = tmp_path / str(save)
+        assert run(config("cityscapes", tmp_path, save_predictions=save, worst=0), "random", str(folder)) == 0
+        reports.append(report(folder)["scores"])
+    assert reports[0] == reports[1] and "ap50" in reports[0]
+    found = json.loads((folder / "predictions" / "instances.json").read_text())
+    assert found and {each["image_id"] for each in found} <= set(
+        benchmarks.open_benchmark("cityscapes", tmp_path).image_ids
+    )
+
+
 def test_what_is_offered(data, cache, tmp_path):
     """Grounding: nothing is found that the annotation does not have."""
     assert run(config("ade20k", data, grounding=True, instances=False, worst=0), "random", str(tmp_path)) == 0
@@ -348,6 +366,41 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
     assert (report(tmp_path / "run")["evaluated"], report(tmp_path / "run")["skipped"]) == (2, 1)
     shown = capsys.readouterr()
     assert f"{truths[1].name}.jpg" in shown.out + shown.err
+    assert "1 images could not be read and were skipped." in shown.out
+
+
+def test_processes_that_share_no_folder_are_told(data, cache, tmp_path):
+    """And in those that do, each tells of what the other could not read."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    two = [
+        start(data, tmp_path / f"of {index}", cache, "--distributed", f"--coordinator={coordinator}", "--process_count=2",
+              f"--process_index={index}", images=2)
+        for index in range(2)
+    ]  # fmt: skip
+    for process in two:
+        shown, _ = process.communicate(timeout=600)
+        assert process.returncode == 2, shown
+        assert "error: 1 of 2 images are in" in shown and "give all processes one --workdir that they share" in shown
+
+
+@pytest.mark.parametrize("other", ["exponents", "norms"])
+def test_the_same_weights_in_another_model_are_another_evaluation(straight, data, cache, monkeypatch, other):
+    changed = {
+        "exponents": dataclasses.replace(SMALL_MODEL, ensemble=dataclasses.replace(SMALL_MODEL.ensemble, alpha=1.0)),
+        "norms": dataclasses.replace(
+            SMALL_MODEL,
+            clip=dataclasses.replace(
+                SMALL_MODEL.clip, image=dataclasses.replace(SMALL_MODEL.clip.image, norm_eps=1e-3)
+            ),
+        ),
+    }
+    monkeypatch.setattr(evaluation_run, "SMALL", changed[other])
+    with pytest.raises(
+        ValueError, match="has an evaluation with " + {"exponents": "ensemble", "norms": "checkpoint"}[other]
+    ):
+        run(config("ade20k", data), "random", str(straight))
 
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
@@ -369,7 +422,7 @@ def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"ensemble.alpha": 0.9}, 'has an evaluation with ensemble = {"alpha": null,.* and this one has'),
+        ({"ensemble.alpha": 0.9}, 'has an evaluation with ensemble = {"alpha": 0.4,.* and this one has {"alpha": 0.9'),
         ({"images": 3}, "has an evaluation with images = "),
         ({"precision": "default"}, "has an evaluation with precision = .*highest.* and this one has .*default"),
         ({"precision": "float16"}, "precision is 'float16'; choose highest or default"),
@@ -377,6 +430,7 @@ def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
         ({"panoptic": False, "semantic": False, "instances": False}, "there is nothing to evaluate"),
         ({"custom.words": "cat"}, "custom.words is for data of your own, and this is"),
+        ({"instances": False}, r'has an evaluation with tasks = \["panoptic", "semantic", "instances"\]'),
         ({"sweep": "ensembles"}, "sweep is 'ensembles'; choose one of ensemble, resolution, classifiers"),
         ({"sweep": "ensemble", "grounding": True}, "leave grounding out"),
         (

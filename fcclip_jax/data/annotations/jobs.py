@@ -5,12 +5,13 @@ all images, is written last; so is the record of how many images there are, with
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,12 +60,16 @@ def run(plans: Mapping[str, Plan]) -> int:
 
     Raises:
         FileNotFoundError: a source is missing, of whichever split; nothing was written then.
-        ValueError: a source is damaged, or not as its data set has it, or two are of one name.
+        ValueError: a source is damaged, or not as its data set has it, or two are of one name; or another process does this.
         OSError: a file cannot be read or written.
     """
     for plan in plans.values():
         _check(plan)
-    return sum(_run(split, plan) for split, plan in plans.items())
+    written = 0
+    for split, plan in plans.items():
+        with _alone(plan.jobs[0].sources[0].parent):
+            written += _run(split, plan)
+    return written
 
 
 def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.Path]:
@@ -81,6 +86,28 @@ def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """The data set's folder, where the root is that folder or the one that it lies in."""
     root = root.expanduser().absolute()
     return root / name if (root / name).is_dir() else root
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Raises ValueError if another process makes something of the folder; the system forgets those that were killed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows cannot lock a folder
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another fcclip annotate reads {folder}; wait until it is done") from None
+    except OSError:  # some network drives cannot either
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _run(split: str, plan: Plan) -> int:

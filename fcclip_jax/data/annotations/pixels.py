@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Shaped, UInt8
 from PIL import Image
 
+from fcclip_jax.data import images
+
 
 def read(path: pathlib.Path) -> Shaped[np.ndarray, "H W *C"]:
     """A file's own values: indices where it has a palette, 16 bits where it has 16.
@@ -16,8 +18,7 @@ def read(path: pathlib.Path) -> Shaped[np.ndarray, "H W *C"]:
     """
     try:
         with Image.open(path) as image:
-            image.load()
-            return np.array(image)
+            return images.stored_numbers(image)
     except FileNotFoundError:
         raise
     # Pillow's decoders raise nearly anything on damaged data, and DecompressionBombError on absurd sizes.
