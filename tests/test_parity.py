@@ -461,10 +461,10 @@ def test_instances_are_multisets_within_equal_scores():
     """Three queries with masks of one pixel each; the last two tie, so their order is free but not their masks."""
     full = np.full((8, 8, 3), -5.0, np.float32)
     full[[0, 1, 2], [0, 1, 2], [0, 1, 2]] = 5.0
-    bits = np.packbits(full > 0, axis=0, bitorder="little")
     probs = np.array([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5]], np.float32)
     masks = np.moveaxis(full > 0, -1, 0).astype(np.uint8)
     ours = instances([0, 0, 0], [0.9, 0.5, 0.5], [0, 2, 1])
+    bits = np.packbits(masks[ours.queries].swapaxes(1, 2), axis=2, bitorder="little")
 
     def verdict(**official) -> bool:
         parts = {"scores": np.array([0.9, 0.5, 0.5]), "classes": np.zeros(3, int), "masks": masks} | official
