@@ -19,9 +19,9 @@ import dataclasses
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fcclip_jax.losses.criterion import LossSettings
 from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, HeadDescription
-from fcclip_jax.optim import OptimSettings
+from fcclip_jax.training.losses.criterion import LossSettings
+from fcclip_jax.training.optim import OptimSettings
 
 VARIANTS = ("debug", "trainable_clip", *CLIP_MODELS)
 

@@ -17,8 +17,8 @@ Reported for the ConvNeXt-L checkpoint (PQ / AP / mIoU): COCO 54.4 / 44.6 / 63.7
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fcclip_jax.data.benchmarks import BENCHMARKS
-from fcclip_jax.postprocess import TASKS
+from fcclip_jax.conventions import TASKS
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.batch_size = placeholder(int)
     # Whether a batch is one program, by default on accelerators. False computes image by image, as a CPU does anyway: the
     # report is then the same for any batch size and any number of devices, each of which has its programs compiled.
-    config.together = placeholder(bool)
+    config.batched = placeholder(bool)
     # Of float32 products on accelerators: "highest" is float32 itself, as the paper's figures were made; "default" is faster, with
     # as many bits as JAX takes there, TF32's on GPUs and bfloat16's on TPUs.
     config.precision = "highest"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fcclip_jax import checkpoint
 from fcclip_jax.models import descriptions
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -180,7 +181,7 @@ def _to_torch(arguments: argparse.Namespace) -> None:
 
 def _from_run(arguments: argparse.Namespace) -> None:
     try:
-        from fcclip_jax.train_checkpoint import read_model
+        from fcclip_jax.training.states import read_model
     except ImportError as error:
         raise ValueError(
             f"a run is read with what training needs: pip install '.[train]' in the project's folder ({error})"
@@ -194,10 +195,10 @@ def _convert(
     arguments: argparse.Namespace,
     description: ModelDescription | ClipDescription,
     weights: files.Weights,
-    clip_source: checkpoint.Source | None,
+    clip_source: checkpoint.Origin | None,
     vocabulary: Vocabulary | None,
 ) -> None:
-    variables = checkpoint.named_variables(checkpoint.abstract_model(description))
+    variables = named_variables(abstract_model(description))
     table = _table(description)
     with tqdm(total=len(weights.tensors), desc="converting", unit=" tensors", disable=None) as progress:
         parameters, ignored = rules.to_ours(

@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fcclip_jax.checkpoint import Source, check_space
+from fcclip_jax.checkpoint import Origin
+from fcclip_jax.files import check_space
 
 WRAPPERS = ("model", "state_dict")
 """Entries under which training codes put the weights, beside optimisers and counters."""
@@ -33,7 +34,7 @@ class Tensor(NamedTuple):
 class Weights(NamedTuple):
     """An opened file."""
 
-    source: Source
+    source: Origin
     tensors: dict[str, Tensor]
     size: int
     """of the file, in bytes"""
@@ -57,7 +58,7 @@ def read(path: pathlib.Path, *, name: str | None = None) -> Weights:
         raise ValueError(f"{path} holds no tensors; give the file with the model's weights")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(Source(name or path.name, sha256), tensors, path.stat().st_size)
+    return Weights(Origin(name or path.name, sha256), tensors, path.stat().st_size)
 
 
 def check_free(path: pathlib.Path, *, overwrite: bool) -> None:

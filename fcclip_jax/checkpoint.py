@@ -8,11 +8,9 @@ A `clip` checkpoint holds the two CLIP towers alone, an `fcclip` one the whole m
 
 import base64
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,16 +22,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
+from fcclip_jax.files import check_space, check_writable
 from fcclip_jax.models import descriptions
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
-from fcclip_jax.models.fcclip import CLIP, FCCLIP
+from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.reporting import first_line
 from fcclip_jax.text.vocabulary import Vocabulary
 
 FORMAT = 1
 DESCRIPTION, PARAMETERS = "fcclip.json", "params"
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """The file that weights were converted from: its name (or OpenCLIP's tag) and check sum."""
 
     name: str
@@ -49,8 +50,8 @@ class Checkpoint(NamedTuple):
     """None for a CLIP alone."""
     text_sha256: str
     """`text_fingerprint` of the weights."""
-    source: Source
-    clip_source: Source | None
+    source: Origin
+    clip_source: Origin | None
     """Where CLIP's weights come from, if they were not in `source`."""
     ignored: Mapping[str, np.ndarray]
     """PyTorch tensors that the model has no use for, kept for the way back."""
@@ -63,36 +64,6 @@ class Loaded(NamedTuple):
     description: ModelDescription
     training_vocabulary: Vocabulary
     text_sha256: str
-    source: Source
-
-
-def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every variable of the model by its dotted path, as checkpoints and conversion tables name it."""
-    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
-
-
-def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
-    """The same model with these values in its variables, by name. The model itself stays as it is."""
-    graphdef, state = nnx.split(model)
-    filled = [(path, variable.replace(values[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
-
-
-def abstract_model(description: ModelDescription | ClipDescription) -> nnx.Module:
-    """The model without values: nothing is initialised or compiled. A CLIP alone stands at `.clip`, as in FC-CLIP.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    build = FCCLIP if isinstance(description, ModelDescription) else _ClipAlone
-    try:
-        model = nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0)))
-        for name, variable in named_variables(model).items():
-            if min(variable.shape, default=0) < 0:
-                raise ValueError(f"{name} would have the shape {variable.shape}")
-        return model
-    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"no model can be built of the sizes in its description: {_first_line(error)}") from None
 
 
 def text_fingerprint(
@@ -130,32 +101,13 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, *, overwrite: boo
         _put_in_place(temporary, path)
     # Tensorstore reports what the file system says as a ValueError, orbax as this or that.
     except Exception as error:
-        raise OSError(f"the checkpoint {path} cannot be written: {_first_line(error)}") from error
+        raise OSError(f"the checkpoint {path} cannot be written: {first_line(error)}") from error
     finally:
         _remove(temporary)
         if not path.exists():
             for folder in new_parents:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-
-
-def check_space(folder: str | os.PathLike[str], size: int) -> None:
-    """Raises OSError if `size` bytes do not fit into a local folder; says nothing where the system cannot tell.
-
-    Asked before the first byte is written, because the writers of a checkpoint are many threads that go on for a while,
-    and complain one by one, after the disk has become full under them.
-    """
-    if not os.path.isdir(folder) or not hasattr(os, "posix_fallocate"):
-        return
-    # In pieces no larger than the files that orbax makes, for limits on a file's size.
-    with contextlib.ExitStack() as pieces:
-        try:
-            for start in range(0, size, 2**31):
-                piece = pieces.enter_context(tempfile.TemporaryFile(dir=folder))
-                os.posix_fallocate(piece.fileno(), 0, min(2**31, size - start))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(f"it takes {size / 2**20:.1f} MiB: {os.strerror(error.errno)}; free some space") from None
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -172,17 +124,6 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     replaceable = path.is_dir() and ((path / DESCRIPTION).exists() or not any(path.iterdir()))
     if not replaceable:
         raise ValueError(f"{path} is not a checkpoint, so it will not be overwritten; choose another name")
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError if no folder can be made or filled there: better now than after hours of work."""
-    path = resolve(path)
-    nearest = next(place for place in (path, *path.parents) if place.exists())
-    if os.path.isabs(nearest):  # a local one
-        try:
-            tempfile.TemporaryDirectory(dir=nearest).cleanup()
-        except OSError as error:
-            raise OSError(f"{path} cannot be written: {error.strerror} in {nearest}; choose another place") from None
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
@@ -217,12 +158,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     arrays = _restore(path, variables, ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=device))
     for name, variable in variables.items():
         variable.set_value(arrays[name])
-    return Loaded(model, contents.description, contents.training_vocabulary, contents.text_sha256, contents.source)
-
-
-class _ClipAlone(nnx.Module):
-    def __init__(self, description: ClipDescription, *, rngs: nnx.Rngs):
-        self.clip = CLIP(description, rngs=rngs)
+    return Loaded(model, contents.description, contents.training_vocabulary, contents.text_sha256)
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -245,7 +181,7 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
         path.exists()
     except ImportError as error:
         raise ValueError(
-            f"{path} needs another package ({_first_line(error)}): pip install 'etils[epath-gcs]'"
+            f"{path} needs another package ({first_line(error)}): pip install 'etils[epath-gcs]'"
         ) from None
     return path
 
@@ -306,7 +242,7 @@ def _damage_reported(parameters: epath.Path) -> Iterator[None]:
     # A stranger's folder, or a damaged one: what orbax and tensorstore raise then has no common type.
     except Exception as error:
         raise ValueError(
-            f"the weights in {parameters} cannot be read ({_first_line(error)}); the checkpoint is damaged:"
+            f"the weights in {parameters} cannot be read ({first_line(error)}); the checkpoint is damaged:"
             " convert it again"
         ) from error
 
@@ -380,11 +316,11 @@ def _read_description(path: epath.Path) -> Checkpoint:
     try:
         record = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({_first_line(error)}); convert the checkpoint again") from None
+        raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
     try:
         contents = _from_json(record)
     except ValueError as error:
-        raise ValueError(f"{file}: {_first_line(error)}") from None
+        raise ValueError(f"{file}: {first_line(error)}") from None
     found = _file_sizes(path / PARAMETERS)
     for name, size in record["files"].items():
         if found.get(name) != size:
@@ -431,8 +367,8 @@ def _from_json(record: Any) -> Checkpoint:
     )
 
 
-def _source(record: Mapping[str, str]) -> Source:
-    return Source(record["name"], record["sha256"])
+def _source(record: Mapping[str, str]) -> Origin:
+    return Origin(record["name"], record["sha256"])
 
 
 def _parse_array(key: str, record: Any) -> np.ndarray:
@@ -441,7 +377,3 @@ def _parse_array(key: str, record: Any) -> np.ndarray:
         return np.frombuffer(data, np.dtype(record["dtype"])).reshape(record["shape"]).copy()
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"the tensor {key!r} is garbled; convert the checkpoint again") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fcclip_jax.text import vocabulary
 from fcclip_jax.text.vocabulary import Vocabulary
 
-TASKS = ("panoptic", "semantic", "instances")  # fcclip_jax.postprocess has the same, but imports JAX
+TASKS = ("panoptic", "semantic", "instances")  # fcclip_jax.inference.postprocess has the same, but imports JAX
 RANDOM_WEIGHTS = "random"
 ANNOTATED = ("ade20k", "ade20k_full", "pascal_context", "pascal_voc", "cityscapes")
 """The modules of fcclip_jax.data.annotations."""
@@ -299,16 +299,16 @@ def _prepare(arguments: argparse.Namespace) -> int:
     _check_output(arguments.output)
 
     from fcclip_jax.data.datasets import open_folder
-    from fcclip_jax.data.prepare import prepare
-    from fcclip_jax.data.sources import FolderSource
+    from fcclip_jax.data.folder import FolderDataset
+    from fcclip_jax.data.shards import write_shards
 
     if arguments.dataset == "custom":
-        sources = {"train": FolderSource(*custom)}
+        sources = {"train": FolderDataset(*custom)}
     else:
         splits = [split.strip() for split in arguments.splits.split(",")]
         sources = {split: open_folder(f"{arguments.dataset}_panoptic", arguments.root, split) for split in splits}
     started = time.perf_counter()
-    written, images = prepare(sources, arguments.output), sum(map(len, sources.values()))
+    written, images = write_shards(sources, arguments.output), sum(map(len, sources.values()))
     print(
         f"{images} images are in {arguments.output}, {written} of them written now in {time.perf_counter() - started:.1f} s"
     )
@@ -343,8 +343,8 @@ def _segment(arguments: argparse.Namespace) -> int:
     _check_output(output)
     paths = find_photos(arguments.photos, besides=output)
 
-    from fcclip_jax import buckets, export
-    from fcclip_jax.segmenter import Segmenter
+    from fcclip_jax.inference import buckets, export
+    from fcclip_jax.inference.segmenter import Segmenter
 
     shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
     exporter = export.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
@@ -463,7 +463,7 @@ def find_photos(given: Sequence[str], *, besides: pathlib.Path) -> list[pathlib.
 
 
 def _find(name: str, made: set[pathlib.Path]) -> list[pathlib.Path]:
-    from fcclip_jax.data.images import IMAGE_SUFFIXES
+    from fcclip_jax.conventions import IMAGE_SUFFIXES
 
     path = pathlib.Path(name)
     if path.is_dir():

@@ -15,6 +15,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from fcclip_jax import files
+
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A Python file with get_config(variant), such as configs/coco.py or configs/coco.py:debug; any value"
@@ -47,15 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _parse(argv)
         logging.set_verbosity(logging.WARNING)
         if COMPILE_ONLY.value:
-            from fcclip_jax import plan
+            from fcclip_jax.training import plan
 
             return plan.main(config, COMPILE_ONLY.value)
-        from fcclip_jax import checkpoint
 
-        checkpoint.check_writable(WORKDIR.value)
+        files.check_writable(WORKDIR.value)
         _start_processes()
         if "benchmark" in config:
-            from fcclip_jax.evaluation.run import run
+            from fcclip_jax.evaluation.evaluate import run
 
             return run(config, CHECKPOINT.value, WORKDIR.value)
         _run(config)
@@ -147,17 +148,17 @@ def _start_processes() -> None:
 def _run(config: ConfigDict) -> None:
     # Importing them takes seconds, which --help and typing errors need not wait for.
     from fcclip_jax import caching
-    from fcclip_jax.data.datasets import open_source
-    from fcclip_jax.train import train
-    from fcclip_jax.train_config import step_settings
+    from fcclip_jax.data.datasets import open_dataset
+    from fcclip_jax.training.config import step_settings
+    from fcclip_jax.training.train import train
 
     caching.keep_compiled_programs()
     step_settings(config)  # mistakes in numbers, before those in the data
     data = config.data
-    source = open_source(data.dataset, data.root, "train", **data.train)
+    source = open_dataset(data.dataset, data.root, "train", **data.train)
     val_source = None
     if config.eval.every:
-        val_source = open_source(data.dataset, data.root, "val", **data.val)
+        val_source = open_dataset(data.dataset, data.root, "val", **data.val)
         if val_source.vocabulary.classes != source.vocabulary.classes:
             raise ValueError(
                 f"the categories of {val_source.name} are not those of {source.name}; give both splits the same, or set"

@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-STRIDE = 32
-"""Images are padded to a multiple of this (MODEL.MASK_FORMER.SIZE_DIVISIBILITY): the stride of the coarsest features."""
-
 
 class Features(NamedTuple):
     """What the frozen image trunk sees, at strides 4, 8, 16 and 32. `clip_dense` is what CLIP's own head reads."""

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from fcclip_jax import checkpoint
-from fcclip_jax.checkpoint import Checkpoint, Source, abstract_model, named_variables, text_fingerprint
+from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.layers import Frozen
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.convert.tiny import CLIPS, model_description
@@ -28,8 +29,8 @@ def contents(family: str = "convnext", *, clip_alone: bool = False) -> Checkpoin
         parameters=parameters,
         training_vocabulary=None if clip_alone else VOCABULARY,
         text_sha256=text_fingerprint(description, parameters),
-        source=Source("weights.pth", "ab" * 32),
-        clip_source=None if clip_alone else Source("openai", "cd" * 32),
+        source=Origin("weights.pth", "ab" * 32),
+        clip_source=None if clip_alone else Origin("openai", "cd" * 32),
         ignored={"steps": np.asarray(2**40, np.int64), "mask": np.asarray([[-np.inf, 0.5]], np.float32)},
     )
 
@@ -66,7 +67,7 @@ def test_read_gives_what_was_saved(tmp_path, family, clip_alone):
 def test_load_fills_the_model(saved):
     before = contents()
     loaded = checkpoint.load(str(saved))
-    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256, before.source)
+    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256)
     abstract = named_variables(abstract_model(before.description))
     variables = named_variables(loaded.model)
     assert variables.keys() == abstract.keys()
@@ -205,7 +206,7 @@ def test_overwriting_is_asked_for(saved, tmp_path):
     checkpoint.save(path, contents())
     with pytest.raises(FileExistsError, match="exists already"):
         checkpoint.save(path, contents())
-    changed = contents()._replace(source=Source("other", ""))
+    changed = contents()._replace(source=Origin("other", ""))
     checkpoint.save(path, changed, overwrite=True)
     assert checkpoint.load(path).source.name == "other"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -9,7 +9,7 @@ ABSENT = {"torch", "tensorflow", "open_clip", "cv2", "matplotlib", "supervision"
 
 
 @pytest.mark.parametrize(
-    "module", ["fcclip_jax", "fcclip_jax.segmenter", "fcclip_jax.cli", "convert", "convert.__main__"]
+    "module", ["fcclip_jax", "fcclip_jax.inference.segmenter", "fcclip_jax.cli", "convert", "convert.__main__"]
 )
 def test_heavy_packages_stay_out(module):
     code = f"import sys, {module}; print(*sorted({ABSENT!r} & sys.modules.keys()))"

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from fcclip_jax import plan
-from fcclip_jax.train_config import step_settings
-from tests import training
+from fcclip_jax.training import plan
+from fcclip_jax.training.config import step_settings
 from tests.data import tiny
+from tests.training.tiny_runs import tiny_runs as training
 
 ROOT = pathlib.Path(__file__).parents[1]
 

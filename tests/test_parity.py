@@ -14,10 +14,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from convert import fcclip as table
 from convert.rules import to_torch
-from fcclip_jax.checkpoint import named_variables
+from fcclip_jax.inference.postprocess import Instances, Segments
+from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
-from fcclip_jax.postprocess import Instances, Segments
 from tests.parity import forcing, judge, training
 from tests.parity.__main__ import main
 from tests.parity.network import Network, build

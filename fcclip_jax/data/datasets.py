@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from fcclip_jax.data.sources import FolderSource, Source
+from fcclip_jax.data.folder import Dataset, FolderDataset
 from fcclip_jax.text.vocabulary import Vocabulary
 
 
@@ -49,7 +49,7 @@ DATASETS: dict[str, dict[str, Layout]] = {
 }
 
 
-def open_source(
+def open_dataset(
     name: str,
     root: epath.PathLike | None = None,
     split: str = "train",
@@ -57,7 +57,7 @@ def open_source(
     images: epath.PathLike | None = None,
     panoptic_json: epath.PathLike | None = None,
     panoptic_pngs: epath.PathLike | None = None,
-) -> Source:
+) -> Dataset:
     """Opens a dataset, as a folder or prepared.
 
     name: one of DATASETS, or "custom".
@@ -75,20 +75,20 @@ def open_source(
         raise ValueError(f"no dataset is called {name!r}: {hint} {', '.join(DATASETS)} and {CUSTOM}")
     folder = None if root is None else _own_folder(name, epath.Path(root).expanduser())
     if folder and is_prepared(folder):
-        from fcclip_jax.data.prepared import PreparedSource  # imports TFDS, which takes a second
+        from fcclip_jax.data.prepared import PreparedDataset  # imports TFDS, which takes a second
 
-        return PreparedSource(folder, split)
+        return PreparedDataset(folder, split)
     if name == CUSTOM:
         if images is None or panoptic_json is None or panoptic_pngs is None:
             raise ValueError(
                 "a custom dataset is given by its images, panoptic_json and panoptic_pngs, or by the root of a prepared"
                 f" one; got {images}, {panoptic_json}, {panoptic_pngs} and {root}"
             )
-        return FolderSource(images, panoptic_json, panoptic_pngs)
+        return FolderDataset(images, panoptic_json, panoptic_pngs)
     return open_folder(name, root, split)
 
 
-def open_folder(name: str, root: epath.PathLike | None, split: str) -> FolderSource:
+def open_folder(name: str, root: epath.PathLike | None, split: str) -> FolderDataset:
     """The same for one of DATASETS that is not prepared."""
     if split not in DATASETS[name]:
         raise ValueError(f"{name} has no split {split!r}, only {', '.join(DATASETS[name])}")
@@ -98,7 +98,7 @@ def open_folder(name: str, root: epath.PathLike | None, split: str) -> FolderSou
         raise FileNotFoundError(f"there is no folder of {name} at {root}; give one that holds {layout.json}")
     pngs = next((path for path in layout.pngs if (folder / path).is_dir()), layout.pngs[0])
     vocabulary = Vocabulary.load(layout.vocabulary)
-    return FolderSource(folder / layout.images, folder / layout.json, folder / pngs, vocabulary)
+    return FolderDataset(folder / layout.images, folder / layout.json, folder / pngs, vocabulary)
 
 
 def is_prepared(folder: epath.Path) -> bool:

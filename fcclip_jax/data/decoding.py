@@ -10,14 +10,14 @@ import simplejpeg
 from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 
+from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import images
-from fcclip_jax.data.sources import Record
-from fcclip_jax.data.transforms import NONE
+from fcclip_jax.data.folder import Record
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-class Segments(NamedTuple):
+class SegmentMap(NamedTuple):
     """An image's segments without its crowds, as an id map."""
 
     segment_map: UInt8[np.ndarray, "H W"]
@@ -25,7 +25,7 @@ class Segments(NamedTuple):
     categories: Int[np.ndarray, " G"]
     """Category ids."""
     cut: int
-    """Segments that there was no room for: the smallest ones."""
+    """SegmentMap that there was no room for: the smallest ones."""
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -62,7 +62,9 @@ def decode_ids(data: bytes) -> Int[np.ndarray, "H W"]:
     return cv2.cvtColor(colors, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0] & 0xFFFFFF
 
 
-def segments_of(ids: Int[np.ndarray, "H W"], segments: Int[np.ndarray, "N 3"], max_segments: int = NONE) -> Segments:
+def segments_of(
+    ids: Int[np.ndarray, "H W"], segments: Int[np.ndarray, "N 3"], max_segments: int = NO_SEGMENT
+) -> SegmentMap:
     """Numbers the segments that are no crowds; pixels of crowds, void and cut segments are 255.
 
     segments: (id, category id, whether it is a crowd), as in Record.
@@ -75,7 +77,7 @@ def segments_of(ids: Int[np.ndarray, "H W"], segments: Int[np.ndarray, "N 3"], m
     kept = np.flatnonzero(~crowd)
     table = _table()
     # 0 marks ids that nobody knows, so that the table is cleared by as few writes as it was filled with.
-    table[0] = table[segments[:, 0]] = NONE + 1
+    table[0] = table[segments[:, 0]] = NO_SEGMENT + 1
     cut = max(len(kept) - max_segments, 0)
     if cut:
         areas = np.array([np.count_nonzero(ids == id) for id in segments[kept, 0]])
@@ -86,10 +88,10 @@ def segments_of(ids: Int[np.ndarray, "H W"], segments: Int[np.ndarray, "N 3"], m
     if not slots.all():
         unknown = ids[slots == 0][0]
         raise ValueError(f"the panoptic PNG has the segment id {unknown}, which its segments_info lacks")
-    return Segments((slots - 1).astype(np.uint8), segments[kept, 1], cut)
+    return SegmentMap((slots - 1).astype(np.uint8), segments[kept, 1], cut)
 
 
-def decode(record: Record, max_segments: int = NONE) -> tuple[UInt8[np.ndarray, "H W 3"], Segments]:
+def decode(record: Record, max_segments: int = NO_SEGMENT) -> tuple[UInt8[np.ndarray, "H W 3"], SegmentMap]:
     """A record's pixels and segments.
 
     Raises:

@@ -8,8 +8,6 @@ from etils import epath
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
+from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import decoding, transforms
-from fcclip_jax.data.sources import Source
+from fcclip_jax.data.folder import Dataset
 from fcclip_jax.structs import Batch, Targets
 
 MAX_UNREADABLE = 0.01
@@ -63,7 +64,7 @@ class TrainBatches:
 
 
 def train_batches(
-    source: Source,
+    source: Dataset,
     *,
     crop: int,
     batch_size: int,
@@ -87,8 +88,8 @@ def train_batches(
     """
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} cannot be dealt out evenly to {process_count} processes")
-    if not 1 <= max_segments <= transforms.NONE:
-        raise ValueError(f"max_segments is {max_segments}; it must be from 1 to {transforms.NONE}")
+    if not 1 <= max_segments <= NO_SEGMENT:
+        raise ValueError(f"max_segments is {max_segments}; it must be from 1 to {NO_SEGMENT}")
     if workers < 0 or start < 0 or seed < 0:
         raise ValueError(f"workers ({workers}), start ({start}) and seed ({seed}) must not be negative")
     if not len(source):
@@ -116,7 +117,7 @@ class _Row(NamedTuple):
 class _Stream:
     """Loads any position of the stream."""
 
-    def __init__(self, source: Source, seed: int, crop: int, max_segments: int):
+    def __init__(self, source: Dataset, seed: int, crop: int, max_segments: int):
         self._source, self._seed, self._crop, self._max_segments = source, seed, crop, max_segments
         self._class_of = {entry.id: index for index, entry in enumerate(source.vocabulary.classes)}
 

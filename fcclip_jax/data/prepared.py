@@ -4,13 +4,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from fcclip_jax.data.sources import Record
+from fcclip_jax.data.folder import Record
 from fcclip_jax.text.vocabulary import Vocabulary
 
 _OFFICIAL_NAMES = {"val": "validation"}  # TFDS' names of the splits
 
 
-class PreparedSource:
+class PreparedDataset:
     """Records of one split, read by random access; the images' bytes stay as they are."""
 
     def __init__(self, folder: epath.PathLike, split: str):

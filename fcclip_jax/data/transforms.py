@@ -11,12 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import images
 
 MIN_SCALE, MAX_SCALE = 0.1, 2.0
 PAD_VALUE = 128
-NONE = 255
-"""In segment maps: no segment."""
 
 
 class Jitter(NamedTuple):
@@ -67,7 +66,7 @@ def jitter_image(image: UInt8[np.ndarray, "h w 3"], jitter: Jitter, crop: int) -
 
 
 def jitter_map(segment_map: UInt8[np.ndarray, "h w"], jitter: Jitter, crop: int) -> UInt8[np.ndarray, "H W"]:
-    """The same of a segment map: nearest neighbours, and NONE where it is padded."""
+    """The same of a segment map: nearest neighbours, and NO_SEGMENT where it is padded."""
     (height, width), (top, left) = place(segment_map.shape, jitter, crop)
     rows = nearest(segment_map.shape[0], height)[top : top + crop]
     columns = nearest(segment_map.shape[1], width)[left : left + crop]
@@ -78,7 +77,7 @@ def jitter_map(segment_map: UInt8[np.ndarray, "h w"], jitter: Jitter, crop: int)
         seen = band.take(columns, axis=1).take(rows - rows[0], axis=0)
     else:
         seen = segment_map.take(rows, axis=0).take(columns, axis=1)
-    padded = np.full((crop, crop), NONE, np.uint8)
+    padded = np.full((crop, crop), NO_SEGMENT, np.uint8)
     padded[: len(rows), : len(columns)] = seen
     return padded
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fcclip_jax.export import write_files
+from fcclip_jax.files import write_files
 
 CHECK_SUM = 64
 """Hexadecimal digits."""

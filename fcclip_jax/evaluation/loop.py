@@ -15,14 +15,15 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.conventions import IGNORE, OVERLAP_THRESHOLD
+from fcclip_jax.evaluation.benchmarks import Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.predictions import names_of, save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
-from fcclip_jax.evaluation.sweep import SWEEPS, sweep_line
-from fcclip_jax.evaluators.panoptic import PanopticCounts, quality
-from fcclip_jax.results import Result
-from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
+from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.metrics.panoptic import PanopticCounts, quality
 
 THREADS = min(os.cpu_count() or 1, 8)
 """That decode images and score them: each holds the maps of one."""
@@ -30,7 +31,7 @@ THREADS = min(os.cpu_count() or 1, 8)
 
 class EvalSettings(NamedTuple):
     tasks: tuple[str, ...] = ("panoptic", "semantic", "instances")
-    overlap_threshold: float = 0.8
+    overlap_threshold: float = OVERLAP_THRESHOLD
     """The least share of its own mask that a panoptic segment must keep."""
     semantic_before_resize: bool = False
     """Class scores are formed at the network's size, as the official code has it where only semantic maps are asked for."""
@@ -68,7 +69,7 @@ def evaluate(
         ValueError: the processes do not share the log.
     """
     done = log.read()
-    together("an evaluation begins")  # nobody writes before everybody has read
+    wait_for_all("an evaluation begins")  # nobody writes before everybody has read
     left = [index for index in range(len(examples)) if index not in done]
     mine = left[jax.process_index() :: jax.process_count()]
     failures: list[str] = []
@@ -197,7 +198,7 @@ def _mean(values: np.ndarray) -> float:
     return float(there.mean()) if len(there) else 0.0
 
 
-def together(what: str) -> None:
+def wait_for_all(what: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.conventions import IGNORE
+from fcclip_jax.evaluation.benchmarks import Example, Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.evaluation.loop import EvalSettings, classes_in
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
-from fcclip_jax.evaluators import panoptic, semantic
-from fcclip_jax.export import write_files
-from fcclip_jax.results import Result
-from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.files import write_files
+from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.metrics import panoptic, semantic
 from fcclip_jax.text.vocabulary import Vocabulary
-from fcclip_jax.validate import truth_result
+from fcclip_jax.training.validate import truth_result
 
 FOLDER = "worst"
 

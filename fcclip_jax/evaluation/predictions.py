@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcclip_jax.data.benchmarks import Examples
+from fcclip_jax.evaluation.benchmarks import Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.export import categories, encode_ids, instance_record, name_photos, segments_info, write_files
-from fcclip_jax.results import Result
+from fcclip_jax.files import write_files
+from fcclip_jax.inference.export import categories, encode_ids, instance_record, name_photos, segments_info
+from fcclip_jax.inference.results import Result
 
 FOLDER = "predictions"
 

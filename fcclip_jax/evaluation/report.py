@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcclip_jax.evaluation.sweep import Sweep
+from fcclip_jax.evaluation.sweeps import Sweep
 
 NAMES = {
     "pq": "PQ",

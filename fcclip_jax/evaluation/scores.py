@@ -19,12 +19,13 @@ import numpy as np
 from jaxtyping import Int
 from pycocotools import mask as coco_mask
 
-from fcclip_jax.data.benchmarks import IGNORE, Example, Examples
+from fcclip_jax.conventions import IGNORE
+from fcclip_jax.evaluation.benchmarks import Example, Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.evaluators import cityscapes, instance, panoptic, semantic
-from fcclip_jax.evaluators.panoptic import PanopticCounts, Truth
-from fcclip_jax.export import instance_record
-from fcclip_jax.results import Result
+from fcclip_jax.inference.export import instance_record
+from fcclip_jax.inference.results import Result
+from fcclip_jax.metrics import cityscapes, instance, panoptic, semantic
+from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
 from fcclip_jax.text.vocabulary import Vocabulary
 
 

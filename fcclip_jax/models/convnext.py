@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.classifiers import mask_pool
 from fcclip_jax.models.depthwise import depthwise_conv
 from fcclip_jax.models.descriptions import ConvNeXtDescription
 from fcclip_jax.models.layers import Conv, Frozen, LayerNorm, Linear, Stack, add_dims, torch_default, valid_mask
-from fcclip_jax.structs import STRIDE, Features
+from fcclip_jax.structs import Features
 
 
 class Block(nnx.Module):

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from fcclip_jax.conventions import MASK_STRIDE, STRIDE, round_up
 from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
@@ -14,7 +15,7 @@ from fcclip_jax.models.layers import Frozen, unit_normal, valid_mask
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
-from fcclip_jax.structs import STRIDE, Features, Prediction, TextClassifier
+from fcclip_jax.structs import Features, Prediction, TextClassifier
 
 PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
 PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
@@ -63,7 +64,7 @@ class FCCLIP(nnx.Module):
 
         offered: leaves each image only some of the classes, as if its vocabulary had no others.
         """
-        masks = dense_masks(shrink(prediction.mask_logits, STRIDE // 4), valid_hw)
+        masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
         return self.mix(prediction, embeddings, jnp.any(masks, axis=(1, 2)), text, self.ensemble, offered)
 
@@ -93,7 +94,7 @@ def dense_masks(logits: Float[Array, "B h w Q"], valid_hw: Int[Array, "B 2"]) ->
     return (logits > 0) & valid_mask(valid_hw, logits.shape[1:3], STRIDE)[..., None]
 
 
-def prepare(
+def normalize_images(
     images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], dtype: DTypeLike = jnp.float32
 ) -> tuple[Float[Array, "B H W 3"], Int[Array, "B 2"]]:
     """Normalised images, zero outside `image_hw`, and the size that the network sees of each."""
@@ -103,4 +104,4 @@ def prepare(
         jnp.arange(images.shape[2], dtype=image_hw.dtype)[None, None, :, None] < image_hw[:, 1][:, None, None, None]
     )
     normal = jnp.where(rows & columns, (images.astype(dtype) - mean) / std, jnp.zeros((), dtype))
-    return normal, (image_hw + STRIDE - 1) // STRIDE * STRIDE
+    return normal, round_up(image_hw, STRIDE)

@@ -199,13 +199,6 @@ class Stack(nnx.Module):
 
         return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, x, stacked)[0]
 
-    def unstack(self) -> list[nnx.Module]:
-        """The modules one by one, for whoever needs to look between them."""
-        if not self.length:
-            return []
-        graphdef, stacked = nnx.split(self.stacked)
-        return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], stacked)) for i in range(self.length)]
-
 
 def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Float[Array, "*ones C"]:
     """The vector with `like`'s dtype and rank."""

@@ -35,17 +35,17 @@ class DecoderLayer(nnx.Module):
         self.linear2 = Linear(ffn_dim, dim, init=xavier_uniform, rngs=rngs)
         self.ffn_norm = LayerNorm(dim, rngs=rngs)
 
-    def look(self, queries, query_positions, tokens, positions, attend) -> Float[Array, "B Q C"]:
+    def cross_attend(self, queries, query_positions, tokens, positions, attend) -> Float[Array, "B Q C"]:
         """Cross-attention to the cells that `attend` [B, Q, N] allows."""
         found = self.cross_attn(queries + query_positions, tokens + positions, tokens, attend)
         return self.cross_norm(queries + found)
 
-    def confer(self, queries, query_positions) -> Float[Array, "B Q C"]:
+    def self_attend(self, queries, query_positions) -> Float[Array, "B Q C"]:
         """Self-attention among the queries."""
         keys = queries + query_positions
         return self.self_norm(queries + self.self_attn(keys, keys, queries))
 
-    def think(self, queries) -> Float[Array, "B Q C"]:
+    def feed_forward(self, queries) -> Float[Array, "B Q C"]:
         """Feed-forward."""
         return self.ffn_norm(queries + self.linear2(jax.nn.relu(self.linear1(queries))))
 
@@ -78,8 +78,8 @@ class MaskDecoder(nnx.Module):
             outputs = []
             for level, layer in enumerate(layers):
                 attend = self.attention_mask(self.decoder_norm(queries), small_features[level], masks[level])
-                queries = layer.look(queries, query_positions, tokens[level], positions[level], attend)
-                queries = layer.think(layer.confer(queries, query_positions))
+                queries = layer.cross_attend(queries, query_positions, tokens[level], positions[level], attend)
+                queries = layer.feed_forward(layer.self_attend(queries, query_positions))
                 outputs.append(queries)
             return queries, outputs
 

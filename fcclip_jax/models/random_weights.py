@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from fcclip_jax.checkpoint import named_variables
+from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 

@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from fcclip_jax.buckets import TEXT_LENGTHS, class_bucket
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.tokenizer import tokenize
@@ -22,6 +21,12 @@ from fcclip_jax.text.vocabulary import PROMPT_TEMPLATES, Vocabulary
 log = logging.getLogger(__name__)
 
 BATCH = 64
+
+CLASS_BUCKETS = (2048, 8192, 32768, 131072)
+"""Text rows and classes. The first holds all shipped vocabularies: padded classes cost next to nothing."""
+
+TEXT_LENGTHS = (16, 32, 77)
+"""Tokens of a prompt: attention is causal, so the text tower stops at the end of the longest."""
 
 
 class TextEncoder:
@@ -94,6 +99,18 @@ def pad_classifier(
         seen=np.pad(np.asarray(seen, bool), (0, bucket - count)),
         num_classes=np.asarray(count, np.int32),
     )
+
+
+def class_bucket(count: int) -> int:
+    """How many text rows or classes to pad `count` to.
+
+    Raises:
+        ValueError: there are more than the largest bucket holds.
+    """
+    fitting = [bucket for bucket in CLASS_BUCKETS if bucket >= count]
+    if not fitting:
+        raise ValueError(f"{count} names are more than the {CLASS_BUCKETS[-1]} that a vocabulary may have; split it")
+    return fitting[0]
 
 
 def _normalize(x: Float[np.ndarray, "*batch C"]) -> Float[np.ndarray, "*batch C"]:

@@ -99,7 +99,7 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     loaded = checkpoint.load(folder)
     assert loaded.description == model_description(family)
     assert loaded.training_vocabulary == Vocabulary.load("coco_panoptic")
-    assert loaded.source == checkpoint.Source(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert loaded.source == checkpoint.Origin(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
     # By hand, one of each kind of transform, so that the tables are not only judged by themselves.
     pixel = "sem_seg_head.pixel_decoder"
     fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()

@@ -12,7 +12,7 @@ from flax import nnx
 from convert import fcclip
 from convert.__main__ import count_parameters
 from convert.rules import Rule, to_ours, to_torch
-from fcclip_jax.checkpoint import abstract_model, named_variables
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import HeadDescription, clip_description, fcclip_description
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"

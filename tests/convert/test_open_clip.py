@@ -10,7 +10,7 @@ from flax import nnx
 
 from convert import open_clip
 from convert.rules import to_ours, to_torch
-from fcclip_jax.checkpoint import abstract_model, named_variables
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import clip_description

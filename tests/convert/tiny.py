@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from convert import fcclip, rules
-from fcclip_jax.checkpoint import abstract_model, named_variables
+from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import (
     ClipDescription,
     ConvNeXtDescription,

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from fcclip_jax import cli
-from fcclip_jax.data.datasets import open_source
+from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data.annotating import annotate, golden, load, load_ids, photo, refusal, save, tree
 
@@ -105,7 +105,7 @@ def test_by_hand(tmp_path):
     instances = json.loads((root / "ade20k_instance_val.json").read_text())["annotations"]
     np.testing.assert_array_equal(coco_mask.decode(instances[0]["segmentation"]), numbers == 1)
     assert [entry["id"] for entry in instances] == [1, 2]
-    source = open_source("ade20k_panoptic", tmp_path, "val")
+    source = open_dataset("ade20k_panoptic", tmp_path, "val")
     assert source[0].segments[:, 1].tolist() == [0, 2, 7, 7]
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fcclip_jax.data import benchmarks
+from fcclip_jax.evaluation import benchmarks
 from tests.data.annotating import annotate, golden, load, photo, refusal, save, save_palette, tree
 
 FOLDERS = {"train": "training", "val": "validation"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fcclip_jax.data.datasets import DATASETS, open_source
+from fcclip_jax.data.datasets import DATASETS, open_dataset
 from tests.data import tiny
 
 
@@ -22,12 +22,12 @@ def test_layouts(tmp_path, name, split):
     folder = {"coco_panoptic": "coco", "ade20k_panoptic": "ADEChallengeData2016"}[name]
     as_layout(tmp_path / folder, tiny.write(tmp_path / "data", 2), layout, layout.pngs[-1])
     for root in (tmp_path, tmp_path / folder):
-        source = open_source(name, root, split)
+        source = open_dataset(name, root, split)
         assert len(source) == 2 and source.vocabulary.name == layout.vocabulary
 
 
 def test_real_coco(shared):
-    assert [len(open_source("coco_panoptic", shared / "samples", split)) for split in ("train", "val")] == [11, 3]
+    assert [len(open_dataset("coco_panoptic", shared / "samples", split)) for split in ("train", "val")] == [11, 3]
 
 
 def test_official_ade20k_training_annotation(shared, tmp_path):
@@ -40,7 +40,7 @@ def test_official_ade20k_training_annotation(shared, tmp_path):
         for entry in content["images"]:
             (tmp_path / folder / f"{entry['id']}.{suffix}").write_bytes(b"")
     (tmp_path / "ade20k_panoptic_train.json").write_text(json.dumps(content))
-    source = open_source("ade20k_panoptic", tmp_path)
+    source = open_dataset("ade20k_panoptic", tmp_path)
     assert source[0].image_id == "ADE_train_00000001"
     expected = [
         [entry["id"], entry["category_id"], entry["iscrowd"]] for entry in content["annotations"][1]["segments_info"]
@@ -60,4 +60,4 @@ def test_official_ade20k_training_annotation(shared, tmp_path):
 )
 def test_what_is_refused(arguments, message):
     with pytest.raises((ValueError, OSError), match=message):
-        open_source(*arguments)
+        open_dataset(*arguments)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from fcclip_jax.data import decoding, pipeline, transforms
-from fcclip_jax.data.sources import FolderSource
+from fcclip_jax.data.folder import FolderDataset
 from tests.data import tiny
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return FolderSource(*tiny.write(tmp_path_factory.mktemp("tiny"), 7))
+    return FolderDataset(*tiny.write(tmp_path_factory.mktemp("tiny"), 7))
 
 
 def take(source, count, **options):
@@ -81,7 +81,7 @@ def test_the_same_on_two_processes(source):
 
 def test_the_same_with_workers_and_a_bad_image_in_them(tmp_path):
     paths = tiny.write(tmp_path, 101)
-    source = FolderSource(*paths)
+    source = FolderDataset(*paths)
     bad = paths.images / "050.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     options = {"batch_size": 32, "start": 1}
@@ -94,7 +94,7 @@ def test_the_same_with_workers_and_a_bad_image_in_them(tmp_path):
 
 def test_a_bad_image_is_replaced_by_the_next(tmp_path):
     paths = tiny.write(tmp_path, 100)
-    source = FolderSource(*paths)
+    source = FolderDataset(*paths)
     good = take(source, 1, batch_size=100)[0]
     position = 41
     file = source[int(pipeline._order(5, 0, 100)[position])].file_name
@@ -117,7 +117,7 @@ def test_a_bad_image_is_replaced_by_the_next(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_few_images_must_all_be_good(tmp_path, workers):
     paths = tiny.write(tmp_path, 3)
-    source = FolderSource(*paths)
+    source = FolderDataset(*paths)
     (paths.images / "001.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="1 of 3 images cannot be read.*001.jpg"):
         take(source, 3, workers=workers)

@@ -9,11 +9,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fcclip_jax import cli
-from fcclip_jax.data import coco_tfds
-from fcclip_jax.data.datasets import open_source
-from fcclip_jax.data.prepare import prepare
-from fcclip_jax.data.prepared import PreparedSource
-from fcclip_jax.data.sources import FolderSource
+from fcclip_jax.data import tfds_builder as coco_tfds
+from fcclip_jax.data.datasets import open_dataset
+from fcclip_jax.data.folder import FolderDataset
+from fcclip_jax.data.prepared import PreparedDataset
+from fcclip_jax.data.shards import write_shards
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import tiny
 
@@ -28,44 +28,44 @@ def assert_same_records(ours, theirs):
 
 def test_there_and_back(tmp_path):
     sources = {
-        "train": FolderSource(*tiny.write(tmp_path / "train", 7)),
-        "val": FolderSource(*tiny.write(tmp_path / "val", 2, seed=1)),
+        "train": FolderDataset(*tiny.write(tmp_path / "train", 7)),
+        "val": FolderDataset(*tiny.write(tmp_path / "val", 2, seed=1)),
     }
     output = tmp_path / "prepared"
-    assert prepare(sources, output, images_per_shard=3) == 9
+    assert write_shards(sources, output, images_per_shard=3) == 9
     assert [path.name for path in sorted(output.glob("*array_record*"))] == [
         *(f"fcclip_panoptic-train.array_record-0000{index}-of-00003" for index in range(3)),
         "fcclip_panoptic-val.array_record-00000-of-00001",
     ]
     for split, source in sources.items():
-        prepared = open_source("custom", output, split)
+        prepared = open_dataset("custom", output, split)
         assert_same_records(prepared, source)
         assert prepared.vocabulary == source.vocabulary
         assert_same_records(pickle.loads(pickle.dumps(prepared)), source)  # as workers get it
-    assert prepare(sources, output, images_per_shard=3) == 0
+    assert write_shards(sources, output, images_per_shard=3) == 0
     with pytest.raises(ValueError, match="other data; empty it or choose another folder"):
-        prepare({"train": sources["val"]}, output, images_per_shard=3)
+        write_shards({"train": sources["val"]}, output, images_per_shard=3)
     with pytest.raises(ValueError, match="has no split 'test', only train, val"):
-        PreparedSource(output, "test")
+        PreparedDataset(output, "test")
     (output / "fcclip_panoptic-train.array_record-00001-of-00003").unlink()
     with pytest.raises(FileNotFoundError, match="00001-of-00003, one of the shards of"):
-        PreparedSource(output, "train")
+        PreparedDataset(output, "train")
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
     paths = tiny.write(tmp_path / "data", 7)
-    source, output = FolderSource(*paths), tmp_path / "prepared"
+    source, output = FolderDataset(*paths), tmp_path / "prepared"
     lost = (paths.images / "005.jpg").rename(tmp_path / "lost.jpg")
     with pytest.raises(OSError, match="005.jpg"):
-        prepare({"train": source}, output, images_per_shard=3)
+        write_shards({"train": source}, output, images_per_shard=3)
     first = next(output.glob("*00000-of-00003"))
     written = first.stat().st_mtime_ns
     with pytest.raises(ValueError, match="other data"):
-        prepare({"train": source}, output, images_per_shard=4)
+        write_shards({"train": source}, output, images_per_shard=4)
     lost.rename(paths.images / "005.jpg")
-    assert prepare({"train": source}, output, images_per_shard=3) == 4  # the first shard's three were there
+    assert write_shards({"train": source}, output, images_per_shard=3) == 4  # the first shard's three were there
     assert first.stat().st_mtime_ns == written and not list(output.glob("*.partial"))
-    assert_same_records(PreparedSource(output, "train"), source)
+    assert_same_records(PreparedDataset(output, "train"), source)
 
 
 def test_named_images(tmp_path):
@@ -77,9 +77,9 @@ def test_named_images(tmp_path):
             entry["id"] = annotation["image_id"] = f"ADE_train_{entry['id']}"
 
     paths.edit(rename)
-    source = FolderSource(*paths)
-    prepare({"train": source}, tmp_path / "prepared")
-    assert_same_records(PreparedSource(tmp_path / "prepared", "train"), source)
+    source = FolderDataset(*paths)
+    write_shards({"train": source}, tmp_path / "prepared")
+    assert_same_records(PreparedDataset(tmp_path / "prepared", "train"), source)
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -141,20 +141,20 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def test_what_tfds_itself_prepares(tmp_path):
-    source = FolderSource(*tiny.write(tmp_path / "data", 3))
+    source = FolderDataset(*tiny.write(tmp_path / "data", 3))
     builder = Coco(source, data_dir=tmp_path / "tfds", file_format="array_record")
     builder.download_and_prepare()
-    prepared = open_source("coco_panoptic", builder.data_dir, "val")  # TFDS calls it validation
+    prepared = open_dataset("coco_panoptic", builder.data_dir, "val")  # TFDS calls it validation
     assert prepared.vocabulary == Vocabulary.load("coco_panoptic")
     records = sorted((prepared[index] for index in range(3)), key=lambda record: record.image_id)  # TFDS shuffles
     assert_same_records(records, source)
 
 
 def test_our_builder_is_a_builder(tmp_path):
-    source = FolderSource(*tiny.write(tmp_path / "data", 3))
+    source = FolderDataset(*tiny.write(tmp_path / "data", 3))
     builder = coco_tfds.FcclipPanoptic(sources={"train": source}, images_per_shard=2, data_dir=tmp_path / "tfds")
     builder.download_and_prepare()
-    assert_same_records(PreparedSource(builder.data_dir, "train"), source)
+    assert_same_records(PreparedDataset(builder.data_dir, "train"), source)
 
 
 def test_other_formats_and_datasets_are_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_other_formats_and_datasets_are_refused(tmp_path):
     builder.info.set_splits(tfds.core.SplitDict([tfds.core.SplitInfo("validation", [1], 1)]))
     builder.info.write_to_directory(tmp_path)
     with pytest.raises(ValueError, match="in the format tfrecord, which has no random access"):
-        PreparedSource(tmp_path, "val")
+        PreparedDataset(tmp_path, "val")
 
 
 def test_command_line(tmp_path, capsys):
@@ -170,7 +170,7 @@ def test_command_line(tmp_path, capsys):
     options = ["--images", str(paths.images), "--json", str(paths.json), "--output", str(tmp_path / "out")]
     assert cli.main(["prepare", "custom", *options, "--pngs", str(paths.pngs)]) == 0
     assert "2 images are in" in capsys.readouterr().out
-    assert len(open_source("custom", tmp_path / "out", "train")) == 2
+    assert len(open_dataset("custom", tmp_path / "out", "train")) == 2
     for arguments, message in (
         (["custom", *options], "given by --images, --json and --pngs, all three"),
         (["coco", *options], "coco is given by its --root"),
@@ -185,7 +185,7 @@ def test_command_line(tmp_path, capsys):
 
 def test_tensorflow_stays_out():
     code = (
-        "import sys, fcclip_jax.data.prepare, fcclip_jax.data.prepared, fcclip_jax.data.pipeline;"
+        "import sys, fcclip_jax.data.shards, fcclip_jax.data.prepared, fcclip_jax.data.pipeline;"
         "print(*sorted({'tensorflow', 'torch'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fcclip_jax.conventions import NONE
 from fcclip_jax.data import decoding, transforms
-from fcclip_jax.data.transforms import NONE, Jitter
+from fcclip_jax.data.transforms import Jitter
 
 
 def test_every_official_case(shared):

@@ -2,7 +2,7 @@
 
     python -m tests.evaluation.injected ROOT WORKDIR COORDINATOR INDEX
 
-is one of two processes that evaluate the annotations in the place of results on every benchmark, as tests.data.layouts
+is one of two processes that evaluate the annotations in the place of results on every benchmark, as tests.evaluation.layouts
 writes them; the first prints their scores.
 """
 
@@ -15,14 +15,15 @@ import cv2
 import jax
 import numpy as np
 
-from fcclip_jax.data import benchmarks
-from fcclip_jax.data.benchmarks import BENCHMARKS, IGNORE, Example, Examples
+from fcclip_jax.conventions import IGNORE
+from fcclip_jax.evaluation import benchmarks
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
-from fcclip_jax.postprocess import postprocess
-from fcclip_jax.results import PackedInstance, Panoptic, Result, Segment
-from fcclip_jax.segmenter import Segmenter
+from fcclip_jax.inference.postprocess import postprocess
+from fcclip_jax.inference.results import PackedInstance, Panoptic, Result, Segment
+from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.text.vocabulary import Vocabulary
 
 QUERIES = 16

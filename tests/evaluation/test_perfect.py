@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcclip_jax.data import benchmarks
-from fcclip_jax.data.benchmarks import BENCHMARKS, Examples
-from fcclip_jax.evaluators import panoptic
+from fcclip_jax.conventions import IGNORE
+from fcclip_jax.evaluation import benchmarks
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Examples
+from fcclip_jax.metrics import panoptic
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
-from tests.data import layouts
+from tests.evaluation import layouts
 from tests.evaluation.injected import QUERIES, AsLogits, Perfect, logits_of, scores
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
     examples = benchmarks.open_benchmark(name, tmp_path)
     segmenter = AsLogits(
         random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=64, max_side=96,
-        batch_size=batch_size, together=True,
+        batch_size=batch_size, batched=True,
     )  # fmt: skip
     segmenter.inject(examples)
     found = scores(segmenter, examples, tmp_path / "run")
@@ -108,7 +109,7 @@ def oracle(examples: Examples, segmenter: AsLogits) -> dict[str, float]:
                 per_class[None], size=example.image.shape[:2], mode="bilinear", align_corners=False
             )[0]
         semantic = per_class.argmax(dim=0).numpy()
-        counted = example.semantic != benchmarks.IGNORE
+        counted = example.semantic != IGNORE
         for array, values in (
             (right, semantic[counted & (semantic == example.semantic)]),
             (annotated, example.semantic[counted]),

@@ -18,7 +18,7 @@ from fcclip_jax.models.descriptions import (
     ResNetDescription,
     TextDescription,
 )
-from fcclip_jax.models.fcclip import prepare
+from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.structs import TextClassifier
 
@@ -65,7 +65,7 @@ class Network:
         @jax.jit
         def run(state, images, image_hw, text):
             model = nnx.merge(graphdef, state)
-            pixels, valid_hw = prepare(images, image_hw, dtype)
+            pixels, valid_hw = normalize_images(images, image_hw, dtype)
             prediction, features = model(pixels, valid_hw, text)
             return prediction.mask_logits, model.classify(prediction, features.clip_dense, valid_hw, text)
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fcclip_jax.inference.resampling import resize_taps
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
-from fcclip_jax.resampling import resize_taps
 from fcclip_jax.text.tokenizer import tokenize
 from tests.parity import judge
 from tests.parity.forcing import recorded_masks, reruns, shrunk

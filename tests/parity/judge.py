@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from fcclip_jax.postprocess import Instances, Segments, unpack_mask
+from fcclip_jax.inference.postprocess import Instances, Segments, unpack_mask
 
 UNSURE = 1e-4
 """Pixels do not count whose two best scores, or whose mask probability and 0.5, lie nearer than this: noise of 4e-6 of

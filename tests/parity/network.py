@@ -12,13 +12,14 @@ from jax import lax
 
 from convert import fcclip as table
 from convert.rules import ConversionError, to_ours
-from fcclip_jax import buckets, resampling
-from fcclip_jax.checkpoint import named_variables
+from fcclip_jax.conventions import STRIDE
 from fcclip_jax.data.images import pad
+from fcclip_jax.inference import buckets, resampling
+from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores
+from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import EnsembleDescription, ModelDescription
-from fcclip_jax.models.fcclip import FCCLIP, prepare
-from fcclip_jax.postprocess import Postprocessed, postprocess, semantic_scores
-from fcclip_jax.structs import STRIDE, Prediction, TextClassifier
+from fcclip_jax.models.fcclip import FCCLIP, normalize_images
+from fcclip_jax.structs import Prediction, TextClassifier
 from fcclip_jax.text.classifier import TextEncoder
 from tests.parity.detinit import weight
 from tests.parity.pairs import BadFiles, Pair, describe, read_manifest, vocabulary
@@ -279,7 +280,7 @@ def _whole(
     before_resize: bool,
 ) -> tuple[Prediction, jax.Array, Postprocessed]:
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = prepare(images, image_hw)
+    pixels, valid_hw = normalize_images(images, image_hw)
     prediction, features = model(pixels, valid_hw, text)
     class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
     output = postprocess(

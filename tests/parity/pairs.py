@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fcclip_jax.conventions import STRIDE
+from fcclip_jax.inference.postprocess import MAX_INSTANCES
 from fcclip_jax.models.descriptions import (
     ClipDescription,
     ConvNeXtDescription,
@@ -19,8 +21,6 @@ from fcclip_jax.models.descriptions import (
     TextDescription,
 )
 from fcclip_jax.models.fcclip import PIXEL_MEAN, PIXEL_STD
-from fcclip_jax.postprocess import MAX_INSTANCES
-from fcclip_jax.structs import STRIDE
 from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
 
 EXTRAS = ("semantic_only", "batch_mixed")

@@ -12,12 +12,12 @@ import numpy as np
 
 from convert import fcclip as table
 from convert.rules import ConversionError, to_ours, to_torch
-from fcclip_jax.losses.criterion import LossSettings
 from fcclip_jax.structs import Targets
-from tests.fixed_draws import FixedDraws
+from fcclip_jax.training.losses.criterion import LossSettings
 from tests.parity.network import Network
 from tests.parity.pairs import BadFiles, Pair
 from tests.parity.training_step import Told, TrainingBatch, TrainingStep
+from tests.training.fixed_draws import FixedDraws
 
 SPARE_SLOTS = 3
 """Empty ones, beyond the segments that there are."""

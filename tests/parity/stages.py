@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
 from fcclip_jax.models.descriptions import EnsembleDescription
-from fcclip_jax.models.fcclip import FCCLIP, dense_masks, prepare
+from fcclip_jax.models.fcclip import FCCLIP, dense_masks, normalize_images
 from fcclip_jax.models.layers import valid_mask
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES, upsample_twice
 from fcclip_jax.models.resnet import ResNet
-from fcclip_jax.structs import STRIDE, Features, PixelFeatures, Prediction, TextClassifier
+from fcclip_jax.structs import Features, PixelFeatures, Prediction, TextClassifier
 
 Arrays = dict[str, jax.Array]
 
@@ -37,7 +38,7 @@ def stages(
         `forced` [predictions] is true: a logit near zero that changes sides moves everything after it.
     """
     out: Arrays = {}
-    pixels, valid_hw = prepare(images, image_hw)
+    pixels, valid_hw = normalize_images(images, image_hw)
     out["input_padded"] = channels_first(pixels)
     features = trunk_stages(model, pixels, valid_hw, out)
     pixel_features = pixel_stages(model, features, valid_hw, out)
@@ -113,11 +114,11 @@ def mask_stages(
     for i in range(len(decoder.layers) + 1):
         if i:
             layer, level = decoder.layers[i - 1], (i - 1) % len(tokens)
-            queries = layer.look(queries, query_positions, tokens[level], positions[level], attend)
+            queries = layer.cross_attend(queries, query_positions, tokens[level], positions[level], attend)
             out[f"dec{i}_after_cross_attn"] = sequence_first(queries)
-            queries = layer.confer(queries, query_positions)
+            queries = layer.self_attend(queries, query_positions)
             out[f"dec{i}_after_self_attn"] = sequence_first(queries)
-            queries = layer.think(queries)
+            queries = layer.feed_forward(queries)
         out[f"dec{i}_output"] = sequence_first(queries)
         normal = decoder.decoder_norm(queries)
         mask_embed = decoder.mask_embed(normal)

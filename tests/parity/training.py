@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcclip_jax.optim import OptimSettings, learning_rate, treatment
+from fcclip_jax.training.optim import OptimSettings, learning_rate, treatment
 from tests.parity.forcing import NOISE, signs_near_zero
 from tests.parity.judge import Verdict
 from tests.parity.network import Network

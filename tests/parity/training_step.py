@@ -10,15 +10,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fcclip_jax.checkpoint import named_variables, with_values
-from fcclip_jax.losses.criterion import Losses, LossSettings, mean_losses, output_losses, weighted_total
-from fcclip_jax.losses.matcher import match, matching_costs
-from fcclip_jax.losses.points import choose_points, pack
-from fcclip_jax.models.fcclip import FCCLIP, prepare
-from fcclip_jax.optim import OptimSettings, optimizer
+from fcclip_jax.models.building import named_variables, with_values
+from fcclip_jax.models.fcclip import FCCLIP, normalize_images
 from fcclip_jax.structs import Prediction, Targets, TextClassifier
-from tests.fixed_draws import FixedDraws
+from fcclip_jax.training.losses.criterion import Losses, LossSettings, mean_losses, output_losses, weighted_total
+from fcclip_jax.training.losses.matcher import match, matching_costs
+from fcclip_jax.training.losses.points import choose_points, pack
+from fcclip_jax.training.optim import OptimSettings, optimizer
 from tests.parity.stages import mask_stages
+from tests.training.fixed_draws import FixedDraws
 
 Parameters = Mapping[str, np.ndarray | jax.Array]
 
@@ -96,7 +96,7 @@ def _run(model, settings, parameters, frozen, text, batch: TrainingBatch, draws:
 
 def _predictions(model: FCCLIP, text: TextClassifier, batch: TrainingBatch, masks, force: bool) -> Prediction:
     """Of every output, stacked."""
-    pixels, _ = prepare(batch.images, batch.image_hw)
+    pixels, _ = normalize_images(batch.images, batch.image_hw)
     whole = jnp.broadcast_to(jnp.asarray(batch.images.shape[1:3], jnp.int32), batch.image_hw.shape)
     features = jax.lax.stop_gradient(model.clip.image(pixels, whole))
     pixels = model.pixel_decoder(features, whole)

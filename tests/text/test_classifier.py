@@ -8,7 +8,7 @@ import pytest
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text import classifier
-from fcclip_jax.text.classifier import TextEncoder, aggregate, pad_classifier
+from fcclip_jax.text.classifier import TextEncoder, aggregate, class_bucket, pad_classifier
 from fcclip_jax.text.tokenizer import tokenize
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -91,3 +91,9 @@ def test_quick_gelu_is_another_function(tower):
     towers = tower, random_model(model).clip.text
     exact, quick = (TextEncoder(t, fingerprint="", cache_dir=None).encode(["a cat"]) for t in towers)
     assert 1e-3 < np.abs(exact - quick).max() / np.abs(exact).max() < 0.5
+
+
+def test_class_buckets():
+    assert [class_bucket(n) for n in (1, 2048, 2049, 100_000)] == [2048, 2048, 8192, 131072]
+    with pytest.raises(ValueError, match="131073 names are more than the 131072"):
+        class_bucket(131073)

@@ -9,12 +9,12 @@ import pathlib
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from fcclip_jax.conventions import CITYSCAPES_LABELS
 from fcclip_jax.data.annotations import jobs, pixels
 from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
 from fcclip_jax.text.vocabulary import Vocabulary
 
 OFFICIAL_COUNTS = {"train": 2975, "val": 500}
-LABELS = 34
 """Label ids are 0..33; 19 of them are evaluated."""
 GROUPS = {
     "flat": range(7, 11),
@@ -56,12 +56,12 @@ def convert(instances: pathlib.Path, labels: pathlib.Path) -> Converted:
     ids, label_map = pixels.read(instances), pixels.read_labels(labels)
     if ids.ndim != 2:
         raise ValueError(f"{instances} is no map of ids; unpack it again")
-    pixels.check_labels(label_map, set(range(LABELS)), labels)
+    pixels.check_labels(label_map, set(range(CITYSCAPES_LABELS)), labels)
     pixels.check_shapes({labels: label_map}, instances)
     kept, segments = np.zeros(ids.shape, np.int32), []
     for id in np.unique(ids).tolist():
         label = id // INSTANCE if id >= INSTANCE else id
-        if not 0 <= label < LABELS:
+        if not 0 <= label < CITYSCAPES_LABELS:
             raise ValueError(f"{instances} has the id {id}, whose label there is not; unpack it again")
         if label not in _CLASSES:
             continue
@@ -80,7 +80,7 @@ def convert(instances: pathlib.Path, labels: pathlib.Path) -> Converted:
 
 def train_ids(labels: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
     """Classes 0..18 of labels 0..33, and 255 for those that are not evaluated."""
-    table = np.full(LABELS, IGNORE, np.uint8)
+    table = np.full(CITYSCAPES_LABELS, IGNORE, np.uint8)
     table[list(_CLASSES)] = np.arange(len(_CLASSES))
     return table[labels]
 

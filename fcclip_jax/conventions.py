@@ -1,0 +1,52 @@
+"""Names and numbers that the whole project shares. This module imports nothing, so anything may import it."""
+
+TASKS = ("panoptic", "semantic", "instances")
+"""What can be asked of a photograph, in the order in which results are listed."""
+
+STRIDE = 32
+"""Images are padded to a multiple of this (MODEL.MASK_FORMER.SIZE_DIVISIBILITY): the stride of the coarsest features."""
+MASK_STRIDE = 4
+"""Pixels of the padded image to a mask logit, along either axis."""
+
+SHORT_SIDE, MAX_SIDE = 800, 1333
+"""The official test size in pixels (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)."""
+OVERLAP_THRESHOLD = 0.8
+"""The least share of its own mask that a panoptic segment keeps (MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD)."""
+
+RANDOM_WEIGHTS = "random"
+"""Given instead of a checkpoint: a model with random weights, for trying things out."""
+
+IGNORE = 65535
+"""The class of pixels that do not count, in maps of class indices."""
+IGNORE_8BIT = 255
+"""The same in label maps of 8 bits, where most data sets have it."""
+NO_SEGMENT = 255
+"""The value of pixels without a segment, in segment maps."""
+
+CITYSCAPES_LABELS = 34
+"""Cityscapes' label ids are 0 to 33; its instance ids are label id x 1000 + number."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""Files with these suffixes, in either case, are images."""
+
+
+def ceil_div(size, divisor):
+    """Returns size / divisor, rounded up, of integers or integer arrays that are not negative."""
+    return (size + divisor - 1) // divisor
+
+
+def round_up(size, multiple):
+    """Returns the smallest multiple that is at least `size`, of integers or integer arrays that are not negative."""
+    return ceil_div(size, multiple) * multiple
+
+
+def check_tasks(tasks) -> tuple[str, ...]:
+    """Returns one task or several as a tuple in the order of TASKS.
+
+    Raises:
+        ValueError: there are none, or one of them does not exist.
+    """
+    chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if not chosen or not set(chosen) <= set(TASKS):
+        raise ValueError(f"tasks are {list(chosen)}: name one or more of {', '.join(TASKS)}")
+    return tuple(task for task in TASKS if task in chosen)

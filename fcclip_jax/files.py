@@ -1,0 +1,96 @@
+"""Writing files: whole or not at all, and refused early where there is no room or no permission."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike, *, sole_writer: bool = False) -> Iterator[epath.Path]:
+    """Yields a temporary path in the same folder, which becomes `path` when the block ends without an error.
+
+    Folders are created as needed. After an error nothing is left behind.
+
+    sole_writer: no other process writes this file, so the temporary name is always the same, and what a killed process
+        left is overwritten.
+    """
+    path = epath.Path(path)
+    # Not longer than the name itself can be: 255 bytes on most file systems.
+    temporary = path.with_name(f"{path.name}.partial" if sole_writer else f".{uuid.uuid4().hex}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
+    """Writes all of the files or none: each under a temporary name, and then all are renamed.
+
+    Raises:
+        OSError: a file cannot be written, because the disk is full for example.
+    """
+    temporary = {path: path.with_name(f".{uuid.uuid4().hex}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        for left in temporary.values():
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def check_space(folder: str | os.PathLike[str], size: int) -> None:
+    """Checks that `size` bytes fit into a local folder, where the system can tell.
+
+    Call it before the first byte is written: a checkpoint is written by many threads, which continue for a while after
+    the disk is full and report it one by one.
+
+    Raises:
+        OSError: they do not fit.
+    """
+    if not os.path.isdir(folder) or not hasattr(os, "posix_fallocate"):
+        return
+    # In pieces no larger than the files that orbax makes, for limits on a file's size.
+    with contextlib.ExitStack() as pieces:
+        try:
+            for start in range(0, size, 2**31):
+                piece = pieces.enter_context(tempfile.TemporaryFile(dir=folder))
+                os.posix_fallocate(piece.fileno(), 0, min(2**31, size - start))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(f"it takes {size / 2**20:.1f} MiB: {os.strerror(error.errno)}; free some space") from None
+
+
+def check_writable(path: str | os.PathLike[str], what: str = "") -> None:
+    """Checks that a local folder can be made or filled at `path`: before hours of work, not after. Leaves nothing there.
+
+    what: how messages name the path, such as "--output out/"; by default the path itself.
+
+    Raises:
+        NotADirectoryError: a file is in the way.
+        OSError: nothing can be written there.
+    """
+    if "://" in os.fspath(path):
+        return
+    path = pathlib.Path(path).expanduser().absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; {what or path} needs a folder: choose another")
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise OSError(f"{what or path} cannot be written: {error.strerror} in {nearest}; choose another") from None

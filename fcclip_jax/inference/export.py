@@ -1,0 +1,177 @@
+"""Results as files: COCO's panoptic and instance formats, semantic maps, pictures."""
+
+import io
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from fcclip_jax.files import write_files
+from fcclip_jax.inference.results import Box, Instance, Panoptic, Result
+from fcclip_jax.text.vocabulary import Vocabulary
+
+MOST_CLASSES = 2**16
+"""What a 16-bit PNG can number."""
+
+
+class Photo(NamedTuple):
+    """A photograph that is to be segmented, and what its outputs are called."""
+
+    path: pathlib.Path
+    id: int
+    name: str
+
+
+def name_photos(paths: Sequence[pathlib.Path]) -> list[Photo]:
+    """Gives each photograph an id and a name that no other has.
+
+    The name is the file's own without its suffix; of several with the same name, the later ones get -2, -3 and so on
+    (also if only capitals tell them apart: many file systems do not). Ids are COCO's where every name is a number, so
+    that results can be compared with COCO's annotations; they count from 1 otherwise.
+    """
+    names: list[str] = []
+    taken = Counter(path.stem.casefold() for path in paths)
+    used: set[str] = set()
+    for path in paths:
+        name, count = path.stem, 1
+        while name.casefold() in used or (count > 1 and name.casefold() in taken):
+            count += 1
+            name = f"{path.stem}-{count}"
+        used.add(name.casefold())
+        names.append(name)
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    ids = numbers if len(set(numbers)) == len(names) else range(1, len(names) + 1)
+    return [Photo(*photo) for photo in zip(paths, ids, names, strict=True)]
+
+
+class Exporter:
+    """Writes a run's results into one folder, those of an image as soon as it is done.
+
+        images.json                        the images, and the categories with the `index` that semantic maps hold
+        panoptic.json, panoptic/NAME.png   COCO's panoptic format: a pixel's segment id is R + 256 G + 65536 B
+        instances.json                     COCO's result format: boxes, scores, masks as RLE
+        semantic/NAME.png                  a pixel's class, from 0 in the vocabulary; 8 bits for up to 255 classes, else 16
+        overlays/NAME.TASK.jpg             pictures
+
+    Category ids are the vocabulary's own. A file is there whole or not at all: it is written under another name and
+    renamed. Files of the same name from an earlier run are replaced, others are left alone.
+    """
+
+    def __init__(self, folder: pathlib.Path, vocabulary: Vocabulary, *, tasks: Collection[str], threshold: float):
+        """threshold: the least score of an instance that is written or drawn.
+
+        Raises:
+            ValueError: there are more classes than a semantic map can number.
+        """
+        if "semantic" in tasks and len(vocabulary.classes) > MOST_CLASSES:
+            raise ValueError(
+                f"{len(vocabulary.classes)} classes are more than the {MOST_CLASSES} that a semantic PNG can number;"
+                " use fewer, or other tasks"
+            )
+        self._folder, self._vocabulary, self._tasks, self._threshold = folder, vocabulary, tuple(tasks), threshold
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._instances: list[dict[str, Any]] = []
+
+    def add(self, photo: Photo, result: Result) -> None:
+        """Writes the files of one image, all or none; raises OSError if they cannot be written."""
+        files: dict[pathlib.Path, bytes] = {}
+        annotation, instances = None, []
+        if "panoptic" in self._tasks:
+            path = self._folder / "panoptic" / f"{photo.name}.png"
+            files[path] = _encode(encode_ids(result.panoptic.id_map), "PNG")
+            annotation = {
+                "image_id": photo.id,
+                "file_name": path.name,
+                "segments_info": segments_info(result.panoptic),
+            }
+        if "semantic" in self._tasks:
+            dtype = np.uint8 if len(self._vocabulary.classes) <= 255 else np.uint16
+            files[self._folder / "semantic" / f"{photo.name}.png"] = _encode(result.semantic().astype(dtype), "PNG")
+        if "instances" in self._tasks:
+            instances = [instance_record(photo.id, instance) for instance in result.instances(self._threshold)]
+        for task in self._tasks:
+            picture = np.asarray(result.draw(task, threshold=self._threshold))
+            # Whole chroma: coloured labels blur without.
+            encoded = _encode(picture, "JPEG", quality=92, subsampling=0)
+            files[self._folder / "overlays" / f"{photo.name}.{task}.jpg"] = encoded
+        write_files(files)
+        height, width = result.image.shape[:2]
+        self._images.append({"id": photo.id, "file_name": photo.path.as_posix(), "width": width, "height": height})
+        self._instances += instances
+        if annotation is not None:
+            self._annotations.append(annotation)
+
+    def finish(self) -> None:
+        """Writes the JSON files about all images so far, all or none; raises OSError if they cannot be written."""
+        head = {"images": self._images, "categories": categories(self._vocabulary)}
+        contents: dict[str, Any] = {"images.json": {"info": {}, **head, "annotations": []}}
+        if "panoptic" in self._tasks:
+            contents["panoptic.json"] = {"info": {}, **head, "annotations": self._annotations}
+        if "instances" in self._tasks:
+            contents["instances.json"] = self._instances
+        write_files({self._folder / name: json.dumps(content).encode() for name, content in contents.items()})
+
+
+def encode_ids(id_map: Int[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Segment ids as the colours of COCO's panoptic PNGs: id = R + 256 G + 65536 B."""
+    return np.stack([id_map >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+def segments_info(panoptic: Panoptic) -> list[dict[str, Any]]:
+    """The segments of one image as COCO's panoptic annotations describe them, with their scores."""
+    return [
+        {
+            "id": segment.id,
+            "category_id": segment.entry.id,
+            "area": segment.area,
+            "bbox": _xywh(segment.box),
+            "iscrowd": 0,
+            "score": segment.score,
+        }
+        for segment in panoptic.segments
+    ]
+
+
+def instance_record(image_id: int | str, instance: Instance) -> dict[str, Any]:
+    """An instance as a line of COCO's result format."""
+    segmentation = coco_mask.encode(np.asfortranarray(instance.mask, np.uint8))
+    return {
+        "image_id": image_id,
+        "category_id": instance.entry.id,
+        "bbox": _xywh(instance.box),
+        "score": instance.score,
+        "segmentation": {"size": segmentation["size"], "counts": segmentation["counts"].decode("ascii")},
+    }
+
+
+def categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The classes as COCO's panoptic files list them; `index` is what semantic maps hold."""
+    return [
+        {
+            "id": entry.id,
+            "index": index,
+            "name": entry.name,
+            "synonyms": entry.names[1:],
+            "isthing": int(entry.is_thing),
+            "color": entry.color,
+        }
+        for index, entry in enumerate(vocabulary.classes)
+    ]
+
+
+def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _xywh(box: Box) -> list[int]:
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]

@@ -1,0 +1,198 @@
+"""Mask logits at the pixels of the photograph, a tile at a time.
+
+The official code upsamples the logits by 4 to the padded size, crops the resized image and resizes it to the output;
+both resizes are bilinear with align_corners=False and no antialiasing. Images of any size share one program: shapes
+are those of a canvas, and the loops run over the tiles that the output really has.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from fcclip_jax.conventions import MASK_STRIDE, STRIDE, ceil_div
+
+TILE = 32, 128
+"""Rows and columns of pixels. With fewer, XLA's CPU backend keeps every operation on one core; with more, tiles leave the
+caches."""
+
+GPU_TILE = 128, 256
+"""A GPU starts a dozen kernels a tile, and has memory for larger ones."""
+
+
+class Taps(NamedTuple):
+    """Along one axis, output i is the sum over k of weights[i, k] x input[min(start[i] + k, last)]."""
+
+    start: Int[Array, " N"]
+    weights: Float[Array, "N T"]
+    last: Int[Array, ""]
+
+
+class Reader(NamedTuple):
+    """Makes tiles in two steps, so that those of one row of tiles share the work of the first."""
+
+    strip: Callable[..., Any]  # (the tiles' first row) → a strip
+    tile: Callable[..., Float[Array, "R P Q"]]  # (strip, the tile's first column) → a tile
+
+
+class Window(NamedTuple):
+    """Where a tile lies in the output, and which of its pixels do."""
+
+    row: Int[Array, ""]
+    column: Int[Array, ""]
+    inside: Bool[Array, "R P"]
+
+
+def tile_shape() -> tuple[int, int]:
+    """For the platform that JAX runs programs on unless told otherwise; elsewhere it will do, only more slowly."""
+    return GPU_TILE if jax.default_backend() == "gpu" else TILE
+
+
+def tiled_canvas(canvas: tuple[int, int]) -> tuple[int, int]:
+    """The canvas in whole tiles."""
+    height, width = (ceil_div(side, tile) * tile for side, tile in zip(canvas, tile_shape(), strict=True))
+    return height, width
+
+
+def linear_taps(
+    positions: Int[Array, " N"], size_in: Int[Array, ""], size_out: Int[Array, ""], dtype: Any
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+    """Lower neighbour, and weight of the one above it, in torch's bilinear resize with align_corners=False.
+
+    In integers until the last division, so that float32 puts its samples where float64 does.
+    """
+    numerator = jnp.maximum((2 * positions + 1) * size_in - size_out, 0)
+    lower = numerator // (2 * size_out)
+    return lower, (numerator - lower * (2 * size_out)).astype(dtype) / (2 * size_out).astype(dtype)
+
+
+def upsample_taps(positions: Int[Array, " N"], image: Int[Array, ""], dtype: Any) -> Taps:
+    """From mask logits to pixels of the padded image."""
+    size = ceil_div(image, STRIDE) * (STRIDE // MASK_STRIDE)
+    start, upper = linear_taps(positions, size, size * MASK_STRIDE, dtype)
+    return Taps(start, jnp.stack([1 - upper, upper], axis=1), size - 1)
+
+
+def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[Array, ""], dtype: Any) -> Taps:
+    """From mask logits to pixels of the output: upsample, crop, resize.
+
+    An output pixel lies between two neighbouring pixels of the padded image, and those between at most three
+    neighbouring logits: the composition is one filter of three taps.
+    """
+    lower, fraction = linear_taps(positions, image, output, dtype)
+    near = upsample_taps(lower, image, dtype)
+    far = upsample_taps(jnp.minimum(lower + 1, image - 1), image, dtype)
+    low = jnp.pad(near.weights * (1 - fraction[:, None]), ((0, 0), (0, 1)))
+    high = far.weights * fraction[:, None]
+    shifted = (far.start > near.start)[:, None]
+    high = jnp.where(shifted, jnp.pad(high, ((0, 0), (1, 0))), jnp.pad(high, ((0, 0), (0, 1))))
+    return Taps(near.start, low + high, near.last)
+
+
+def logits_in_view(
+    logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], view_hw: Int[Array, " 2"], grid: tuple[int, int]
+) -> Float[Array, "h2 w2 Q"]:
+    """Logits at the stride-32 cells of the same photograph at another size, bilinearly.
+
+    image_hw, view_hw: the photograph's size where the logits were made, and there, padding excluded.
+    """
+    dtype = working_dtype(logits)
+    taps = []
+    for axis, cells in enumerate(grid):
+        positions = jnp.arange(cells, dtype=jnp.int32)
+        inputs = image_hw[axis] * (STRIDE // MASK_STRIDE)
+        lower, upper = linear_taps(positions, inputs, view_hw[axis], dtype)
+        last = ceil_div(image_hw[axis], STRIDE) * (STRIDE // MASK_STRIDE) - 1
+        taps.append(Taps(lower, jnp.stack([1 - upper, upper], axis=1), last))
+    first = jnp.int32(0)
+    return mix_columns(mix_rows(logits, taps[0], first, grid[0]), taps[1], first, grid[1])
+
+
+def mix_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R w Q"]:
+    start = lax.dynamic_slice_in_dim(taps.start, first, count)
+    weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
+    rows = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
+    return sum(logits[row].astype(weights.dtype) * weights[:, k, None, None] for k, row in enumerate(rows))
+
+
+def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R P Q"]:
+    start = lax.dynamic_slice_in_dim(taps.start, first, count)
+    weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
+    columns = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
+    return sum(strip[:, column] * weights[None, :, k, None] for k, column in enumerate(columns))
+
+
+def working_dtype(logits: Float[Array, "..."]) -> Any:
+    return np.promote_types(logits.dtype, np.float32)
+
+
+def resized_logits(
+    logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], output_hw: Int[Array, " 2"], canvas: tuple[int, int]
+) -> Reader:
+    """Logits, resized to the output."""
+    dtype = working_dtype(logits)
+    tile_rows, tile_columns = tile_shape()
+    rows, columns = (
+        resize_taps(jnp.arange(size, dtype=jnp.int32), image_hw[axis], output_hw[axis], dtype)
+        for axis, size in enumerate(tiled_canvas(canvas))
+    )
+    return Reader(
+        lambda row: mix_rows(logits, rows, row, tile_rows),
+        lambda strip, column: mix_columns(strip, columns, column, tile_columns),
+    )
+
+
+def resized_probs(
+    logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], output_hw: Int[Array, " 2"], canvas: tuple[int, int]
+) -> Reader:
+    """Sigmoids of the padded image's pixels, resized to the output.
+
+    Anything linear in them is as if it had been computed at the padded size and then resized.
+    """
+    dtype = working_dtype(logits)
+    tile_rows, tile_columns = tile_shape()
+    taps, fractions = [], []
+    for axis, size in enumerate(tiled_canvas(canvas)):
+        positions = jnp.arange(size, dtype=jnp.int32)
+        lower, fraction = linear_taps(positions, image_hw[axis], output_hw[axis], dtype)
+        neighbours = jnp.stack([lower, jnp.minimum(lower + 1, image_hw[axis] - 1)], axis=1)
+        taps.append(upsample_taps(neighbours.reshape(-1), image_hw[axis], dtype))
+        fractions.append(fraction)
+
+    def strip(row: Int[Array, ""]) -> tuple[Float[Array, "R2 w Q"], Float[Array, " R"]]:
+        return mix_rows(logits, taps[0], 2 * row, 2 * tile_rows), lax.dynamic_slice_in_dim(fractions[0], row, tile_rows)
+
+    def tile(strip: tuple[Float[Array, "R2 w Q"], Float[Array, " R"]], column: Int[Array, ""]) -> Float[Array, "R P Q"]:
+        rows, down = strip
+        across = lax.dynamic_slice_in_dim(fractions[1], column, tile_columns)[None, :, None]
+        probs = jax.nn.sigmoid(mix_columns(rows, taps[1], 2 * column, 2 * tile_columns))
+        probs = probs.reshape(tile_rows, 2, tile_columns, 2, -1)
+        probs = probs[:, :, :, 0] * (1 - across[:, None]) + probs[:, :, :, 1] * across[:, None]
+        return probs[:, 0] * (1 - down[:, None, None]) + probs[:, 1] * down[:, None, None]
+
+    return Reader(strip, tile)
+
+
+def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], readers: Sequence[Reader]) -> Any:
+    """Folds `visit(state, window, *tiles)`, one tile a reader, over the output."""
+    tile_rows, tile_columns = tile_shape()
+
+    def visit_row(index: Int[Array, ""], state: Any) -> Any:
+        row = index * tile_rows
+        strips = [reader.strip(row) for reader in readers]
+        rows_inside = row + jnp.arange(tile_rows, dtype=jnp.int32) < output_hw[0]
+
+        def visit_tile(index: Int[Array, ""], state: Any) -> Any:
+            column = index * tile_columns
+            columns_inside = column + jnp.arange(tile_columns, dtype=jnp.int32) < output_hw[1]
+            window = Window(row, column, rows_inside[:, None] & columns_inside[None, :])
+            tiles = (reader.tile(strip, column) for reader, strip in zip(readers, strips, strict=True))
+            return visit(state, window, *tiles)
+
+        return lax.fori_loop(0, ceil_div(output_hw[1], tile_columns), visit_tile, state)
+
+    return lax.fori_loop(0, ceil_div(output_hw[0], tile_rows), visit_row, state)

@@ -1,0 +1,88 @@
+"""The same masks, classified in many ways in one program: what the sweeps of tables 6, 8 and 9 compare."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from fcclip_jax.conventions import MASK_STRIDE, STRIDE
+from fcclip_jax.inference.postprocess import Postprocessed, panoptic_sweep
+from fcclip_jax.inference.resampling import logits_in_view
+from fcclip_jax.models.classifiers import shrink
+from fcclip_jax.models.descriptions import EnsembleDescription
+from fcclip_jax.models.fcclip import dense_masks, normalize_images
+from fcclip_jax.structs import TextClassifier
+
+
+class Way(NamedTuple):
+    """A way to classify masks."""
+
+    mixing: EnsembleDescription
+    short_side: int | None = None
+    """Of the image that the out-of-vocabulary classifier reads; None: the very one that the masks are found in."""
+    second_trunk: bool = False
+    """Whether the out-of-vocabulary classifier is another checkpoint's."""
+
+
+class View(NamedTuple):
+    """The batch's photographs at another size."""
+
+    images: UInt8[Array, "B H W 3"]
+    image_hw: Int[Array, "B 2"]
+
+
+def sweep(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    second_state: nnx.State | None,
+    images: UInt8[Array, "B H W 3"],
+    image_hw: Int[Array, "B 2"],
+    output_hw: Int[Array, "B 2"],
+    views: dict[int, View],
+    text: TextClassifier,
+    is_thing: Bool[Array, " K"],
+    overlap_threshold: Float[Array, ""],
+    *,
+    second_graphdef: nnx.GraphDef | None,
+    canvas: tuple[int, int],
+    ways: tuple[Way, ...],
+) -> Postprocessed:
+    """Panoptic results [B, ways, ...] of one batch. Each trunk reads each view at most once.
+
+    second_state, second_graphdef: of another trunk; None where no way has it.
+    views: by their short side.
+    """
+    model = nnx.merge(graphdef, state)
+    pixels, valid_hw = normalize_images(images, image_hw)
+    prediction, features = model(pixels, valid_hw, text)
+
+    @functools.cache
+    def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
+        trunk = nnx.merge(second_graphdef, second_state) if second_trunk else model.clip.image
+        if short_side is None:
+            dense = trunk(pixels, valid_hw).clip_dense if second_trunk else features.clip_dense
+            hw, logits = valid_hw, shrink(prediction.mask_logits, STRIDE // MASK_STRIDE)
+        else:
+            view = views[short_side]
+            view_pixels, hw = normalize_images(*view)
+            dense = trunk(view_pixels, hw).clip_dense
+            logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
+                prediction.mask_logits, image_hw, view.image_hw
+            )
+        masks = dense_masks(logits, hw)
+        return trunk.embed_masks(dense, hw, masks), jnp.any(masks, axis=(1, 2))
+
+    probs = [model.mix(prediction, *embeddings(way.short_side, way.second_trunk), text, way.mixing) for way in ways]
+    panoptic, segments = panoptic_sweep(
+        prediction.mask_logits,
+        jnp.stack(probs),
+        is_thing,
+        image_hw,
+        output_hw,
+        canvas=canvas,
+        overlap_threshold=overlap_threshold,
+    )
+    return Postprocessed(panoptic, segments, None, None, None)

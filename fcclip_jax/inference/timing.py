@@ -1,0 +1,217 @@
+"""Seconds per image, by stage: `python -m fcclip_jax.inference.timing --size 512x512 --size 800x1067 --torch`.
+
+Runs FC-CLIP with ConvNeXt-L, random weights, 250 queries and 150 classes whose text embeddings are ready, on one image a
+size, and makes panoptic, semantic and instance results at that size. Prints, for every size,
+
+    trunk, pixel decoder, mask decoder (masks and class probabilities), post-processing:
+                    each a program of its own with its inputs ready;
+    whole program:  pixels to maps in one program, which is what `Segmenter` runs: it need not be the stages' sum;
+    torch trunk:    with --torch, PyTorch's time for the image trunk alone (OpenCLIP's convnext_large_d_320, timm's code),
+                    as many threads, run in turns with the others, and how many times that the whole program takes.
+
+Times are medians; compilation comes before and is printed apart, as are the peak memory of the process while the whole
+program runs for the first time (before torch is loaded) and the part of it that XLA plans for intermediate values.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fcclip_jax.conventions import STRIDE, round_up
+from fcclip_jax.inference import buckets
+from fcclip_jax.inference.postprocess import postprocess
+from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
+from fcclip_jax.models.fcclip import normalize_images
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.process_memory import peak_memory, reset_peak_memory
+from fcclip_jax.structs import TextClassifier
+from fcclip_jax.text.classifier import class_bucket
+
+MODEL = "convnext_large_d_320"
+CLASSES = 150
+THINGS = 100
+WHOLE, TORCH = "whole program", "torch trunk"
+SIZES = ((512, 512), (800, 1067))
+GIB = 2**30
+
+
+class Case(NamedTuple):
+    """One image size, compiled and ready to run."""
+
+    size: tuple[int, int]
+    programs: dict[str, Callable[[], Any]]
+    compile_seconds: dict[str, float]
+    peak_memory: int
+    planned_memory: int
+
+
+def stages(graphdef: nnx.GraphDef, canvas: tuple[int, int]) -> dict[str, Callable[..., Any]]:
+    """The four stages and the whole, as functions of the weights and of each other's results."""
+
+    def trunk(state, images, image_hw):
+        pixels, valid_hw = normalize_images(images, image_hw)
+        return nnx.merge(graphdef, state).clip.image(pixels, valid_hw), valid_hw
+
+    def pixel_decoder(state, features, valid_hw):
+        return nnx.merge(graphdef, state).pixel_decoder(features, valid_hw)
+
+    def mask_decoder(state, pixels, clip_dense, valid_hw, text):
+        model = nnx.merge(graphdef, state)
+        queries = model.mask_decoder(pixels, valid_hw)[-1]
+        void = model.void_embedding[...]
+        prediction = model.mask_decoder.predict(queries, pixels.mask_features, valid_hw, text, void)
+        return prediction.mask_logits, model.classify(prediction, clip_dense, valid_hw, text)
+
+    def post_processing(mask_logits, class_probs, is_thing, num_classes, image_hw):
+        return postprocess(mask_logits, class_probs, is_thing, num_classes, image_hw, image_hw, canvas=canvas)
+
+    def whole(state, images, image_hw, text, is_thing):
+        features, valid_hw = trunk(state, images, image_hw)
+        pixels = pixel_decoder(state, features, valid_hw)
+        mask_logits, class_probs = mask_decoder(state, pixels, features.clip_dense, valid_hw, text)
+        return post_processing(mask_logits, class_probs, is_thing, text.num_classes, image_hw)
+
+    return {
+        "trunk": trunk,
+        "pixel decoder": pixel_decoder,
+        "mask decoder": mask_decoder,
+        "post-processing": post_processing,
+        WHOLE: whole,
+    }
+
+
+def build(graphdef: nnx.GraphDef, state: nnx.State, embed_dim: int, size: tuple[int, int]) -> Case:
+    """Compiles everything for one size, and runs the whole program once."""
+    rng = np.random.default_rng(0)
+    shape = tuple(round_up(side, STRIDE) for side in size)
+    images = np.zeros((1, *shape, 3), np.uint8)
+    images[:, : size[0], : size[1]] = rng.integers(0, 256, (*size, 3), np.uint8)
+    image_hw = np.asarray([size], np.int32)
+    text, is_thing = classifier(rng, embed_dim)
+    images, image_hw, text, is_thing = jax.device_put((images, image_hw, text, is_thing))
+
+    functions = stages(graphdef, buckets.canvas(size))
+    programs, seconds = {}, {}
+
+    def compiled(name: str, *args: Any) -> Any:
+        start = time.perf_counter()
+        program = jax.jit(functions[name]).lower(*args).compile()
+        seconds[name] = time.perf_counter() - start
+        programs[name] = lambda: jax.block_until_ready(program(*args))
+        return program
+
+    whole = compiled(WHOLE, state, images, image_hw, text, is_thing)
+    reset_peak_memory()
+    programs[WHOLE]()
+    peak = peak_memory()
+    planned = whole.memory_analysis()
+    features, valid_hw = compiled("trunk", state, images, image_hw)(state, images, image_hw)
+    pixels = compiled("pixel decoder", state, features, valid_hw)(state, features, valid_hw)
+    inputs = (state, pixels, features.clip_dense, valid_hw, text)
+    mask_logits, class_probs = compiled("mask decoder", *inputs)(*inputs)
+    compiled("post-processing", mask_logits, class_probs, is_thing, text.num_classes, image_hw)
+    ordered = {name: programs[name] for name in functions}
+    return Case(size, ordered, seconds, peak, planned.temp_size_in_bytes if planned else 0)
+
+
+def classifier(rng: np.random.Generator, embed_dim: int) -> tuple[TextClassifier, np.ndarray]:
+    """CLASSES random embeddings in the bucket of every shipped vocabulary, and which classes are things."""
+    rows = class_bucket(CLASSES)
+    embeddings = np.zeros((rows, embed_dim), np.float32)
+    embeddings[:CLASSES] = rng.standard_normal((CLASSES, embed_dim), np.float32)
+    embeddings[:CLASSES] /= np.linalg.norm(embeddings[:CLASSES], axis=1, keepdims=True)
+    groups = np.full(rows, rows, np.int32)
+    groups[:CLASSES] = np.arange(CLASSES)
+    classes = np.arange(rows)
+    return TextClassifier(embeddings, groups, classes % 2 == 0, np.int32(CLASSES)), classes < THINGS
+
+
+def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
+    """PyTorch's image trunk on a random image of that size, padded like ours."""
+    import open_clip
+    import torch
+
+    torch.set_num_threads(threads)
+    trunk = open_clip.create_model(MODEL, pretrained=None).visual.trunk.eval()
+    image = torch.randn(1, 3, *(round_up(side, STRIDE) for side in size))
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return trunk.forward_features(image)
+
+    return run
+
+
+def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turns so that whatever else the machine does meets all alike."""
+    seconds = {name: [] for name in programs}
+    for run in programs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in programs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not all(map(int, found.groups())):
+        raise argparse.ArgumentTypeError(f"size {text!r} is not HEIGHTxWIDTH, such as 800x1067")
+    return int(found[1]), int(found[2])
+
+
+def report(case: Case, seconds: dict[str, float]) -> None:
+    print(f"\n{case.size[0]}x{case.size[1]}           seconds   to compile")
+    for name, value in seconds.items():
+        compile_seconds = f"{case.compile_seconds[name]:9.1f}" if name in case.compile_seconds else ""
+        print(f"  {name:16} {value:8.3f}    {compile_seconds}")
+    if TORCH in seconds:
+        print(f"  {WHOLE} / {TORCH}: {seconds[WHOLE] / seconds[TORCH]:.2f}")
+    print(
+        f"  peak memory {case.peak_memory / GIB:.2f} GiB, of which XLA's intermediate values {case.planned_memory / GIB:.2f}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fcclip_jax.inference.timing", description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=parse_size, action="append", help="HEIGHTxWIDTH; may be repeated")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--torch", action="store_true", help="time PyTorch's trunk beside ours")
+    args = parser.parse_args(argv)
+    if args.torch and not all(importlib.util.find_spec(name) for name in ("torch", "open_clip")):
+        parser.error("--torch needs torch and open_clip: pip install 'fcclip-jax[convert]'")
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # or the seconds to compile would be those of an earlier run
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"FC-CLIP {MODEL} on {jax.devices()[0].device_kind} ({threads} threads), jax {jax.__version__}")
+    description = fcclip_description(CLIP_MODELS[MODEL])
+    model = random_model(description)
+    del model.clip.text
+    graphdef, state = nnx.split(model)
+    del model  # or its weights would be counted twice
+    state = jax.device_put(state)
+    # torch is loaded once our memory has been measured.
+    cases = [build(graphdef, state, description.clip.image.embed_dim, size) for size in args.size or SIZES]
+    for case in cases:
+        programs = dict(case.programs)
+        if args.torch:
+            programs[TORCH] = torch_trunk(case.size, threads)
+        report(case, measure(programs, args.repeats))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Pictures of results: segments coloured and named, drawn by the supervision library."""
+
+import colorsys
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import supervision as sv
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from fcclip_jax.inference.results import Box, Result
+from fcclip_jax.text.vocabulary import Vocabulary
+
+Color = tuple[int, int, int]
+
+OPACITY = 0.5
+TEXT_SHARE = 0.024
+"""Height of the letters over the square root of the picture's area: 13 pixels at 640x480."""
+LEAST_TEXT = 10
+"""Pixels; smaller letters cannot be read, however small the picture."""
+LEAST_ROOM = 0.5
+"""Segments smaller than this share of their label go without."""
+GRID = 256
+"""Places for labels are looked for on about this many points along the shorter side."""
+
+_FONT = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+"""The fullest font that a dependency ships: Pillow's own has no accents."""
+
+
+class Region(NamedTuple):
+    """Pixels of one colour."""
+
+    box: Box
+    mask: Bool[np.ndarray, "h w"]
+    """Inside the box."""
+    color: Color
+    label: str
+
+
+def draw(result: Result, task: str, *, threshold: float) -> Image.Image:
+    """The image with what one task found in it: coloured, outlined and named; the plain image if that is nothing.
+
+    A class has the same colour in every picture, instances of one class are shades of it. Labels stand inside their
+    segments and never on each other; segments too small to hold one go without.
+
+    task: panoptic, semantic or instances.
+    threshold: the least score of an instance that is drawn.
+    Raises:
+        ValueError: the result does not hold the task, or there is no such task.
+    """
+    if task == "panoptic":
+        regions = labelled = _segments(result)
+    elif task == "semantic":
+        regions = list(_classes(result))
+        labelled = [part for region in regions for part in _connected(region)]
+    elif task == "instances":
+        regions = labelled = _instances(result, threshold)
+    else:
+        raise ValueError(f"there is no task {task!r} to draw; name panoptic, semantic or instances")
+    # supervision reads arrays as OpenCV does: blue first.
+    scene = np.ascontiguousarray(result.image[..., ::-1])
+    # Lines first: colours over them leave the lines where segments meet, but paler and less coarse.
+    for paint in (_outline, _fill):
+        for region in regions:
+            paint(scene, region)
+    if task == "instances":
+        scene = _draw_boxes(scene, regions)
+    picture = Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
+    _draw_labels(picture, labelled)
+    return picture
+
+
+def _segments(result: Result) -> list[Region]:
+    found = result.panoptic
+    shades = _Shades(result.vocabulary)
+    return [
+        Region(
+            segment.box,
+            _crop(found.id_map, segment.box) == segment.id,
+            shades.next(segment.class_index),
+            _scored(segment.name, segment.score) if segment.is_thing else segment.name,
+        )
+        for segment in found.segments
+    ]
+
+
+def _classes(result: Result) -> Iterator[Region]:
+    classes = result.semantic()
+    for index, found in enumerate(ndimage.find_objects(classes + 1)):
+        if found is not None:
+            entry = result.vocabulary.classes[index]
+            y, x = found
+            yield Region((x.start, y.start, x.stop, y.stop), classes[found] == index, entry.color, entry.name)
+
+
+def _instances(result: Result, threshold: float) -> list[Region]:
+    """Worst first, so that the best end on top."""
+    shades = _Shades(result.vocabulary)
+    regions = [
+        Region(
+            instance.box,
+            _crop(instance.mask, instance.box),
+            shades.next(instance.class_index),
+            _scored(instance.name, instance.score),
+        )
+        for instance in result.instances(threshold)
+    ]
+    return regions[::-1]
+
+
+def _connected(region: Region) -> Iterator[Region]:
+    numbered, _ = ndimage.label(region.mask)
+    areas = np.bincount(numbered.reshape(-1))
+    for number, (y, x) in enumerate(ndimage.find_objects(numbered), start=1):
+        if areas[number] < LEAST_TEXT**2:  # room for no label at all: a noisy map has myriads of these
+            continue
+        x0, y0, _, _ = region.box
+        box = (x0 + x.start, y0 + y.start, x0 + x.stop, y0 + y.stop)
+        yield region._replace(box=box, mask=numbered[y, x] == number)
+
+
+class _Shades:
+    """Colours for the segments of each class: its own for the first, then shades of it."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary, self._seen = vocabulary, Counter()
+
+    def next(self, class_index: int) -> Color:
+        order = self._seen[class_index]
+        self._seen[class_index] += 1
+        # Multiples of the golden ratio fall far from all that came before.
+        shift = (order * (math.sqrt(5) - 1) / 2 + 0.5) % 1 - 0.5
+        red, green, blue = self._vocabulary.classes[class_index].color
+        hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
+        shade = colorsys.hls_to_rgb((hue + 0.1 * shift) % 1, min(max(light + 0.4 * shift, 0.15), 0.85), saturation)
+        return tuple(round(255 * part) for part in shade) if order else (red, green, blue)
+
+
+def _outline(scene: UInt8[np.ndarray, "H W 3"], region: Region) -> None:
+    height, width = scene.shape[:2]
+    line = _line_width(height, width)
+    x0, y0, x1, y1 = region.box
+    outer = (max(x0 - line, 0), max(y0 - line, 0), min(x1 + line, width), min(y1 + line, height))
+    mask = np.pad(region.mask, ((y0 - outer[1], outer[3] - y1), (x0 - outer[0], outer[2] - x1)))
+    _annotate(sv.PolygonAnnotator(sv.Color.WHITE, line), scene, outer, mask)
+
+
+def _fill(scene: UInt8[np.ndarray, "H W 3"], region: Region) -> None:
+    _annotate(sv.MaskAnnotator(sv.Color(*region.color), OPACITY), scene, region.box, region.mask)
+
+
+def _annotate(
+    annotator: sv.PolygonAnnotator | sv.MaskAnnotator,
+    scene: UInt8[np.ndarray, "H W 3"],
+    box: Box,
+    mask: Bool[np.ndarray, "h w"],
+) -> None:
+    """In place, and on the box alone: a stack of masks as large as the photograph would take gigabytes."""
+    part = np.ascontiguousarray(_crop(scene, box))
+    whole = np.array([[0, 0, part.shape[1], part.shape[0]]], np.float32)
+    _crop(scene, box)[:] = annotator.annotate(part, sv.Detections(whole, mask=mask[None], class_id=np.zeros(1, int)))
+
+
+def _draw_boxes(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
+    if not regions:
+        return scene
+    line = 2 * _line_width(*scene.shape[:2])
+    palette = sv.ColorPalette([sv.Color(*region.color) for region in regions])
+    boxes = np.array([region.box for region in regions], np.float32)
+    detections = sv.Detections(xyxy=boxes, class_id=np.arange(len(regions)))
+    return sv.BoxAnnotator(palette, line).annotate(scene, detections)
+
+
+def _draw_labels(picture: Image.Image, regions: Sequence[Region]) -> None:
+    """With Pillow itself: supervision's labels let words without tall letters hang over their lower edge."""
+    size = max(LEAST_TEXT, round(TEXT_SHARE * math.sqrt(picture.width * picture.height)))
+    padding = max(2, size // 4)
+    font = ImageFont.truetype(_FONT, size)
+    pen = ImageDraw.Draw(picture)
+    places: list[Box] = []
+    # The small ones first: the large ones have room to give way.
+    for region in sorted(regions, key=lambda region: region.mask.sum()):
+        width, height = math.ceil(font.getlength(region.label)) + 2 * padding, size + 2 * padding
+        place = _place(region, (width, height), (picture.height, picture.width), places)
+        if place is not None:
+            x0, y0, x1, y1 = place
+            pen.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), padding, region.color)
+            pen.text(((x0 + x1) / 2, (y0 + y1) / 2), region.label, _ink(region.color), font, anchor="mm")
+            places.append(place)
+
+
+def _place(region: Region, label_wh: tuple[int, int], shape: tuple[int, int], taken: Sequence[Box]) -> Box | None:
+    """The box of a label: well inside the region and near its middle, within the picture, touching no other label."""
+    width, height = label_wh
+    if region.mask.sum() < LEAST_ROOM * width * height:
+        return None
+    step = max(1, min(shape) // GRID)
+    mask = np.pad(region.mask[::step, ::step], 1)
+    # In units of the label's own sides, so that wide labels go where there is width. At 1 there is room to spare.
+    depth = ndimage.distance_transform_edt(mask, sampling=(step / height, step / width))[1:-1, 1:-1]
+    x0, y0, x1, y1 = region.box
+    y, x = np.mgrid[y0:y1:step, x0:x1:step]
+    inside = depth > 0
+    off_centre = np.hypot(y - y[inside].mean(), x - x[inside].mean()) / np.hypot(y1 - y0, x1 - x0)
+    left, top = x - width // 2, y - height // 2
+    free = inside & (left >= 0) & (top >= 0) & (left + width <= shape[1]) & (top + height <= shape[0])
+    for x0, y0, x1, y1 in taken:
+        free &= (left >= x1) | (left + width <= x0) | (top >= y1) | (top + height <= y0)
+    if not free.any():
+        return None
+    best = np.where(free, np.minimum(depth, 1) - 0.2 * off_centre, -np.inf).argmax()
+    x0, y0 = int(left.flat[best]), int(top.flat[best])
+    return x0, y0, x0 + width, y0 + height
+
+
+def _ink(background: Color) -> str:
+    """What can be read on the background, by its brightness (ITU-R BT.601)."""
+    return "black" if np.dot((0.299, 0.587, 0.114), background) > 140 else "white"
+
+
+def _line_width(height: int, width: int) -> int:
+    return max(1, round(math.sqrt(height * width) / 600))
+
+
+def _scored(name: str, score: float) -> str:
+    return f"{name} {score:.2f}"
+
+
+def _crop(array: np.ndarray, box: Box) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    return array[y0:y1, x0:x1]

@@ -1,0 +1,85 @@
+"""What a configuration may say, checked before anything is read or computed."""
+
+import typing
+
+import jax
+from ml_collections import ConfigDict
+
+from fcclip_jax.conventions import STRIDE
+from fcclip_jax.training.losses.criterion import LossSettings
+from fcclip_jax.training.losses.matcher import Matcher
+from fcclip_jax.training.optim import OptimSettings
+from fcclip_jax.training.step import StepSettings
+from pallas_kernels.api import PRECISIONS
+
+AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "seed": 0,
+    "log_every": 1,
+    "data.crop": STRIDE,
+    "data.max_segments": 1,
+    "data.workers": 0,
+    "losses.num_points": 4,
+    "losses.oversample_ratio": 1,
+    "optim.learning_rate": 0,
+    "optim.weight_decay": 0,
+    "optim.clip_norm": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+    "eval.every": 0,
+    "eval.images": 1,
+    "eval.pictures": 0,
+    "eval.short_side": 1,
+}
+CHOICES = {
+    "checkpoint.best": (None, "pq", "sq", "rq", "pq_things", "pq_stuff"),
+    "compute_dtype": ("bfloat16", "float32", "float64"),
+    "deform_attn_precision": (None, *PRECISIONS),
+    "losses.matcher": typing.get_args(Matcher),
+}
+
+
+def step_settings(config: ConfigDict) -> StepSettings:
+    """What the configuration says about a step.
+
+    Raises:
+        ValueError: any of its values, about a step or not, cannot be.
+    """
+    for name, least in AT_LEAST.items():
+        if not _value(config, name) >= least:
+            raise ValueError(f"{name} is {_value(config, name)}; it must be at least {least}")
+    for name, choices in CHOICES.items():
+        if _value(config, name) not in choices:
+            raise ValueError(f"{name} is {_value(config, name)!r}; choose one of {', '.join(map(str, choices))}")
+    if config.data.crop % STRIDE:
+        raise ValueError(f"data.crop is {config.data.crop}; it must be a multiple of {STRIDE}")
+    if config.data.max_segments > 255:
+        raise ValueError(f"data.max_segments is {config.data.max_segments}; a segment map has room for 255")
+    if config.eval.max_side < config.eval.short_side:
+        raise ValueError(f"eval.max_side {config.eval.max_side} is less than eval.short_side {config.eval.short_side}")
+    if not 0 <= config.losses.importance_share <= 1:
+        raise ValueError(f"losses.importance_share is {config.losses.importance_share}; it is a share, from 0 to 1")
+    if config.average is not None and not 0 < config.average < 1:
+        raise ValueError(f"average is {config.average}; a moving average's decay is between 0 and 1, such as 0.9999")
+    if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("compute_dtype float64 shows what rounding does, slowly; it needs JAX_ENABLE_X64=1")
+    return StepSettings(
+        losses=LossSettings(**config.losses),
+        optim=OptimSettings(**config.optim),
+        compute_dtype=config.compute_dtype,
+        deform_attn_precision=config.deform_attn_precision,
+        remat=config.remat,
+        accumulate=config.accumulate,
+        train_trunk=config.train_trunk,
+        average=config.average,
+        seed=config.seed,
+    )
+
+
+def _value(config: ConfigDict, name: str) -> object:
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,143 @@
+"""The training loss of one prediction (criterion.py of the official code): classes, and masks at points.
+
+    prediction, targets -> match -> pairs -> points -> sums -> means over the whole batch -> one number
+
+Sums and means are apart because the batch is spread over devices: each sums over its own images, the sums are added
+up, and only then divided.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from fcclip_jax.structs import Prediction, Targets
+from fcclip_jax.training.losses.matcher import Matcher, match, matching_costs
+from fcclip_jax.training.losses.points import PointDraws, choose_points, pack, pair_targets, sample_pairs
+
+
+class LossSettings(NamedTuple):
+    """The official recipe's; its weights are those of the matching costs too."""
+
+    num_points: int = 12544
+    """At which a mask is compared, in matching and in the loss: 112 x 112."""
+    oversample_ratio: float = 3.0
+    """How many times `num_points` are drawn to choose the most uncertain from."""
+    importance_share: float = 0.75
+    """How much of `num_points` is chosen so; the rest is uniform."""
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    void_weight: float = 0.1
+    """Of a query without a segment in the classes' cross-entropy, where the others weigh 1."""
+    matcher: Matcher = "optax"
+
+
+class LossSums(NamedTuple):
+    """Sums over the images at hand; they may be added up over devices."""
+
+    cross_entropy: Float[Array, ""]
+    """Weighted, over queries."""
+    class_weights: Float[Array, ""]
+    """Of those queries."""
+    mask: Float[Array, ""]
+    """Binary cross-entropy, a mean over points, over matched segments."""
+    dice: Float[Array, ""]
+    segments: Float[Array, ""]
+    """How many there are, those left without a query included."""
+
+
+class Losses(NamedTuple):
+    """Means over the whole batch, not yet weighted; of one output, or of each of several."""
+
+    cross_entropy: Float[Array, "*O"]
+    mask: Float[Array, "*O"]
+    dice: Float[Array, "*O"]
+
+
+def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, settings: LossSettings) -> LossSums:
+    """Of one of the decoder's predictions.
+
+    The matching and the chosen points, which have no gradient, bear the names "matching" and "points": a
+    rematerialisation policy should save them.
+    """
+    prediction = Prediction(*(logits.astype(jnp.float32) for logits in prediction))
+    costs = matching_costs(
+        prediction,
+        targets,
+        draws,
+        num_points=settings.num_points,
+        class_weight=settings.class_weight,
+        mask_weight=settings.mask_weight,
+        dice_weight=settings.dice_weight,
+    )
+    queries = checkpoint_name(match(costs, targets.labels, settings.matcher), "matching")
+    cross_entropy, class_weights = class_sums(prediction.class_logits, queries, targets.labels, settings.void_weight)
+
+    pairs = pack(queries)
+    points = choose_points(
+        prediction.mask_logits,
+        pairs,
+        draws,
+        num_points=settings.num_points,
+        oversampled=int(settings.num_points * settings.oversample_ratio),
+        kept=int(settings.importance_share * settings.num_points),
+    )
+    points = checkpoint_name(points, "points")
+    logits = sample_pairs(prediction.mask_logits, pairs, points)
+    real = jnp.arange(logits.shape[0], dtype=jnp.int32) < pairs.count
+    mask, dice = mask_losses(logits, pair_targets(targets.segment_map, pairs, points))
+    return LossSums(
+        cross_entropy=cross_entropy,
+        class_weights=class_weights,
+        mask=jnp.sum(mask, where=real),
+        dice=jnp.sum(dice, where=real),
+        segments=jnp.sum(targets.labels >= 0, dtype=jnp.float32),
+    )
+
+
+def class_sums(
+    class_logits: Float[Array, "B Q K1"],
+    queries: Int[Array, "B G"],
+    labels: Int[Array, "B G"],
+    void_weight: float,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted cross-entropy over all queries, and the sum of the weights. A query without a segment means void."""
+    batch, count, classes = class_logits.shape
+    # Queries of -1 are out of bounds here, as a negative index would not be.
+    place = jnp.where(queries >= 0, queries, count)
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    wanted = jnp.full((batch, count), classes - 1, jnp.int32)
+    wanted = wanted.at[rows, place].set(labels.astype(jnp.int32), mode="drop")
+    log_probs = jax.nn.log_softmax(class_logits, axis=-1)
+    surprise = -jnp.take_along_axis(log_probs, wanted[..., None], axis=-1)[..., 0]
+    weights = jnp.where(wanted == classes - 1, jnp.float32(void_weight), jnp.float32(1))
+    return jnp.sum(weights * surprise), jnp.sum(weights)
+
+
+def mask_losses(
+    logits: Float[Array, "P S"], targets: Float[Array, "P S"]
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """Binary cross-entropy, a mean over points, and dice; targets are in [0, 1]."""
+    cross_entropy = jnp.mean(jax.nn.softplus(logits) - logits * targets, axis=-1)
+    probs = jax.nn.sigmoid(logits)
+    overlap = jnp.sum(probs * targets, axis=-1)
+    areas = jnp.sum(probs, axis=-1) + jnp.sum(targets, axis=-1)
+    return cross_entropy, 1 - (2 * overlap + 1) / (areas + 1)
+
+
+def mean_losses(sums: LossSums) -> Losses:
+    """Of the sums over the whole batch, all devices included."""
+    segments = jnp.maximum(sums.segments, 1)
+    return Losses(sums.cross_entropy / sums.class_weights, sums.mask / segments, sums.dice / segments)
+
+
+def weighted_total(losses: Losses, settings: LossSettings) -> Float[Array, "*O"]:
+    """What each output adds to the number that training makes smaller; all outputs weigh the same."""
+    return (
+        settings.class_weight * losses.cross_entropy
+        + settings.mask_weight * losses.mask
+        + settings.dice_weight * losses.dice
+    )

@@ -1,0 +1,86 @@
+"""Which query answers for which segment: the assignment of least cost (matcher.py of the official code)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+from scipy.optimize import linear_sum_assignment
+
+from fcclip_jax.structs import Prediction, Targets
+from fcclip_jax.training.losses.points import PointDraws, sample, sample_segments
+
+Matcher = Literal["optax", "scipy"]
+
+UNWANTED = 1e6
+"""Stands in for costs that are not finite: an assignment among NaNs would never end."""
+
+
+def match(costs: Float[Array, "B Q G"], labels: Int[Array, "B G"], matcher: Matcher = "optax") -> Int[Array, "B G"]:
+    """The query of each slot; -1 in empty slots (those of label -1) and where an image has more segments than queries.
+
+    matcher: "optax" stays on the device; "scipy" asks the host.
+    """
+    costs = jnp.nan_to_num(costs, nan=UNWANTED, posinf=UNWANTED, neginf=-UNWANTED)
+    if matcher == "scipy":
+        shape = jax.ShapeDtypeStruct(labels.shape, np.int32)
+        return jax.pure_callback(_match_on_host, shape, costs, labels, vmap_method="expand_dims")
+    return jax.vmap(_match_on_device)(costs, labels)
+
+
+def _match_on_device(costs: Float[Array, "Q G"], labels: Int[Array, " G"]) -> Int[Array, " G"]:
+    """Empty slots cost the same everywhere, so they take what is left; queries that are not there come last."""
+    queries, slots = costs.shape
+    costs = jnp.pad(costs, ((0, max(slots - queries, 0)), (0, 0)), constant_values=2 * UNWANTED)
+    costs = jnp.where(labels[None] >= 0, costs, 0)
+    found, of_slot = optax.assignment.hungarian_algorithm(costs)
+    chosen = jnp.zeros(slots, jnp.int32).at[of_slot].set(found.astype(jnp.int32))
+    return jnp.where((labels >= 0) & (chosen < queries), chosen, -1)
+
+
+def _match_on_host(costs: Float[Array, "*B Q G"], labels: Int[Array, "*B G"]) -> np.ndarray:
+    costs, labels = np.asarray(costs), np.asarray(labels)
+    chosen = np.full(labels.shape, -1, np.int32)
+    for row in np.ndindex(labels.shape[:-1]):
+        (real,) = np.nonzero(labels[row] >= 0)
+        queries, segments = linear_sum_assignment(costs[row][:, real])
+        chosen[row][real[segments]] = queries
+    return chosen
+
+
+def matching_costs(
+    prediction: Prediction,
+    targets: Targets,
+    draws: PointDraws,
+    *,
+    num_points: int,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Float[Array, "B Q G"]:
+    """What it would cost for each query to answer for each slot; of no meaning in empty slots. No gradient passes.
+
+    Masks are compared at `num_points` uniform points that all queries and segments of an image share.
+    """
+    mask_logits, class_logits = map(lax.stop_gradient, prediction)
+    batch, _, _, count = mask_logits.shape
+    slots = targets.labels.shape[1]
+    rows = jnp.arange(batch, dtype=jnp.int32)
+    points = jax.vmap(lambda row: draws.matcher(row, num_points))(rows)
+    logits = sample(mask_logits, points)
+    masks = sample_segments(targets.segment_map, points, slots)
+
+    # Over the points, BCE is the sum of softplus(x) - x t, and dice's numerator that of sigmoid(x) t: one product.
+    probs = jax.nn.sigmoid(logits)
+    both = jnp.concatenate([logits, probs], axis=-1)
+    products = jnp.einsum("bsq,bsg->bqg", both, masks, precision=lax.Precision.HIGHEST)
+    cross_entropy = (jnp.sum(jax.nn.softplus(logits), axis=1)[..., None] - products[:, :count]) / num_points
+    areas = jnp.sum(probs, axis=1)[..., None] + jnp.sum(masks, axis=1)[:, None, :]
+    dice = 1 - (2 * products[:, count:] + 1) / (areas + 1)
+
+    class_probs = jax.nn.softmax(class_logits, axis=-1)
+    of_label = jnp.take_along_axis(class_probs, jnp.maximum(targets.labels, 0)[:, None, :], axis=-1)
+    return mask_weight * cross_entropy - class_weight * of_label + dice_weight * dice

@@ -1,0 +1,136 @@
+"""The model that training starts from: CLIP's weights under a new head, or a whole FC-CLIP to go on with."""
+
+import os
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.conventions import RANDOM_WEIGHTS
+from fcclip_jax.models import descriptions
+from fcclip_jax.models.building import abstract_model, named_variables, with_values
+from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
+from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.structs import TextClassifier
+from fcclip_jax.text.classifier import TextEncoder
+from fcclip_jax.text.vocabulary import Vocabulary
+
+EMPTY_WEIGHT = "criterion.empty_weight"
+"""The official checkpoint's copy of the classes' weights in the loss."""
+
+
+def model_description(clip: str, head: HeadDescription) -> ModelDescription:
+    """The model of a configuration: OpenCLIP's name of the towers (or "small", of random weights), and the head's sizes.
+
+    Raises:
+        ValueError: there is no such CLIP.
+    """
+    towers = descriptions.SMALL.clip if clip == "small" else descriptions.clip_description(clip)
+    return ModelDescription(clip=towers, head=head, ensemble=descriptions.fcclip_description(towers).ensemble)
+
+
+def starting_point(
+    init: str | os.PathLike[str],
+    description: ModelDescription,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    void_weight: float,
+) -> Checkpoint:
+    """The whole model before the first step, in host memory.
+
+    init: a checkpoint of a CLIP, whose head is new; of an FC-CLIP, head included; or "random".
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or it is not of a model of this description.
+    """
+    if init == RANDOM_WEIGHTS:
+        start = named_variables(random_model(description, seed))
+        found = Checkpoint(
+            description.clip,
+            {name: np.asarray(value[...]) for name, value in start.items() if name.startswith("clip.")},
+            training_vocabulary=None,
+            text_sha256="",
+            source=Origin(f"random weights, seed {seed}", ""),
+            clip_source=None,
+            ignored={},
+        )
+    elif not init:
+        raise ValueError(
+            'the configuration\'s init is empty; give a checkpoint of CLIP (python -m convert openclip makes one), or "random"'
+        )
+    else:
+        found = checkpoint.read(init)
+        _check_description(init, found, description)
+    whole = isinstance(found.description, ModelDescription)
+    parameters = dict(found.parameters) if whole else {**found.parameters, **initial_head(description, seed)}
+    weights = np.ones(len(vocabulary.classes) + 1, np.float32)
+    weights[-1] = void_weight
+    return Checkpoint(
+        description,
+        parameters,
+        vocabulary,
+        text_fingerprint(description, parameters),
+        source=Origin("trained by fcclip_jax", ""),
+        clip_source=found.clip_source or found.source,
+        ignored={**found.ignored, EMPTY_WEIGHT: weights},
+    )
+
+
+def initial_head(description: ModelDescription, seed: int) -> dict[str, Float[np.ndarray, "..."]]:
+    """Everything but CLIP as its layers start: what PyTorch's official modules start from, in distribution."""
+
+    @jax.jit
+    def draw() -> dict[str, jax.Array]:
+        variables = named_variables(FCCLIP(description, rngs=nnx.Rngs(seed)))
+        return {name: value[...] for name, value in variables.items() if not name.startswith("clip.")}
+
+    return jax.device_get(draw())
+
+
+def full_model(start: Checkpoint) -> FCCLIP:
+    """With the starting point's values, on this process' first device."""
+    abstract = abstract_model(start.description)
+    return with_values(abstract, jax.device_put(dict(start.parameters), jax.local_devices()[0]))
+
+
+def training_classifier(start: Checkpoint, cache_dir: os.PathLike[str] | None) -> TextClassifier:
+    """The training vocabulary through the text tower, once. Not padded: it never changes."""
+    vocabulary = start.training_vocabulary
+    tower = full_model(start).clip.text
+    embeddings = TextEncoder(tower, fingerprint=start.text_sha256, cache_dir=cache_dir).embed(vocabulary)
+    return TextClassifier(
+        embeddings,
+        np.asarray(vocabulary.groups, np.int32),
+        np.ones(len(vocabulary.classes), bool),
+        np.asarray(len(vocabulary.classes), np.int32),
+    )
+
+
+def _check_description(init: str | os.PathLike[str], found: Checkpoint, wanted: ModelDescription) -> None:
+    whole = isinstance(found.description, ModelDescription)
+    clip = found.description.clip if whole else found.description
+    if clip != wanted.clip:
+        raise ValueError(f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, wanted.clip)}")
+    if whole and found.description.head != wanted.head:
+        raise ValueError(
+            f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, wanted.head)}"
+        )
+
+
+def _difference(found: object, wanted: object) -> str:
+    """The first field that differs."""
+    pairs = zip(_flat(found), _flat(wanted), strict=False)
+    (name, value), (_, other) = next((pair for pair in pairs if pair[0] != pair[1]), (("its sizes", "?"), ("", "?")))
+    return f"{name} is {value}, not {other}"
+
+
+def _flat(description: object, prefix: str = "") -> list[tuple[str, object]]:
+    rows = []
+    for name, value in vars(description).items():
+        rows += _flat(value, f"{prefix}{name}.") if hasattr(value, "__dict__") else [(prefix + name, value)]
+    return rows

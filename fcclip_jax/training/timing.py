@@ -1,0 +1,216 @@
+"""Seconds and memory of a training step: `python -m fcclip_jax.training.timing --crop 512 --torch`.
+
+The step is the one that training makes, in float32 on the CPU: ConvNeXt-L, frozen, under a new head of the paper's sizes
+(250 queries, 9 layers, 12,544 points); losses of all outputs, gradient, clip and AdamW. Beside it, with --torch, that of
+Mask2Former in PyTorch (transformers' code): a frozen ConvNeXt of the same sizes, and as many queries, layers, points,
+classes and segments. FC-CLIP does a little more: it pools features under every mask and compares them with embeddings.
+
+Each side is a process of its own, so that its memory is; they take turns, step by step, so that whatever else the machine
+does meets both. Seconds are medians. The first step, which compiles, is apart; memory is the peak of those after it.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+# JAX and PyTorch are imported where they are used: a side's memory holds its own library alone.
+from fcclip_jax.models.descriptions import CLIP_MODELS, ModelDescription
+from fcclip_jax.process_memory import peak_memory, reset_peak_memory
+
+MODEL = "convnext_large_d_320"
+CLASSES = 133
+OURS, TORCH = "FC-CLIP, JAX", "Mask2Former, PyTorch"
+GIB = 2**30
+
+
+class Case(NamedTuple):
+    """What both sides train."""
+
+    description: ModelDescription
+    crop: int
+    batch: int
+    segments: int
+    points: int = 12_544
+
+
+class Side(NamedTuple):
+    """What is known of one, once it is ready."""
+
+    trainable: int
+    frozen: int
+    """Parameters."""
+    step: Callable[[], float]
+    """Makes one and gives its loss."""
+
+
+def ours(case: Case) -> Side:
+    import jax
+
+    from fcclip_jax.models.building import named_variables
+    from fcclip_jax.models.random_weights import random_model
+    from fcclip_jax.structs import Batch, Targets, TextClassifier
+    from fcclip_jax.training import sharding
+    from fcclip_jax.training.losses.criterion import LossSettings
+    from fcclip_jax.training.start import initial_head
+    from fcclip_jax.training.step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
+
+    settings = StepSettings(LossSettings(num_points=case.points), compute_dtype="float32")
+    mesh = sharding.make_mesh(1, 1)
+    model = skeleton(case.description, settings)
+    drawn = named_variables(random_model(case.description))
+    names = [name for name in named_variables(model) if not is_trainable(name, settings.train_trunk)]
+    frozen = sharding.place_parameters({name: np.asarray(drawn[name][...]) for name in names}, mesh)
+    del drawn
+    state = initial_state(initial_head(case.description, seed=0), settings, mesh)
+
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((CLASSES, case.description.clip.image.embed_dim), np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    text = TextClassifier(embeddings, np.arange(CLASSES, dtype=np.int32), np.ones(CLASSES, bool), np.int32(CLASSES))
+    labels = np.full((case.batch, 128), -1, np.int32)
+    labels[:, : case.segments] = rng.integers(0, CLASSES, (case.batch, case.segments))
+    images = rng.integers(0, 256, (case.batch, case.crop, case.crop, 3), np.uint8)
+    batch = Batch(images, Targets(segment_map(case), labels), np.arange(case.batch, dtype=np.int32))
+    batch, text = sharding.place_batch(batch, mesh), jax.device_put(text, sharding.replicated(mesh))
+    train_step = make_train_step(model, settings, mesh)
+
+    def step() -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = train_step(state, frozen, text, batch)
+        return float(jax.block_until_ready((metrics.loss, state))[0])
+
+    return Side(sum(x.size for x in state.parameters.values()), sum(x.size for x in frozen.values()), step)
+
+
+def theirs(case: Case) -> Side:
+    import torch
+    from transformers import ConvNextConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    torch.manual_seed(0)
+    trunk, head = case.description.clip.image, case.description.head
+    config = Mask2FormerConfig(
+        backbone_config=ConvNextConfig(
+            depths=list(trunk.depths), hidden_sizes=list(trunk.dims), out_features=[f"stage{i}" for i in (1, 2, 3, 4)]
+        ),
+        num_labels=CLASSES,
+        num_queries=head.num_queries,
+        feature_size=head.hidden_dim,
+        mask_feature_size=head.mask_dim,
+        hidden_dim=head.hidden_dim,
+        num_attention_heads=head.heads,
+        encoder_layers=head.encoder_layers,
+        encoder_feedforward_dim=head.encoder_ffn_dim,
+        decoder_layers=head.decoder_layers + 1,  # it counts the outputs
+        dim_feedforward=head.decoder_ffn_dim,
+        train_num_points=case.points,
+    )
+    model = Mask2FormerForUniversalSegmentation(config).train()
+    # Nothing that leads to it has a gradient, so PyTorch keeps nothing of it for the backward pass.
+    encoder = model.model.pixel_level_module.encoder.requires_grad_(False).eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
+    images = torch.randn(case.batch, 3, case.crop, case.crop)
+    masks = [
+        torch.stack([row == g for g in range(case.segments)]).float() for row in torch.from_numpy(segment_map(case))
+    ]
+    labels = [torch.randint(CLASSES, (case.segments,)) for _ in range(case.batch)]
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(pixel_values=images, mask_labels=masks, class_labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.01)
+        optimizer.step()
+        return loss.item()
+
+    return Side(sum(x.numel() for x in trained), sum(x.numel() for x in encoder.parameters()), step)
+
+
+def segment_map(case: Case) -> UInt8[np.ndarray, "B H W"]:
+    """Blocks of 32 pixels, each of some segment."""
+    blocks = np.random.default_rng(0).integers(0, case.segments, (case.batch, case.crop // 32, case.crop // 32))
+    return blocks.astype(np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+
+
+SIDES = {OURS: ours, TORCH: theirs}
+
+
+def serve(connection: Connection, name: str, case: Case) -> None:
+    """The process of one side: makes a step whenever it is asked to, and says how many seconds and bytes that took."""
+    side = SIDES[name](case)
+    connection.send((side.trainable, side.frozen))
+    while connection.recv():  # False at the end
+        begin = time.perf_counter()
+        loss = side.step()
+        connection.send((time.perf_counter() - begin, peak_memory(), loss))
+        reset_peak_memory()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fcclip_jax.training.timing", description=__doc__.split("\n")[0])
+    convnexts = [name for name, clip in CLIP_MODELS.items() if clip.image.family == "convnext"]
+    parser.add_argument("--clip", choices=convnexts, default=MODEL, help="whose trunk (default: %(default)s)")
+    parser.add_argument("--crop", type=int, default=512, help="pixels, a multiple of 32 (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images (default: %(default)s)")
+    parser.add_argument("--segments", type=int, default=12, help="of each image (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="steps to time (default: %(default)s)")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch's Mask2Former beside ours")
+    args = parser.parse_args(argv)
+    if args.crop < 32 or args.crop % 32:
+        parser.error(f"--crop is {args.crop}, not a multiple of 32")
+    if min(args.batch, args.repeats) < 1 or not 1 <= args.segments <= 128:
+        parser.error("--batch and --repeats are at least 1, --segments from 1 to 128")
+    if args.torch and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        parser.error("--torch needs torch and transformers: pip install torch transformers")
+    case = Case(ModelDescription(clip=CLIP_MODELS[args.clip]), args.crop, args.batch, args.segments)
+    print(f"{args.batch} x {args.crop}x{args.crop}, {args.segments} segments, float32, {args.clip}", flush=True)
+    compare(case, list(SIDES) if args.torch else [OURS], args.repeats)
+    return 0
+
+
+def compare(case: Case, names: Sequence[str], repeats: int) -> None:
+    """Prints a line for each side, and the first over the second."""
+    # For the processes. With a cache the seconds of the first step would be those of an earlier run.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    context = multiprocessing.get_context("spawn")
+    connections = {}
+    for name in names:
+        connections[name], other = context.Pipe()
+        context.Process(target=serve, args=(other, name, case), daemon=True).start()
+        other.close()  # the process has its own: when it ends, reading here ends too
+    sizes = {name: connection.recv() for name, connection in connections.items()}
+    found: dict[str, list[tuple[float, int, float]]] = {name: [] for name in names}
+    for _ in range(1 + repeats):
+        for name, connection in connections.items():
+            connection.send(True)
+            found[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(False)
+    seconds = {name: statistics.median(step[0] for step in steps[1:]) for name, steps in found.items()}
+    memory = {name: max(step[1] for step in steps[1:]) for name, steps in found.items()}
+    for name, steps in found.items():
+        trainable, frozen = sizes[name]
+        print(
+            f"{name:20} {seconds[name]:7.2f} s a step, {memory[name] / GIB:6.2f} GiB; first step {steps[0][0]:.1f} s,"
+            f" {steps[0][1] / GIB:.2f} GiB, loss {steps[0][2]:.0f}; {trainable / 1e6:.1f} M trainable, {frozen / 1e6:.1f} M frozen"
+        )
+    if len(found) > 1:
+        (our_seconds, their_seconds), (our_memory, their_memory) = seconds.values(), memory.values()
+        print(
+            f"ours / theirs: {our_seconds / their_seconds:.2f} of the time, {our_memory / their_memory:.2f} of the memory"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The folder source: what it reads, and one sentence for each thing that can be wrong with a folder."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcclip_jax.data import decoding, images
+from fcclip_jax.data.folder import FolderDataset, vocabulary_of
+from fcclip_jax.text.vocabulary import Vocabulary, color_of
+from tests.data import tiny
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return tiny.write(tmp_path, 3)
+
+
+def test_records(paths):
+    source = FolderDataset(*paths)
+    assert len(source) == 3 and source.name == "panoptic"
+    record = source[1]
+    assert (record.image_id, record.file_name) == (101, "001.jpg")
+    assert record.segments.tolist() == [[70001, 7, 0], [5, 9, 1], [301, 3, 0], [123456, 9, 0]]
+    image, segments = decoding.decode(record)
+    width = image.shape[1]
+    # The crowd is gone, the segment without pixels is not.
+    assert segments.categories.tolist() == [7, 3, 9] and segments.cut == 0
+    assert segments.segment_map[0, 0] == 0 and segments.segment_map[-1, 0] == 1
+    assert segments.segment_map[-1, width // 2] == 255 and (segments.segment_map[:, -2:] == 255).all()
+    assert set(np.unique(segments.segment_map)) == {0, 1, 255}
+
+
+def test_categories_become_the_vocabulary(paths):
+    cat, sky, dog = FolderDataset(*paths).vocabulary.classes
+    assert (cat.id, cat.names, cat.is_thing, cat.color) == (3, ("cat", "kitten"), True, (10, 20, 30))
+    assert (sky.id, sky.names, sky.is_thing) == (7, ("sky", "clouds"), False)
+    assert (dog.names, dog.is_thing, dog.color) == (("dog",), True, color_of("dog"))
+    with pytest.raises(ValueError, match="gives the id 3 to 2 classes"):
+        vocabulary_of([*tiny.CATEGORIES, {"id": 3, "name": "cow"}], "farm")
+    with pytest.raises(ValueError, match="categories of farm .* an entry lacks 'name'"):
+        vocabulary_of([{"id": 3}], "farm")
+
+
+def test_real_annotations(shared):
+    root = shared / "samples/coco"
+    annotations = root / "annotations"
+    vocabulary = Vocabulary.load("coco_panoptic")
+    for split, count in (("train2017", 11), ("val2017", 3)):
+        pngs = annotations / f"panoptic_{split}"
+        source = FolderDataset(root / split, annotations / f"panoptic_{split}.json", pngs, vocabulary)
+        assert len(source) == count
+        for record in map(source.__getitem__, range(count)):
+            image, segments = decoding.decode(record)
+            assert image.shape[:2] == segments.segment_map.shape
+            assert len(segments.categories) == (record.segments[:, 2] == 0).sum()
+
+
+def _lose_images(paths):
+    paths.images.rename(paths.images.with_name("moved"))
+
+
+def _lose_an_image(paths):
+    (paths.images / "001.jpg").unlink()
+
+
+def _lose_a_png(paths):
+    (paths.pngs / "002.png").unlink()
+
+
+def _edit(change):
+    return lambda paths: paths.edit(change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_lose_images, "there is no folder of images at .*images"),
+        (
+            lambda paths: paths.pngs.rename(paths.pngs.with_name("moved")),
+            "there is no folder of panoptic PNGs at .*pngs",
+        ),
+        (lambda paths: paths.json.unlink(), "there is no panoptic annotation at .*panoptic.json"),
+        (lambda paths: paths.json.write_text("{"), "panoptic.json is not JSON"),
+        (lambda paths: paths.json.write_text("[]"), "lacks a list of images, annotations or categories"),
+        (_lose_an_image, r"names 001.jpg, which is not in .*images \(1 of 3 files are missing\)"),
+        (_lose_a_png, r"names 002.png, which is not in .*pngs \(1 of 3 files are missing\)"),
+        (_edit(lambda content: content["annotations"].clear()), "has no annotations"),
+        (_edit(lambda content: content["images"].pop()), "annotates the image_id 102, which is not among its images"),
+        (
+            _edit(lambda content: content["annotations"].pop()),
+            r"has no annotation of its image 002.jpg \(1 of 3 images have none\)",
+        ),
+        (
+            _edit(lambda content: content["annotations"].append(content["annotations"][1])),
+            "annotates the image 001.jpg 2 times",
+        ),
+        (_edit(lambda content: content["annotations"][1].update(image_id=[1])), "is not in COCO's panoptic format"),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(id=5)),
+            "the segment 5 of 001.png in .* is there twice",
+        ),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area="5")),
+            "is not in COCO's panoptic format: an area is '5', which is no number of pixels",
+        ),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area=-1)),
+            "an area is -1, which is no number of pixels",
+        ),
+        (_edit(lambda content: content["annotations"][1].pop("segments_info")), "an entry lacks 'segments_info'"),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(category_id=77)),
+            "the segment 301 of 001.png in .* has the category 77, which the vocabulary 'panoptic' lacks",
+        ),
+        (
+            _edit(lambda content: content["annotations"][2]["segments_info"][0].update(id=1 << 24)),
+            "the segment 16777216 of 002.png in .* is out of range",
+        ),
+    ],
+)
+def test_what_opening_refuses(paths, damage, message):
+    damage(paths)
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        FolderDataset(*paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_reading_refuses(paths):
+    source = FolderDataset(*paths)
+    image, png = paths.images / "001.jpg", paths.pngs / "001.png"
+    whole, whole_png = image.read_bytes(), png.read_bytes()
+    for damage, message in (
+        (lambda: image.write_bytes(whole[:-100]), "001.jpg: the image cannot be read: .*truncated"),
+        (lambda: image.write_bytes(b""), "001.jpg: the image cannot be read: not an image that Pillow knows"),
+        (
+            lambda: image.write_bytes((paths.images / "000.jpg").read_bytes()),
+            r"the image is \d+x\d+ pixels, its panoptic",
+        ),
+        (lambda: png.write_bytes(whole_png[: len(whole_png) // 2]), "001.jpg: the panoptic PNG is damaged"),
+        (lambda: png.write_bytes(b""), "001.jpg: the panoptic PNG is damaged"),
+    ):
+        image.write_bytes(whole)
+        png.write_bytes(whole_png)
+        damage()
+        with pytest.raises(ValueError, match=message):
+            decoding.decode(source[1])
+    image.write_bytes(whole)
+    height, width = decoding.decode_image(whole).shape[:2]
+    png.write_bytes(tiny.ids_to_png(np.full((height, width), 999)))
+    with pytest.raises(ValueError, match=re.escape("001.jpg: the panoptic PNG has the segment id 999, which its")):
+        decoding.decode(source[1])
+    # Nothing of the failure stays behind.
+    png.write_bytes(whole_png)
+    assert decoding.decode(source[1])[1].categories.tolist() == [7, 3, 9]
+
+
+def test_images_that_are_no_plain_jpeg():
+    """Grey, palette and turned photographs go the slow way, with the same result as everywhere."""
+    pixels = np.arange(24 * 32 * 3, dtype=np.uint32).reshape(24, 32, 3).astype(np.uint8)
+    np.testing.assert_array_equal(decoding.decode_image(tiny.encode(pixels, "png")), pixels)
+    grey = decoding.decode_image(tiny.encode(pixels[..., 0], "jpeg"))
+    assert grey.shape == (24, 32, 3) and (grey[..., 0] == grey[..., 2]).all()
+    photo = Image.fromarray(pixels)
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    photo.save(buffer, "jpeg", exif=exif)
+    turned = decoding.decode_image(buffer.getvalue())
+    assert turned.shape == (32, 24, 3)
+    np.testing.assert_array_equal(turned, images.load_image(Image.open(buffer)))
+
+
+def test_the_largest_segments_are_kept():
+    ids = np.array([[1, 1, 2, 3, 3, 3], [4, 4, 4, 4, 0, 5]], np.int32)
+    rows = np.array([[5, 10, 0], [4, 11, 1], [3, 12, 0], [2, 13, 0], [1, 14, 0]])
+    segments = decoding.segments_of(ids, rows, max_segments=2)
+    assert segments.categories.tolist() == [12, 14] and segments.cut == 2
+    assert segments.segment_map.tolist() == [[1, 1, 255, 0, 0, 0], [255] * 6]

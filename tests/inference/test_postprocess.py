@@ -1,0 +1,269 @@
+"""Against the official algorithm written out on whole [Q, H, W] stacks in float64, and the official code's own arrays."""
+
+import jax
+import numpy as np
+import pytest
+
+from fcclip_jax.inference import resampling
+from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores, unpack_mask
+
+compiled = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
+compiled_scores = jax.jit(semantic_scores, static_argnames=("canvas", "before_resize"))
+
+
+def run(*args, **options) -> Postprocessed:
+    """With NumPy arrays in it."""
+    return jax.tree.map(np.asarray, compiled(*args, **options))
+
+
+# The slow and obvious definition: one image, everything at full size.
+
+
+def bilinear(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[h, w, C] → [H, W, C] as torch.nn.functional.interpolate(mode="bilinear", align_corners=False)."""
+    for axis, count in enumerate(size):
+        position = np.maximum((np.arange(count) + 0.5) * x.shape[axis] / count - 0.5, 0)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, x.shape[axis] - 1)
+        shape = [1, 1, 1]
+        shape[axis] = count
+        weight = (position - low).reshape(shape)
+        x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+    return x
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def at_padded_size(mask_logits, image_hw):
+    padded = [-(-size // 32) * 32 for size in image_hw]
+    return bilinear(mask_logits[: padded[0] // 4, : padded[1] // 4], padded)[: image_hw[0], : image_hw[1]]
+
+
+def at_output_size(mask_logits, image_hw, output_hw):
+    return bilinear(at_padded_size(mask_logits, image_hw), output_hw)
+
+
+def slow_panoptic(logits, probs, is_thing, overlap_threshold=0.8, object_mask_threshold=0.0):
+    """Ids, (class, is thing, score, area) of each segment, and how surely each pixel belongs where it does."""
+    scores, labels = probs.max(1), probs.argmax(1)
+    kept = np.flatnonzero((labels != probs.shape[1] - 1) & (scores > object_mask_threshold))
+    ids, segments, stuff = np.zeros(logits.shape[:2], int), [], {}
+    if not len(kept):
+        return ids, segments, np.full(logits.shape[:2], np.inf)
+    masks = sigmoid(logits[..., kept])
+    weighted = masks * scores[kept]
+    best = weighted.argmax(-1)
+    ranked = np.sort(np.concatenate([weighted, np.full((*ids.shape, 1), -1.0)], -1), axis=-1)
+    sureness = np.minimum(ranked[..., -1] - ranked[..., -2], np.abs(masks - 0.5).min(-1))
+    for k, query in enumerate(kept):
+        inside = masks[..., k] >= 0.5
+        won = best == k
+        pixels = won & inside
+        if not pixels.any() or won.sum() / inside.sum() < overlap_threshold:
+            continue
+        label, thing = int(labels[query]), bool(is_thing[labels[query]])
+        if not thing and label in stuff:
+            row = stuff[label]
+            _, _, score, area = segments[row]
+            segments[row] = (label, thing, max(score, scores[query]), area + pixels.sum())
+        else:
+            row = stuff[label] = len(segments)
+            segments.append((label, thing, scores[query], pixels.sum()))
+        ids[pixels] = row + 1
+    return ids, segments, sureness
+
+
+def slow_instances(logits, probs, is_thing, count=100):
+    """(class, query, score, mask) by falling score."""
+    flat = probs[:, :-1].reshape(-1)
+    found = []
+    for index in np.argsort(-flat, kind="stable")[:count]:
+        query, label = divmod(int(index), probs.shape[1] - 1)
+        if is_thing[label]:
+            mask = logits[..., query] > 0
+            inside = (sigmoid(logits[..., query]) * mask).sum() / (mask.sum() + 1e-6)
+            found.append((label, query, flat[index] * inside, mask))
+    return sorted(found, key=lambda instance: -instance[2])
+
+
+def slow_semantic(mask_logits, probs, image_hw, output_hw, before_resize):
+    if before_resize:
+        return bilinear(sigmoid(at_padded_size(mask_logits, image_hw)) @ probs[:, :-1], output_hw)
+    return sigmoid(at_output_size(mask_logits, image_hw, output_hw)) @ probs[:, :-1]
+
+
+# Inputs with everything in them: overlapping discs, repeated classes, empty masks, void queries.
+
+BUCKET, CANVAS, QUERIES, CLASSES, REAL_CLASSES = (24, 32), (130, 150), 12, 70, 66
+IMAGES = [(96, 128), (70, 90), (33, 31)]
+OUTPUTS = [(130, 150), (35, 61), (97, 129)]
+
+
+def make_image(rng, image_hw, bucket=BUCKET, dtype=np.float64):
+    """Mask logits whose part beyond the padded image is NaN, and class probabilities."""
+    height, width = (-(-size // 32) * 8 for size in image_hw)
+    y, x = np.mgrid[:height, :width]
+    centre, radius = rng.uniform(0, [height, width], (QUERIES, 2)), rng.uniform(1, 0.5 * height, QUERIES)
+    logits = radius - np.hypot(y[..., None] - centre[:, 0], x[..., None] - centre[:, 1])
+    logits += rng.normal(size=logits.shape) * 0.3
+    logits[..., 3] = -5  # an empty mask
+    padded = np.full((*bucket, QUERIES), np.nan)
+    padded[:height, :width] = logits
+
+    class_logits = rng.normal(size=(QUERIES, REAL_CLASSES + 1))
+    favourites = rng.choice([0, 1, 2, 65], QUERIES)  # both class blocks; stuff that merges
+    class_logits[np.arange(QUERIES), favourites] += rng.uniform(4, 8, QUERIES)
+    class_logits[5, -1] += 20  # a void query
+    real = np.exp(class_logits) / np.exp(class_logits).sum(1, keepdims=True)
+    probs = np.zeros((QUERIES, CLASSES + 1))
+    probs[:, :REAL_CLASSES], probs[:, -1] = real[:, :-1], real[:, -1]
+    return padded.astype(dtype), probs.astype(dtype)
+
+
+IS_THING = np.arange(CLASSES) % 2 == 0
+
+
+def make_batch(seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    logits, probs = zip(*(make_image(rng, image_hw, dtype=dtype) for image_hw in IMAGES), strict=True)
+    return np.stack(logits), np.stack(probs)
+
+
+def real_classes(probs):
+    return np.concatenate([probs[:, :REAL_CLASSES], probs[:, -1:]], axis=1)
+
+
+def check_panoptic(result: Postprocessed, b, logits, probs, is_thing, **thresholds):
+    ids, segments, sureness = slow_panoptic(logits, probs, is_thing, **thresholds)
+    height, width = ids.shape
+    assert sureness.min() > 1e-12
+    np.testing.assert_array_equal(result.panoptic[b, :height, :width], ids)
+    table = result.segments
+    assert table.count[b] == len(segments)
+    for row, (label, thing, score, area) in enumerate(segments):
+        assert (table.class_ids[b, row], table.is_thing[b, row], table.areas[b, row]) == (label, thing, area)
+        np.testing.assert_allclose(table.scores[b, row], score, rtol=1e-12)
+    for column in table[1:]:
+        assert not np.any(column[b, len(segments) :])
+
+
+def check_all(result: Postprocessed, logits, probs, before_resize=False, **thresholds):
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        resized, real = at_output_size(logits[b], image_hw, output_hw), real_classes(probs[b])
+        check_panoptic(result, b, resized, real, IS_THING, **thresholds)
+        check_instances(result, b, resized, real, IS_THING)
+        scores = slow_semantic(logits[b], real, image_hw, output_hw, before_resize)
+        np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
+
+
+def check_instances(result: Postprocessed, b, logits, probs, is_thing):
+    expected = slow_instances(logits, probs, is_thing)
+    table = result.instances
+    assert table.count[b] == len(expected)
+    for row, (label, query, score, mask) in enumerate(expected):
+        assert (table.class_ids[b, row], table.queries[b, row], table.areas[b, row]) == (label, query, mask.sum())
+        np.testing.assert_allclose(table.scores[b, row], score, rtol=1e-9)
+        np.testing.assert_array_equal(unpack_mask(result.mask_bits[b, row], mask.shape), mask)
+        y, x = np.nonzero(mask)
+        box = [x.min(), y.min(), x.max() + 1, y.max() + 1] if mask.any() else [0, 0, 0, 0]
+        np.testing.assert_array_equal(table.boxes[b, row], box)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def arguments(logits, probs, images=IMAGES, outputs=OUTPUTS, is_thing=IS_THING, num_classes=REAL_CLASSES):
+    return logits, probs, is_thing, np.int32(num_classes), np.int32(images), np.int32(outputs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("before_resize", [False, True])
+def test_every_task_against_the_definition(x64, seed, before_resize):
+    """Sizes larger and smaller than the input, images of one batch in one bucket; NaN beyond each image's padding."""
+    logits, probs = make_batch(seed)
+    thresholds = {"overlap_threshold": [0.8, 0.3, 0.5][seed], "object_mask_threshold": [0.0, 0.0, 0.6][seed]}
+    result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
+    check_all(result, logits, probs, before_resize, **thresholds)
+
+
+def test_a_gpus_tiles(x64, monkeypatch):
+    monkeypatch.setattr(resampling, "tile_shape", lambda: resampling.GPU_TILE)
+    # Under another name, or JAX would take what it traced with the other tiles.
+    traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=CANVAS))
+    logits, probs = make_batch(0)
+    result = jax.tree.map(np.asarray, traced_anew(*arguments(logits, probs)))
+    assert result.mask_bits.shape[2:] == (256, 256 // 8)  # whole tiles: the canvas is smaller
+    check_all(result, logits, probs)
+
+
+def test_stuff_merges_and_hidden_queries_go(x64):
+    """By hand, on a map of halves: two queries of one stuff class, one of a thing that another covers, one void."""
+    probs = np.full((4, 4), 0.02)
+    probs[[0, 1, 2, 3], [1, 1, 0, 3]] = [0.9, 0.8, 0.5, 0.94]
+    logits = np.full((8, 8, 4), -9.0)
+    logits[:, :4, 0], logits[:, 4:, 1], logits[:, :4, 2], logits[:, :, 3] = 9, 9, 8, 9
+    is_thing = np.array([True, False, True])
+    result = run(
+        logits[None], probs[None], is_thing, np.int32(3), np.int32([[32, 32]]), np.int32([[32, 32]]), canvas=(32, 32)
+    )
+    np.testing.assert_array_equal(result.panoptic[0], np.ones((32, 32)))
+    assert (result.segments.count[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
+    assert result.segments.scores[0, 0] == 0.9 and not result.segments.is_thing[0, 0]
+    np.testing.assert_array_equal(result.semantic[0], np.ones((32, 32)))
+    # The hidden thing is an instance all the same: half the picture, and 16 columns wide.
+    labels, areas = result.instances.class_ids[0], result.instances.areas[0]
+    hidden = (result.instances.queries[0] == 2) & (labels == 0) & (areas > 0)
+    assert result.instances.boxes[0][hidden].tolist() == [[0, 0, 16, 32]]
+
+
+def test_nothing_but_void(x64):
+    probs = np.zeros((1, 3, 3))
+    probs[..., 2] = 1
+    logits = np.full((1, 8, 8, 3), 5.0)
+    result = run(
+        logits, probs, np.ones(2, bool), np.int32(2), np.int32([[32, 32]]), np.int32([[20, 10]]), canvas=(32, 32)
+    )
+    assert not result.panoptic.any() and result.segments.count[0] == 0
+    assert not result.instances.scores[0, : result.instances.count[0]].any()
+
+
+@pytest.mark.parametrize("before_resize", [False, True])
+def test_scores_of_every_class(x64, before_resize):
+    logits, probs = make_batch(0)
+    real = np.stack([real_classes(p) for p in probs])
+    scores = np.asarray(
+        compiled_scores(logits, real, np.int32(IMAGES), np.int32(OUTPUTS), canvas=CANVAS, before_resize=before_resize)
+    )
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        expected = slow_semantic(logits[b], real[b], image_hw, output_hw, before_resize)
+        np.testing.assert_allclose(scores[b, : output_hw[0], : output_hw[1]], expected, atol=1e-12)
+
+
+def test_what_the_user_asked_for_alone():
+    logits, probs = make_batch(0, np.float32)
+    result = run(*arguments(logits, probs), canvas=CANVAS, tasks=("semantic",))
+    assert result.panoptic is result.segments is result.instances is result.mask_bits is None
+    with pytest.raises(ValueError, match="name one or more of panoptic, semantic, instances"):
+        run(*arguments(logits, probs), canvas=CANVAS, tasks=())
+
+
+@pytest.mark.parametrize("before_resize", [False, True])
+def test_847_classes_fit_in_memory(before_resize):
+    """What the compiled program takes beside its arguments and results, at 1333x800 with 250 queries."""
+    shapes = (
+        jax.ShapeDtypeStruct((1, 200, 336, 250), np.float32),
+        jax.ShapeDtypeStruct((1, 250, 2049), np.float32),
+        jax.ShapeDtypeStruct((2048,), bool),
+        jax.ShapeDtypeStruct((), np.int32),
+        jax.ShapeDtypeStruct((1, 2), np.int32),
+        jax.ShapeDtypeStruct((1, 2), np.int32),
+    )
+    program = compiled.lower(*shapes, canvas=(1344, 1344), tasks=("semantic",), semantic_before_resize=before_resize)
+    memory = program.compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**28

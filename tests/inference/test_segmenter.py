@@ -1,0 +1,201 @@
+"""The whole way, from photographs to results, with a small random model."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.models.building import named_variables
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.inference.photo_sizes import PHOTO_SIZES
+
+WORDS = ["astronaut", "space shuttle, rocket", "flag", "sky"]
+
+
+def make_photo(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Coloured blocks with noise."""
+    rng = np.random.default_rng(seed)
+    blocks = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size[::-1], Image.Resampling.BOX)
+    return np.clip(np.asarray(blocks).astype(int) + rng.integers(-20, 21, (*size, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """Counts XLA's compilations from here on, the small ones too."""
+    durations: list[float] = []
+
+    def listen(event: str, duration: float, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            durations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield durations
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def segmenter(compilations) -> Segmenter:
+    return Segmenter.random(short_side=96, max_side=160)
+
+
+def test_forty_sizes_and_three_vocabularies(segmenter, compilations):
+    """Runs first, so that it sees every compilation: at most one a bucket and one a text length."""
+    assert len(segmenter.buckets) <= 5
+    vocabularies = ["cityscapes", WORDS, Vocabulary.from_words(["grass", "a word of " * 20], stuff=["grass"])]
+    for index, size in enumerate(PHOTO_SIZES):
+        if index % 14 == 0:
+            segmenter.set_classes(vocabularies[index // 14])
+        result = segmenter(make_photo(size, index))
+        assert result.panoptic.id_map.shape == result.semantic().shape == size
+    assert 0 < len(compilations) <= 8
+
+
+def test_the_parts_of_a_result_agree(segmenter):
+    segmenter.set_classes(WORDS, stuff=["sky"])
+    result = segmenter(make_photo((200, 300)), overlap_threshold=0.1)
+    ids, segments = result.panoptic
+    assert segments and [segment.id for segment in segments] == list(range(1, len(segments) + 1))
+    for segment in segments:
+        y, x = np.nonzero(ids == segment.id)
+        assert segment.area == len(y)
+        assert segment.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        assert segment.name == WORDS[segment.class_index].split(",")[0] and segment.is_thing == (segment.name != "sky")
+    assert set(np.unique(ids)) <= {0, *(segment.id for segment in segments)}
+    assert result.semantic().min() >= 0 and result.semantic().max() < len(WORDS)
+    instances = result.instances()
+    assert instances and instances == sorted(instances, key=lambda instance: -instance.score)
+    for instance in instances:
+        y, x = np.nonzero(instance.mask)
+        assert instance.area == len(y) and instance.name != "sky"
+        assert instance.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+    assert [i.score for i in result.instances(instances[2].score)] == [i.score for i in instances[:3]]
+
+
+def test_the_order_of_words_is_of_no_matter(segmenter):
+    photo = make_photo((200, 300))
+    segmenter.set_classes(WORDS)
+    scores = segmenter.semantic_scores(photo)
+    semantic = segmenter(photo, tasks=["semantic"]).semantic()
+    np.testing.assert_array_equal(semantic, scores.argmax(axis=0))
+    segmenter.set_classes(WORDS[::-1])
+    # The softmax adds the classes in another order.
+    np.testing.assert_allclose(segmenter.semantic_scores(photo)[::-1], scores, atol=1e-5)
+
+
+def test_an_image_however_given(segmenter, tmp_path):
+    photo = make_photo((200, 300))
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    segmenter.set_classes(WORDS)
+    one = segmenter(photo)
+    many = segmenter([str(tmp_path / "photo.png"), Image.fromarray(photo), tmp_path / "photo.png"])
+    assert len(many) == 3
+    for result in many:
+        np.testing.assert_array_equal(result.panoptic.id_map, one.panoptic.id_map)
+        np.testing.assert_array_equal(result.semantic(), one.semantic())
+    assert segmenter([]) == []
+
+
+def test_batches(segmenter):
+    """Five images in batches of two and a larger bucket: the same answers, in the given order."""
+    together = Segmenter.random(short_side=96, max_side=160, batch_size=2, batched=True, buckets=[(128, 160)])
+    photos = [
+        make_photo(size, seed) for seed, size in enumerate([(90, 120), (100, 90), (96, 128), (100, 140), (110, 100)])
+    ]
+    for each in (segmenter, together):
+        each.set_classes(WORDS)
+    for photo, result in zip(photos, together(photos, tasks=["semantic"]), strict=True):
+        alone = segmenter(photo, tasks=["semantic"]).semantic()
+        # Sums run in another order in a larger batch: a pixel between two classes may turn.
+        assert (result.semantic() == alone).mean() > 0.999
+
+
+def test_expected_sizes_share_programs(segmenter, monkeypatch):
+    segmenter.set_classes(WORDS)
+    images = [make_photo(size, 3) for size in ((300, 400), (250, 500))]
+    before = segmenter(images, overlap_threshold=0.1)
+    taken = []
+    batch = segmenter._batch
+    monkeypatch.setattr(
+        segmenter, "_batch", lambda items, bucket, size: taken.append(bucket) or batch(items, bucket, size=size)
+    )
+    monkeypatch.setattr(segmenter, "_shared", {})
+    segmenter.expect(image.shape[:2] for image in images)
+    segmenter(images)
+    assert len(set(taken)) == 2
+    segmenter.expect((image.shape[:2] for image in images), programs=1)
+    after = segmenter(images, overlap_threshold=0.1)
+    assert taken[2:] == [max(taken)] * 2
+    for one, other in zip(before, after, strict=True):
+        # Sums in another order move a few pixels on the border between masks.
+        assert np.mean(one.panoptic.id_map != other.panoptic.id_map) < 1e-3
+        assert [s.class_index for s in one.panoptic.segments] == [s.class_index for s in other.panoptic.segments]
+
+
+def test_fewer_tasks(segmenter):
+    segmenter.set_classes(WORDS)
+    result = segmenter(make_photo((200, 300)), tasks=["semantic"])
+    assert result.tasks == ("semantic",)
+    with pytest.raises(ValueError, match="this result holds semantic; segment with 'panoptic' among the tasks"):
+        result.panoptic  # noqa: B018
+    with pytest.raises(ValueError, match="name one or more of panoptic, semantic, instances"):
+        segmenter(make_photo((200, 300)), tasks=["semantic", "masks"])
+    with pytest.raises(ValueError, match="overlap_threshold is 5.0; it is a share, from 0 to 1"):
+        segmenter(make_photo((200, 300)), overlap_threshold=5.0)
+
+
+def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    segmenter.set_classes(WORDS)
+    photos = [make_photo((80, 100)), tmp_path / "text.jpg", Image.new("RGB", (0, 5)), make_photo((80, 100))]
+    stream = segmenter.stream(photos)
+    found = dict([next(stream)])
+    segmenter.set_classes(["other words"])  # for the next stream, not for this one
+    found |= dict(stream)
+    assert [type(found[i]).__name__ for i in range(4)] == ["Result", "ValueError", "ValueError", "Result"]
+    assert found[0].vocabulary == found[3].vocabulary and len(found[3].vocabulary.classes) == len(WORDS)
+    with pytest.raises(ValueError, match="text.jpg: it is not an image"):
+        segmenter([tmp_path / "text.jpg"])
+
+
+def test_new_weights_compile_nothing(segmenter, compilations):
+    segmenter.set_classes(WORDS)
+    photo = make_photo((200, 300))
+    before = segmenter(photo)
+    compiled = len(compilations)
+    answers = []
+    for seed in (1, 0):
+        weights = {name: np.asarray(value[...]) for name, value in named_variables(random_model(SMALL, seed)).items()}
+        segmenter.set_weights({name: value for name, value in weights.items() if not name.startswith("clip.text.")})
+        answers.append(segmenter(photo))
+    assert len(compilations) == compiled
+    others, same, old = ([found.score for found in answer.instances()] for answer in (*answers, before))
+    assert same == old and others != old
+    np.testing.assert_array_equal(answers[1].panoptic.id_map, before.panoptic.id_map)
+
+    with pytest.raises(ValueError, match="the image model has no variable mask_decoder.nothing"):
+        segmenter.set_weights({"mask_decoder.nothing": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"void_embedding is of shape \(.*\), and its new value of \(3,\)"):
+        segmenter.set_weights({"void_embedding": np.zeros(3, np.float32)})
+
+
+def test_ten_thousand_words(segmenter):
+    segmenter.set_classes([f"thing number {i}" for i in range(10_000)])
+    assert segmenter(make_photo((60, 80)), tasks=["semantic"]).semantic().max() < 10_000
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="call set_classes first"):
+        Segmenter.random()(make_photo((20, 20)))
+    with pytest.raises(ValueError, match="short_side 900 and max_side 800 must rise from 1"):
+        Segmenter.random(short_side=900, max_side=800)
+    with pytest.raises(ValueError, match="bucket 100x100 is not made of multiples of 32; try 128x128"):
+        Segmenter.random(buckets=[(100, 100)])
+    with pytest.raises(ValueError, match="buckets is empty"):
+        Segmenter.random(buckets=[])
+    with pytest.raises(ValueError, match="a vocabulary says itself which of its classes are stuff"):
+        Segmenter.random().set_classes("cityscapes", stuff=["car"])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Segmenter.random(batch_size=0)

@@ -1,0 +1,82 @@
+"""Ways to classify masks that must agree, and some that must not."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcclip_jax.inference.resampling import logits_in_view
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference.sweep import Way
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text.vocabulary import Vocabulary
+from tests.inference.test_segmenter import make_photo
+
+WORDS = ["person", "space shuttle, rocket", "flag", "sky"]  # a seen one, and others
+SIZE = (150, 210)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Panoptic results by the name of their way; and the one that the segmenter gives without a sweep."""
+    model, other = random_model(SMALL, 0), random_model(SMALL, 1)
+    segmenter = Segmenter(
+        model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2,
+        batched=True,
+    )  # fmt: skip
+    segmenter.set_classes(WORDS)
+    clip_alone = dataclasses.replace(model.ensemble, alpha=1.0, beta=1.0)
+    ways = {
+        "own": Way(model.ensemble),
+        "own size": Way(model.ensemble, short_side=96),
+        "clip": Way(clip_alone),
+        "clip, smaller": Way(clip_alone, short_side=64),
+        "clip, larger": Way(clip_alone, short_side=160),
+        "second": Way(clip_alone, second_trunk=True),
+        "second, own size": Way(clip_alone, short_side=96, second_trunk=True),
+    }
+    photo = make_photo(SIZE, 5)
+    ((_, results),) = segmenter.sweep(
+        [photo], list(ways.values()), second_trunk=other.clip.image, overlap_threshold=0.1
+    )
+    ((_, alone),) = segmenter.stream([photo], tasks=("panoptic",), overlap_threshold=0.1)
+    return {name: result.panoptic for name, result in zip(ways, results, strict=True)} | {"alone": alone.panoptic}
+
+
+def scores(panoptic) -> list[tuple[int, float]]:
+    return [(segment.class_index, segment.score) for segment in panoptic.segments]
+
+
+@pytest.mark.parametrize(("one", "other"), [("own", "alone"), ("own size", "own"), ("second, own size", "second")])
+def test_what_is_the_same(found, one, other):
+    """A view of the image's own size is the image itself, in an array that is padded further."""
+    assert len(found[one].segments) > 1
+    np.testing.assert_array_equal(found[one].id_map, found[other].id_map)
+    classes, values = zip(*scores(found[one]), strict=True)
+    others, expected = zip(*scores(found[other]), strict=True)
+    assert classes == others
+    # Sums in another order.
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("other", ["own", "clip, smaller", "clip, larger", "second"])
+def test_what_is_not(found, other):
+    largest = [max(score for _, score in scores(found[name])) for name in ("clip", other)]
+    assert abs(largest[0] - largest[1]) > 1e-3 * largest[0]
+
+
+@pytest.mark.parametrize("view", [(32, 96), (64, 64), (160, 224)])
+def test_masks_in_a_view(view):
+    """Sides that are multiples of 32 need no padding: then it is PyTorch's interpolation."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(24, 40, 3)).astype(np.float32)  # of an image of 96 x 160
+    padded = np.pad(logits, ((0, 8), (0, 16), (0, 0)), constant_values=9.0)
+    grid = (view[0] // 32, view[1] // 32)
+    ours = logits_in_view(jnp.asarray(padded), jnp.asarray([96, 160]), jnp.asarray(view), grid)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(logits).double().permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False
+    )[0].permute(1, 2, 0)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # float32's own noise

@@ -1,0 +1,92 @@
+"""The optimiser against PyTorch's AdamW, gradient clipping and schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from fcclip_jax.training import optim
+from fcclip_jax.training.optim import OptimSettings, Treatment
+
+SHAPES = {
+    "mask_decoder.decoder_norm.weight": (5,),
+    "mask_decoder.layers.0.linear1.weight": (3, 4),
+    "pixel_decoder.mask_features.bias": (4,),
+    "clip.image.stem_conv.weight": (2, 2),
+    "clip.image.stem_norm.bias": (2,),
+    "mask_decoder.logit_scale": (),
+}
+
+
+def test_clipping_by_hand():
+    clip = optim.clip_by_norm(1.0)
+    found, _ = clip.update({"a": jnp.asarray([3.0]), "b": jnp.asarray(4.0)}, clip.init({}))
+    np.testing.assert_allclose([found["a"][0], found["b"]], [0.6, 0.8], rtol=1e-6)
+    kept, _ = clip.update({"a": jnp.asarray([0.3]), "b": jnp.asarray(0.4)}, clip.init({}))
+    np.testing.assert_array_equal([kept["a"][0], kept["b"]], np.float32([0.3, 0.4]))
+
+
+@pytest.mark.parametrize("size", [1e3, 1e-3, 1e-6])
+def test_steps_as_torch(size):
+    """Gradients far above the clip, near it, and so small that eps matters; both drops of the rate on the way."""
+    rng = np.random.default_rng(0)
+    settings = OptimSettings(learning_rate=0.01, milestones=(3, 5))
+    start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    theirs = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    groups = []
+    for name, parameter in theirs.items():
+        multiplier = settings.trunk_multiplier if name.startswith("clip.") else 1.0
+        decay = 0.0 if "norm" in name else settings.weight_decay
+        groups.append({"params": [parameter], "lr": settings.learning_rate * multiplier, "weight_decay": decay})
+    adam = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(adam, list(settings.milestones), settings.drop)
+
+    transform = optim.optimizer(SHAPES, settings)
+    ours = jax.tree.map(jnp.asarray, start)
+    state = transform.init(ours)
+
+    @jax.jit
+    def step(gradients, state, ours):
+        updates, state = transform.update(gradients, state, ours)
+        return optax.apply_updates(ours, updates), state
+
+    for _ in range(7):
+        gradients = {name: (size * rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()}
+        ours, state = step(gradients, state, ours)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradients[name])
+        torch.nn.utils.clip_grad_norm_(theirs.values(), settings.clip_norm)
+        adam.step()
+        schedule.step()
+        for name, parameter in theirs.items():
+            # Parameters are about 1, so float32 itself is as coarse as this.
+            np.testing.assert_allclose(ours[name], parameter.detach(), atol=1e-6, rtol=0)
+    assert all(np.abs(ours[name] - start[name]).max() > 1e-4 for name in SHAPES)
+
+
+def test_the_rate_of_each_step():
+    rate = optim.learning_rate(OptimSettings())
+    official = {0: 1e-4, 11: 1e-4, 327_777: 1e-4, 327_778: 1e-5, 355_091: 1e-5, 355_092: 1e-6, 368_749: 1e-6}
+    for step, expected in official.items():
+        np.testing.assert_allclose(rate(jnp.int32(step)), expected, rtol=1e-6)
+
+
+def test_groups_by_hand():
+    expected = {
+        "mask_decoder.logit_scale": (1.0, 0.05),
+        "mask_decoder.level_embed": (1.0, 0.0),
+        "pixel_decoder.level_embed": (1.0, 0.05),
+        "void_embedding": (1.0, 0.0),
+        "pixel_decoder.layers.stacked.norm2.bias": (1.0, 0.0),
+        "pixel_decoder.layers.stacked.linear1.bias": (1.0, 0.05),
+        "clip.image.stages.0.blocks.stacked.norm.weight": (0.1, 0.0),
+        "clip.image.layers.0.first.downsample_bn.bias": (0.1, 0.0),
+        "clip.image.stages.0.blocks.stacked.gamma": (0.1, 0.05),
+    }
+    assert {name: optim.treatment(name, OptimSettings()) for name in expected} == {
+        name: Treatment(*values) for name, values in expected.items()
+    }
+    with pytest.raises(ValueError, match="clip.text.ln_final.weight belongs to no group"):
+        optim.optimizer(["clip.text.ln_final.weight"], OptimSettings())

@@ -1,0 +1,287 @@
+"""Whole runs: resuming is exact, whatever ended the run before and wherever it goes on; the result is a whole model."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.__main__ import main as convert
+from fcclip_jax import checkpoint
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.training.states import Checkpoints, read_model
+from fcclip_jax.training.step import StepMetrics, TrainState
+from fcclip_jax.training.train import check_finite, train
+from tests.data import tiny
+from tests.training.tiny_runs import tiny_runs as training
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> tiny.Paths:
+    return tiny.write(tmp_path_factory.mktemp("data"), 6)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
+    """Programs are compiled once for all runs of this file."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def straight(paths, cache, tmp_path_factory) -> pathlib.Path:
+    """The working directory of an undisturbed run of 6 steps, saved at 3 and 6 and evaluated at the end."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    config = training.config(paths, **{"eval.every": 6, "eval.images": 2, "eval.pictures": 1})
+    train(config, workdir, training.source(config), training.source(config))
+    return workdir
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    return dict(checkpoint.read(workdir / "final").parameters)
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], within: float = 0.0) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=within, err_msg=name)
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(arguments: list[str], cache: pathlib.Path, devices: int = 1) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "FCCLIP_JAX_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    for _ in range(2400):
+        if any(line["step"] >= step for line in lines(workdir)):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was never reached")
+
+
+def test_what_a_run_leaves(straight):
+    found = lines(straight)
+    assert [line["step"] for line in found if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {"train/cross_entropy/1", "train/dice/0", "train/gradient_norm", "train/learning_rate"} < found[0].keys()
+    assert 0 <= found[-1]["pq"] <= 100
+    assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["3", "6"]
+    assert list((straight / "tensorboard").iterdir())
+    assert json.loads((straight / "config.json").read_text())["batch_size"] == 4
+    # What trains has changed, and nothing else.
+    before, after = checkpoint.read(straight / "start").parameters, parameters(straight)
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]) == name.startswith("clip."), name
+
+
+def test_the_result_segments_photographs(straight):
+    segmenter = Segmenter.load(straight / "final", short_side=64, max_side=96)
+    segmenter.set_classes(["cat", "sky"])
+    result = segmenter(np.zeros((64, 64, 3), np.uint8), tasks=("panoptic",))
+    assert result.panoptic.id_map.shape == (64, 64)
+
+
+def test_the_result_converts_to_the_official_format(straight, tmp_path):
+    official = tmp_path / "official.safetensors"
+    assert convert(["torch", "--checkpoint", str(straight / "final"), "--output", str(official)]) == 0
+    from safetensors.numpy import load_file
+
+    tensors = load_file(official)
+    trained = parameters(straight)
+    np.testing.assert_array_equal(
+        tensors["sem_seg_head.predictor.query_feat.weight"], trained["mask_decoder.query_feat"]
+    )
+    np.testing.assert_allclose(tensors["criterion.empty_weight"], [1, 1, 1, 0.1], rtol=1e-7)
+
+
+def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys, monkeypatch):
+    def model(step: str) -> pathlib.Path:
+        assert convert(["run", "--run", str(straight), "--step", step, "--output", str(tmp_path / step)]) == 0
+        return tmp_path / step
+
+    assert_same(dict(checkpoint.read(model("latest")).parameters), parameters(straight))
+    assert_same(dict(checkpoint.read(model("best")).parameters), parameters(straight))  # no other was measured
+    third = checkpoint.read(model("3"))
+    assert any(not np.array_equal(value, parameters(straight)[name]) for name, value in third.parameters.items())
+    assert third.training_vocabulary == checkpoint.read(straight / "final").training_vocabulary
+    for arguments, complaint in (
+        (["--run", str(straight), "--step", "4"], "has no checkpoint 4; it has 3, 6"),
+        (["--run", str(straight), "--step", "last"], "'last' is neither a number nor latest or best"),
+        (["--run", str(tmp_path)], "is not the folder of a training run"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert convert(["run", *arguments, "--output", str(tmp_path / "none")]) == 2
+        assert complaint in capsys.readouterr().err
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "fcclip_jax.training.states", None)  # its import fails
+        assert convert(["run", "--run", str(straight), "--step", "6", "--output", str(tmp_path / "none")]) == 2
+    assert "a run is read with what training needs: pip install '.[train]'" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"`python -m convert run --run .* makes one"):
+        checkpoint.read(straight / "checkpoints" / "6")
+
+
+def test_the_averaged_parameters_are_what_counts(paths, cache, tmp_path):
+    config = training.config(paths, average=0.9)
+    result = train(config, tmp_path, training.source(config))
+    assert_same(dict(read_model(tmp_path, "latest").parameters), dict(result.parameters))
+    with pytest.raises(FileNotFoundError, match="was measured, so none is the best; it has 3, 6"):
+        read_model(tmp_path, "best")
+
+
+def test_the_best_checkpoint_outlives_others_and_other_processes(tmp_path):
+    state = TrainState(jnp.int32(0), {"a": jnp.zeros(3)}, {}, None)
+
+    def save(scores: dict[int, float | None]) -> list[int]:
+        checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1, best="pq")
+        for step, pq in scores.items():
+            checkpoints.save(state._replace(step=jnp.int32(step)), {}, None if pq is None else {"pq": pq})
+        checkpoints.wait()
+        found = sorted(int(path.name) for path in checkpoints.folder.iterdir())
+        assert found[0] == checkpoints.best
+        checkpoints.close()
+        return found
+
+    assert save({1: 0.2, 2: 0.9, 3: None, 4: 0.1}) == [2, 4]
+    assert save({5: float("nan"), 6: 0.3, 7: None}) == [2, 7]
+    assert save({8: 0.95, 9: None}) == [8, 9]
+
+
+def test_a_run_in_two_parts_is_the_same_run(paths, straight, cache, tmp_path):
+    for steps in (3, 6):
+        config = training.config(paths, steps=steps)
+        train(config, tmp_path, training.source(config))
+    assert_same(parameters(tmp_path), parameters(straight))
+    losses = [[line["train/loss"] for line in lines(w) if "train/loss" in line] for w in (tmp_path, straight)]
+    assert losses[0] == losses[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(paths, straight, cache, tmp_path):
+    workdir = tmp_path / "killed"
+    arguments = training.command(paths, workdir, **{"checkpoint.every": 1})
+    process = run(arguments, cache)
+    wait_for_step(process, workdir, 2)
+    process.kill()
+    process.communicate()
+    process = run(arguments, cache)
+    assert process.wait() == 0, process.communicate()[0]
+    process.communicate()
+    assert_same(parameters(workdir), parameters(straight))
+
+
+def test_a_run_asked_to_stop_saves_and_says_so(paths, cache, tmp_path):
+    workdir = tmp_path / "stopped"
+    changes = {"data.workers": 2, "checkpoint.every": 10_000}
+    process = run(training.command(paths, workdir, **changes, steps=10_000), cache)
+    wait_for_step(process, workdir, 2)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert f"asked to stop: step {step} is saved" in output
+    for folder, workers in ((workdir, 2), (tmp_path / "undisturbed", 0)):
+        config = training.config(paths, **{**changes, "data.workers": workers, "steps": step + 2})
+        train(config, folder, training.source(config))
+    assert_same(parameters(workdir), parameters(tmp_path / "undisturbed"))
+
+
+def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, tmp_path):
+    """One process with one device, then two with two each."""
+    workdir = tmp_path / "moved"
+    config = training.config(paths, steps=5)
+    train(config, workdir, training.source(config))
+    ports = ["--distributed", "--coordinator=localhost:12391", "--process_count=2"]
+    changes = {"mesh.data": 2, "mesh.fsdp": 2}
+    commands = [training.command(paths, workdir, *ports, f"--process_index={i}", **changes) for i in range(2)]
+    processes = [run(arguments, cache, devices=2) for arguments in commands]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "on 4 cpu devices, from step 5" in outputs[0]
+    assert "on 4 cpu devices" not in outputs[1]
+    assert [line["step"] for line in lines(workdir) if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert lines(workdir)[-1]["train/loss"] == pytest.approx(lines(straight)[5]["train/loss"], rel=1e-5)
+    # Of one step: sums in another order. Clipped gradients are near AdamW's eps, which keeps that small.
+    assert_same(parameters(workdir), parameters(straight), within=1e-6)
+
+
+def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(straight, workdir)
+    folder = workdir / "checkpoints" / "6"
+    data = max((path for path in (folder / "state" / "d").iterdir()), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    process = run(training.command(paths, workdir), cache)
+    output = process.communicate()[0]
+    assert process.returncode == 2
+    assert re.search(
+        r"error: the checkpoint .*checkpoints/6 is damaged .* remove that folder to resume from step 3", output
+    )
+    assert "Traceback" not in output
+    for step, code in (("6", 2), ("3", 0)):
+        assert convert(["run", "--run", str(workdir), "--step", step, "--output", str(tmp_path / step)]) == code
+        assert (tmp_path / step).exists() == (code == 0)
+
+
+def test_another_run_is_not_taken_for_this_one(paths, straight):
+    for changes, complaint in (
+        ({"batch_size": 2}, "has batch_size 4, and the configuration 2"),
+        ({"model.head.num_queries": 7}, "a run of another model or vocabulary"),
+        ({"seed": 3}, "has seed 0, and the configuration 3"),
+    ):
+        config = training.config(paths, **changes)
+        with pytest.raises(ValueError, match=complaint):
+            train(config, straight, training.source(config))
+
+
+def test_what_is_not_finite_is_named():
+    names = ["a", "b"]
+    good = StepMetrics(
+        loss=np.float32(1),
+        cross_entropy=np.ones(2, np.float32),
+        mask=np.ones(2, np.float32),
+        dice=np.ones(2, np.float32),
+        segments=np.float32(3),
+        learning_rate=np.float32(0.1),
+        gradient_norm=np.float32(1),
+        gradient_squares=np.ones(2, np.float32),
+    )
+    check_finite(7, good, names)
+    nan = good._replace(loss=np.float32(np.nan), mask=np.asarray([1, np.nan], np.float32))
+    with pytest.raises(
+        ValueError, match="stopped at step 7: the loss mask of output 1 is not finite, but the gradients"
+    ):
+        check_finite(7, nan, names)
+    infinite = good._replace(gradient_squares=np.asarray([1, np.inf], np.float32))
+    with pytest.raises(ValueError, match="the losses are finite, but the gradient of b is not"):
+        check_finite(7, infinite, names)
