@@ -208,7 +208,7 @@ def test_overwriting_is_asked_for(saved, tmp_path):
         checkpoint.save(path, contents())
     changed = contents()._replace(source=Origin("other", ""))
     checkpoint.save(path, changed, overwrite=True)
-    assert checkpoint.load(path).source.name == "other"
+    assert checkpoint.read(path).source.name == "other"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
@@ -233,7 +233,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="cannot be written: RESOURCE_EXHAUSTED: No space left on device$"):
             checkpoint.save(target, contents(), overwrite=overwrite)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-    assert checkpoint.load(path).source == contents().source
+    assert checkpoint.read(path).source == contents().source
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path, capfd):

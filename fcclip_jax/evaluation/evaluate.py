@@ -23,6 +23,7 @@ from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.evaluation.sweeps import SWEEPS
 from fcclip_jax.evaluation.sweeps import summarize as summarize_sweep
 from fcclip_jax.files import write_files
+from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL, ModelDescription
@@ -60,8 +61,9 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     caching.keep_compiled_programs()
     first = open_model(checkpoint_path, seed=0)
     segmenter = make_segmenter(config, first)
+    engine = segmenter.engine
     about |= {
-        "ensemble": dataclasses.asdict(segmenter.ensemble),
+        "ensemble": dataclasses.asdict(engine.ensemble),
         "checkpoint": check_sum(first.model, first.description),
         "training_vocabulary": digest_of(first.training),
     }
@@ -77,9 +79,9 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         about["second_checkpoint"] = check_sum(second_trunk, second.description.clip.image)
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
-    segmenter.expect(examples.sizes)
+    engine.expect(examples.sizes)
     with jax.default_matmul_precision(config.precision):
-        outcome = evaluate(segmenter, examples, log, settings, folder, second_trunk)
+        outcome = evaluate(engine, examples, log, settings, folder, second_trunk)
     if not outcome.lines:
         raise ValueError("no image could be read: there is nothing to report")
     try:
@@ -87,7 +89,7 @@ def run(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
             write_report(config, examples, outcome, settings, folder, first, about)
             if config.worst and not settings.sweep:
                 with jax.default_matmul_precision(config.precision):
-                    show_worst(config, examples, outcome.lines, folder, segmenter, settings)
+                    show_worst(config, examples, outcome.lines, folder, engine, settings)
             if outcome.images_per_second:
                 processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
                 print(f"{outcome.images_per_second:.3g} images/s{processes}")
@@ -155,13 +157,13 @@ def show_worst(
     examples: Examples,
     lines: Mapping[int, Line],
     folder: pathlib.Path,
-    segmenter: Segmenter,
+    engine: Engine,
     settings: EvalSettings,
 ) -> None:
     if settings.tasks == ("instances",):
         print("no page of the worst images: they are ordered by PQ or mIoU, which were left out")
         return
-    page.write(folder, lines, examples, segmenter, settings, config.worst)
+    page.write(folder, lines, examples, engine, settings, config.worst)
     print(f"the worst images: {folder / 'worst.html'}")
 
 

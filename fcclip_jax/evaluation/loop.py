@@ -21,8 +21,8 @@ from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.predictions import names_of, save
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts
 from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
+from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result
-from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics.panoptic import PanopticCounts, quality
 
 THREADS = min(os.cpu_count() or 1, 8)
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 def evaluate(
-    segmenter: Segmenter,
+    engine: Engine,
     examples: Examples,
     log: EvaluationLog,
     settings: EvalSettings,
@@ -77,7 +77,7 @@ def evaluate(
     arrivals: list[float] = []
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
     with progress, log.writer() as write:
-        for index, line in _lines(segmenter, examples, mine, settings, folder, second_trunk, arrivals):
+        for index, line in _lines(engine, examples, mine, settings, folder, second_trunk, arrivals):
             if isinstance(line, Exception):
                 failures.append(_failure(examples, index, line))
                 tqdm.write(f"skipped {failures[-1]}")
@@ -97,13 +97,13 @@ def evaluate(
             f"{len(lines)} of {len(examples)} images are in {folder} now, and {failed} could not be read: the others are"
             " elsewhere; give all processes one --workdir that they share"
         )
-    later = len(arrivals) - segmenter.batch_size
-    speed = later / (end - arrivals[segmenter.batch_size - 1]) if later > 0 else 0.0
+    later = len(arrivals) - engine.batch_size
+    speed = later / (end - arrivals[engine.batch_size - 1]) if later > 0 else 0.0
     return Outcome(lines, failed, speed)
 
 
 def _lines(
-    segmenter: Segmenter,
+    engine: Engine,
     examples: Examples,
     places: Sequence[int],
     settings: EvalSettings,
@@ -113,7 +113,7 @@ def _lines(
 ) -> Iterator[tuple[int, Line | OSError | ValueError]]:
     """Images are decoded ahead of the computation and scored behind it, in threads.
 
-    arrivals: gets the time when the segmenter was done with each.
+    arrivals: gets the time when the engine was done with each.
     """
     underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
     failed: deque[tuple[int, OSError | ValueError]] = deque()
@@ -124,7 +124,7 @@ def _lines(
         ahead: deque[tuple[int, Future[Example]]] = deque()
         waiting = iter(places)
         while True:
-            while len(ahead) < segmenter.batch_size + 2 and (place := next(waiting, None)) is not None:
+            while len(ahead) < engine.batch_size + 2 and (place := next(waiting, None)) is not None:
                 ahead.append((place, pool.submit(examples.__getitem__, place)))
             if not ahead:
                 return
@@ -150,12 +150,12 @@ def _lines(
 
     with ThreadPoolExecutor(THREADS) as pool:
         if settings.sweep:
-            ways = SWEEPS[settings.sweep].ways(segmenter.ensemble)
-            stream = segmenter.sweep(
+            ways = SWEEPS[settings.sweep].ways(engine.ensemble)
+            stream = engine.sweep(
                 pixels(), ways, second_trunk=second_trunk, overlap_threshold=settings.overlap_threshold
             )
         else:
-            stream = segmenter.stream(
+            stream = engine.segment(
                 pixels(),
                 tasks=settings.tasks,
                 overlap_threshold=settings.overlap_threshold,
@@ -172,7 +172,7 @@ def _lines(
                 scored.append((place, pool.submit(score, place, example, result)))
             while failed:
                 yield failed.popleft()
-            while len(scored) > max(THREADS, 2 * segmenter.batch_size):
+            while len(scored) > max(THREADS, 2 * engine.batch_size):
                 place, future = scored.popleft()
                 yield place, future.result()
         for place, future in scored:

@@ -14,8 +14,8 @@ from fcclip_jax.evaluation.log import Line
 from fcclip_jax.evaluation.loop import EvalSettings, classes_in
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
 from fcclip_jax.files import write_files
+from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result
-from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic, semantic
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.validate import truth_result
@@ -27,7 +27,7 @@ def write(
     folder: pathlib.Path,
     lines: Mapping[int, Line],
     examples: Examples,
-    segmenter: Segmenter,
+    engine: Engine,
     settings: EvalSettings,
     number: int,
 ) -> None:
@@ -42,7 +42,7 @@ def write(
     task = "panoptic" if "panoptic" in settings.tasks else "semantic"
     name = "PQ" if task == "panoptic" else "mIoU"
     chosen = {position: examples[place] for position, place in enumerate(worst)}
-    stream = segmenter.stream(
+    stream = engine.segment(
         [example.image for example in chosen.values()],
         tasks=(task,),
         overlap_threshold=settings.overlap_threshold,

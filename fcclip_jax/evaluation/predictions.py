@@ -44,9 +44,9 @@ def save(folder: pathlib.Path, name: str, image_id: int | str, result: Result) -
         entries["segments_info"] = segments_info(result.panoptic)
     if "semantic" in result.tasks:
         dtype = np.uint8 if len(result.vocabulary.classes) <= 255 else np.uint16
-        files[folder / FOLDER / "semantic" / f"{name}.png"] = _png(result.semantic().astype(dtype))
+        files[folder / FOLDER / "semantic" / f"{name}.png"] = _png(result.semantic.astype(dtype))
     if "instances" in result.tasks:
-        entries["instances"] = [instance_record(image_id, each) for each in result.instances()]
+        entries["instances"] = [instance_record(image_id, each) for each in result.instances]
     write_files(files)
     return entries
 

@@ -37,11 +37,11 @@ def image_line(index: int, examples: Examples, example: Example, result: Result)
     if "panoptic" in result.tasks and example.panoptic is not None:
         line["panoptic"] = panoptic_rows(example.panoptic, result, classes)
     if "semantic" in result.tasks:
-        confusion = semantic.count(example.semantic, result.semantic(), classes, IGNORE)
+        confusion = semantic.count(example.semantic, result.semantic, classes, IGNORE)
         pairs = np.argwhere(confusion)
         line["semantic"] = [[int(t), int(f), int(confusion[t, f])] for t, f in pairs]
     if "instances" in result.tasks:
-        found = result.instances()
+        found = result.instances
         if example.instance_ids is not None:
             detections = [cityscapes.Found(each.entry.id, each.score, each.mask) for each in found]
             line["matches"] = cityscapes.match(example.instance_ids, detections)

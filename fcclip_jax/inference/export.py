@@ -93,9 +93,10 @@ class Exporter:
             }
         if "semantic" in self._tasks:
             dtype = np.uint8 if len(self._vocabulary.classes) <= 255 else np.uint16
-            files[self._folder / "semantic" / f"{photo.name}.png"] = _encode(result.semantic().astype(dtype), "PNG")
+            files[self._folder / "semantic" / f"{photo.name}.png"] = _encode(result.semantic.astype(dtype), "PNG")
         if "instances" in self._tasks:
-            instances = [instance_record(photo.id, instance) for instance in result.instances(self._threshold)]
+            found = [instance for instance in result.instances if instance.score >= self._threshold]
+            instances = [instance_record(photo.id, instance) for instance in found]
         for task in self._tasks:
             picture = np.asarray(result.draw(task, threshold=self._threshold))
             # Whole chroma: coloured labels blur without.

@@ -1,7 +1,6 @@
 """What a segmentation holds, on the host, in the words of its vocabulary."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,40 +50,54 @@ class Instance(NamedTuple):
     """One thing; instances may overlap."""
 
     class_index: int
+    """Its class, counted from 0 in the vocabulary."""
     entry: VocabularyClass
     score: float
     area: int
+    """Pixels."""
     box: Box
-    mask: Bool[np.ndarray, "H W"]
+    mask_bits: UInt8[np.ndarray, "W H8"]
+    """The mask, column by column, 8 rows to a byte, the first row in the lowest bit."""
+    height: int
+    """Pixels of the image."""
 
     @property
     def name(self) -> str:
         return self.entry.name
 
+    @property
+    def mask(self) -> Bool[np.ndarray, "H W"]:
+        """Its pixels, at the image's size; unpacked anew at each access."""
+        return unpack_mask(self.mask_bits, (self.height, self.mask_bits.shape[0]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The segmentation of one image. What was not among the tasks raises a ValueError that says so."""
+    """The segmentation of one image, at the image's size.
+
+    `panoptic`, `semantic` and `instances` raise a ValueError if they were not among the tasks.
+    """
 
     image: UInt8[np.ndarray, "H W 3"]
     vocabulary: Vocabulary
     _panoptic: Panoptic | None
     _semantic: Int[np.ndarray, "H W"] | None
-    _instances: list["PackedInstance"] | None
+    _instances: list[Instance] | None
 
     @property
     def panoptic(self) -> Panoptic:
-        """Segments and their map, at the image's size."""
+        """Segments and their map."""
         return self._required(self._panoptic, "panoptic")
 
+    @property
     def semantic(self) -> Int[np.ndarray, "H W"]:
         """The class of every pixel, counted from 0 in the vocabulary."""
         return self._required(self._semantic, "semantic")
 
-    def instances(self, threshold: float = 0.0) -> list[Instance]:
-        """Things with a score of at least `threshold`, best first, at most 100."""
-        packed = self._required(self._instances, "instances")
-        return [instance.unpack(self.image.shape[:2]) for instance in packed if instance.score >= threshold]
+    @property
+    def instances(self) -> list[Instance]:
+        """Things, best score first, at most 100."""
+        return self._required(self._instances, "instances")
 
     def draw(self, task: str | None = None, *, threshold: float = 0.5) -> Image.Image:
         """The image with its segments coloured and named.
@@ -110,20 +123,6 @@ class Result:
         return value
 
 
-class PackedInstance(NamedTuple):
-    """An instance whose mask is still one bit a pixel."""
-
-    class_index: int
-    entry: VocabularyClass
-    score: float
-    area: int
-    box: Box
-    mask_bits: UInt8[np.ndarray, "W H8"]
-
-    def unpack(self, shape: tuple[int, int]) -> Instance:
-        return Instance(*self[:-1], mask=unpack_mask(self.mask_bits, shape))
-
-
 def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, output: Postprocessed) -> Result:
     """The result of one image from its part of a batch's output (host arrays without their batch axis)."""
     height, width = image.shape[:2]
@@ -133,7 +132,7 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
     if output.semantic is not None:
         semantic = np.array(output.semantic[:height, :width])
     if output.instances is not None:
-        instances = _instances(output.instances, output.mask_bits[:, :width, : ceil_div(height, 8)], vocabulary)
+        instances = _instances(output.instances, output.mask_bits[:, :width, : ceil_div(height, 8)], height, vocabulary)
     return Result(image, vocabulary, panoptic, semantic, instances)
 
 
@@ -150,14 +149,15 @@ def _panoptic(id_map: Int[np.ndarray, "H W"], segments: Segments, vocabulary: Vo
 
 
 def _instances(
-    instances: Instances, mask_bits: UInt8[np.ndarray, "N W H8"], vocabulary: Vocabulary
-) -> Sequence[PackedInstance]:
-    rows = []
+    instances: Instances, mask_bits: UInt8[np.ndarray, "N W H8"], height: int, vocabulary: Vocabulary
+) -> list[Instance]:
+    found = []
     for i in range(int(instances.count)):
         area = int(instances.areas[i])
         if not area:
             continue
         class_index, score = int(instances.class_ids[i]), float(instances.scores[i])
         box = tuple(int(side) for side in instances.boxes[i])
-        rows.append(PackedInstance(class_index, vocabulary.classes[class_index], score, area, box, mask_bits[i].copy()))
-    return rows
+        entry = vocabulary.classes[class_index]
+        found.append(Instance(class_index, entry, score, area, box, mask_bits[i].copy(), height))
+    return found

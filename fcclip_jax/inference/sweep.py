@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.conventions import MASK_STRIDE, STRIDE
 from fcclip_jax.inference.postprocess import Postprocessed, panoptic_sweep
+from fcclip_jax.inference.programs import BY_IMAGE, WHOLE, Inputs, Words
 from fcclip_jax.inference.resampling import logits_in_view
 from fcclip_jax.models.classifiers import shrink
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import dense_masks, normalize_images
-from fcclip_jax.structs import TextClassifier
 
 
 class Way(NamedTuple):
@@ -38,12 +38,9 @@ def sweep(
     graphdef: nnx.GraphDef,
     state: nnx.State,
     second_state: nnx.State | None,
-    images: UInt8[Array, "B H W 3"],
-    image_hw: Int[Array, "B 2"],
-    output_hw: Int[Array, "B 2"],
+    inputs: Inputs,
     views: dict[int, View],
-    text: TextClassifier,
-    is_thing: Bool[Array, " K"],
+    words: Words,
     overlap_threshold: Float[Array, ""],
     *,
     second_graphdef: nnx.GraphDef | None,
@@ -52,12 +49,12 @@ def sweep(
 ) -> Postprocessed:
     """Panoptic results [B, ways, ...] of one batch. Each trunk reads each view at most once.
 
-    second_state, second_graphdef: of another trunk; None where no way has it.
+    second_state, second_graphdef: another trunk; None if no way uses it.
     views: by their short side.
     """
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(images, image_hw)
-    prediction, features = model(pixels, valid_hw, text)
+    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
+    prediction, features = model(pixels, valid_hw, words.text)
 
     @functools.cache
     def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
@@ -70,19 +67,25 @@ def sweep(
             view_pixels, hw = normalize_images(*view)
             dense = trunk(view_pixels, hw).clip_dense
             logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
-                prediction.mask_logits, image_hw, view.image_hw
+                prediction.mask_logits, inputs.image_hw, view.image_hw
             )
         masks = dense_masks(logits, hw)
         return trunk.embed_masks(dense, hw, masks), jnp.any(masks, axis=(1, 2))
 
-    probs = [model.mix(prediction, *embeddings(way.short_side, way.second_trunk), text, way.mixing) for way in ways]
+    probs = [
+        model.mix(prediction, *embeddings(way.short_side, way.second_trunk), words.text, way.mixing) for way in ways
+    ]
     panoptic, segments = panoptic_sweep(
         prediction.mask_logits,
         jnp.stack(probs),
-        is_thing,
-        image_hw,
-        output_hw,
+        words.is_thing,
+        inputs.image_hw,
+        inputs.output_hw,
         canvas=canvas,
         overlap_threshold=overlap_threshold,
     )
     return Postprocessed(panoptic, segments, None, None, None)
+
+
+SWEEP_SPECS = (WHOLE, WHOLE, BY_IMAGE, BY_IMAGE, WHOLE, WHOLE)
+"""Of `sweep`'s arrays: state, second_state, inputs, views, words, overlap_threshold."""

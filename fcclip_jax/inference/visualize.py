@@ -91,7 +91,7 @@ def _segments(result: Result) -> list[Region]:
 
 
 def _classes(result: Result) -> Iterator[Region]:
-    classes = result.semantic()
+    classes = result.semantic
     for index, found in enumerate(ndimage.find_objects(classes + 1)):
         if found is not None:
             entry = result.vocabulary.classes[index]
@@ -109,7 +109,8 @@ def _instances(result: Result, threshold: float) -> list[Region]:
             shades.next(instance.class_index),
             _scored(instance.name, instance.score),
         )
-        for instance in result.instances(threshold)
+        for instance in result.instances
+        if instance.score >= threshold
     ]
     return regions[::-1]
 

@@ -43,7 +43,7 @@ class Validator:
         self._source, self._metrics, self._pictures = source, metrics, pictures
         chosen = np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int)
         self._chosen = chosen[jax.process_index() :: jax.process_count()].tolist()
-        self._segmenter = Segmenter(
+        segmenter = Segmenter(
             full_model(start),
             start.training_vocabulary,
             fingerprint=start.text_sha256,
@@ -51,14 +51,15 @@ class Validator:
             max_side=max_side,
             cache_dir=caching.cache_dir() / "text",
         )
-        self._segmenter.set_classes(source.vocabulary)
+        segmenter.set_classes(source.vocabulary)
+        self._engine = segmenter.engine
 
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
         """pq, sq, rq and pq_things, pq_stuff, in percent; those without a class among the images are left out.
 
         parameters: the trained ones, by name, on whatever mesh; all processes call it together.
         """
-        self._segmenter.set_weights(on_host(parameters))
+        self._engine.set_weights(on_host(parameters))
         classes = self._source.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
         # Only of the images on their way through the model.
@@ -71,7 +72,7 @@ class Validator:
 
         progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
         with progress:
-            for index, result in self._segmenter.stream(decoded(), tasks=("panoptic",)):
+            for index, result in self._engine.segment(decoded(), tasks=("panoptic",)):
                 if isinstance(result, Exception):
                     raise result
                 truth = read_truth(records.pop(index), self._source.vocabulary)

@@ -21,16 +21,16 @@ from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import EvalSettings, evaluate
 from fcclip_jax.evaluation.scores import summarize
+from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.postprocess import postprocess
-from fcclip_jax.inference.results import PackedInstance, Panoptic, Result, Segment
-from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference.results import Instance, Panoptic, Result, Segment
 from fcclip_jax.text.vocabulary import Vocabulary
 
 QUERIES = 16
 
 
-class Perfect(Segmenter):
-    """Gives, of each image, its annotation; of a Segmenter it has what `evaluate` reads."""
+class Perfect(Engine):
+    """Gives each image's annotation; it has what `evaluate` reads of an Engine."""
 
     batch_size = 1
 
@@ -38,15 +38,15 @@ class Perfect(Segmenter):
         self._vocabulary = examples.vocabulary
         self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
 
-    def stream(self, images: Iterable[np.ndarray], *, tasks: Sequence[str], **_) -> Iterator[tuple[int, Result]]:
+    def segment(self, images: Iterable[np.ndarray], *, tasks: Sequence[str], **_) -> Iterator[tuple[int, Result]]:
         for position, image in enumerate(images):
             yield position, perfect(self._by_image[image.tobytes()], self._vocabulary, tasks)
 
 
-def scores(segmenter: Segmenter, examples: Examples, folder: pathlib.Path) -> dict[str, float]:
+def scores(engine: Engine, examples: Examples, folder: pathlib.Path) -> dict[str, float]:
     tasks = BENCHMARKS[examples.name].tasks
     chosen = EvalSettings(tasks=tasks, semantic_before_resize=tasks == ("semantic",))
-    outcome = evaluate(segmenter, examples, EvaluationLog(folder, {}), chosen, folder)
+    outcome = evaluate(engine, examples, EvaluationLog(folder, {}), chosen, folder)
     assert len(outcome.lines) == len(examples) and not outcome.failed
     seen = examples.vocabulary.seen_by(Vocabulary.load("coco_panoptic"))
     return summarize(list(outcome.lines.values()), examples, seen).overall
@@ -78,32 +78,32 @@ def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> R
             id_map[mask] = len(segments)
             if entry.is_thing:
                 bits = np.packbits(mask.T, axis=1, bitorder="little")
-                instances.append(PackedInstance(int(label), entry, 1.0, area, box, bits))
+                instances.append(Instance(int(label), entry, 1.0, area, box, bits, mask.shape[0]))
         panoptic = Panoptic(id_map, segments)
     semantic = np.where(example.semantic == IGNORE, 0, example.semantic).astype(np.int64)
     return Result(example.image, vocabulary, panoptic, semantic, instances if "instances" in tasks else None)
 
 
-class AsLogits(Segmenter):
-    """Puts the annotation in the place of the network's mask logits; all the rest is as it always is."""
+def inject(engine: Engine, examples: Examples) -> None:
+    """Puts the annotations in the place of the network's mask logits; everything else is as usual."""
+    photos = [engine.feeder.decode(index, examples[index].image) for index in range(len(examples))]
+    by_pixels = {photo.resized.tobytes(): examples[photo.index] for photo in photos}
+    program = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 
-    def inject(self, examples: Examples) -> None:
-        self.set_classes(examples.vocabulary)
-        self._by_image = {examples[index].image.tobytes(): examples[index] for index in range(len(examples))}
-        self._postprocess = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
-
-    def _dispatch(self, place, bucket, canvas, items, *, words, tasks, overlap_threshold, before_resize, offered):
-        padded = items + items[-1:] * (self._rows - len(items))
-        pairs = [logits_of(self._by_image[i.image.tobytes()], i.resized.shape[:2], bucket) for i in padded]
-        _, image_hw, output_hw = self._batch(items, bucket, size=self._rows)
-        text, is_thing = words.arrays[place]
-        probs = np.zeros((self._rows, QUERIES, is_thing.shape[0] + 1), np.float32)
-        for row, (_, labels) in enumerate(pairs):
+    def segment(state, inputs, words, overlap_threshold, offered, *, canvas, tasks, before_resize):
+        del state, offered
+        shape = inputs.images.shape[1:3]
+        logits, probs = [], np.zeros((len(inputs.images), QUERIES, words.is_thing.shape[0] + 1), np.float32)
+        for row, (image, (height, width)) in enumerate(zip(inputs.images, inputs.image_hw, strict=True)):
+            masks, labels = logits_of(by_pixels[image[:height, :width].tobytes()], (int(height), int(width)), shape)
+            logits.append(masks)
             probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for queries that nobody needs, is void
-        return self._postprocess(
-            np.stack([logits for logits, _ in pairs]), probs, is_thing, text.num_classes, image_hw, output_hw,
+        return program(
+            np.stack(logits), probs, words.is_thing, words.text.num_classes, inputs.image_hw, inputs.output_hw,
             canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
         )  # fmt: skip
+
+    engine._segment = segment
 
 
 def logits_of(example: Example, hw: tuple[int, int], bucket: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

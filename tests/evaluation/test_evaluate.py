@@ -22,7 +22,7 @@ from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation import benchmarks
 from fcclip_jax.evaluation import evaluate as evaluation_run
 from fcclip_jax.evaluation.evaluate import run
-from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference import engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
 from tests.data import tiny
 from tests.evaluation import layouts
@@ -409,13 +409,13 @@ def test_the_same_weights_in_another_model_are_another_evaluation(straight, data
 def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path, monkeypatch, precision):
     """On a CPU all are float32: what can be seen here is what programs are traced with."""
     seen = []
-    dispatch = Segmenter._dispatch
+    stack = engine.stack
 
-    def spied(self, *args, **options):
+    def spied(*args, **options):
         seen.append(jax.config.jax_default_matmul_precision)
-        return dispatch(self, *args, **options)
+        return stack(*args, **options)
 
-    monkeypatch.setattr(Segmenter, "_dispatch", spied)
+    monkeypatch.setattr(engine, "stack", spied)
     assert run(config("ade20k", data, precision=precision, images=2), "random", str(tmp_path)) == 0
     assert seen == [precision] * 4  # two images, and two more for the page of the worst
     assert report(tmp_path)["about"]["precision"] == precision

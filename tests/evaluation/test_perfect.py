@@ -13,12 +13,11 @@ from torch.nn import functional
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation import benchmarks
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Examples
+from fcclip_jax.inference.engine import Engine
+from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
-from fcclip_jax.models.descriptions import SMALL
-from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.text.vocabulary import Vocabulary
 from tests.evaluation import layouts
-from tests.evaluation.injected import QUERIES, AsLogits, Perfect, logits_of, scores
+from tests.evaluation.injected import QUERIES, Perfect, inject, logits_of, scores
 
 ROOT = pathlib.Path(__file__).parents[2]
 WANTED = {
@@ -70,27 +69,25 @@ def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
     """Through resizing, buckets, batches and post-processing, beside PyTorch's interpolation of the same logits."""
     layouts.write(name, tmp_path, 5)
     examples = benchmarks.open_benchmark(name, tmp_path)
-    segmenter = AsLogits(
-        random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=64, max_side=96,
-        batch_size=batch_size, batched=True,
-    )  # fmt: skip
-    segmenter.inject(examples)
-    found = scores(segmenter, examples, tmp_path / "run")
-    wanted = oracle(examples, segmenter)
+    segmenter = Segmenter.random(short_side=64, max_side=96, batch_size=batch_size, batched=True)
+    segmenter.set_classes(examples.vocabulary)
+    inject(segmenter.engine, examples)
+    found = scores(segmenter.engine, examples, tmp_path / "run")
+    wanted = oracle(examples, segmenter.engine)
     assert 50 < found["miou"] < 100
     for key, value in wanted.items():
         # Pixels on borders may fall either way: 1 in 10,000 of them here.
         assert found[key] == pytest.approx(value, abs=0.02), key
 
 
-def oracle(examples: Examples, segmenter: AsLogits) -> dict[str, float]:
+def oracle(examples: Examples, engine: Engine) -> dict[str, float]:
     """The official code's steps (fcclip.py), in its own library, image by image."""
     classes = len(examples.vocabulary.classes)
     total = panoptic.PanopticCounts.zeros(classes)
     right, annotated, predicted = (np.zeros(classes) for _ in range(3))
     for index in range(len(examples)):
         example = examples[index]
-        item = segmenter._prepare(index, example.image)
+        item = engine.feeder.decode(index, example.image)
         hw = item.resized.shape[:2]
         padded = tuple(-(-side // 32) * 32 for side in hw)
         logits, labels = logits_of(example, hw, padded)

@@ -114,14 +114,14 @@ def sweep_against_evaluation(repeats: int) -> str:
     case = Case("ADE20K", "ade20k_150", (800, 1067), (512, 683), TASKS)
     examples, example = examples_of(vocabulary), make_inputs(case, vocabulary).example
     image = np.random.default_rng(0).integers(0, 256, (*case.output, 3), dtype=np.uint8)
-    ways = SWEEPS["ensemble"].ways(segmenter.ensemble)
+    ways = SWEEPS["ensemble"].ways(segmenter.engine.ensemble)
 
     def evaluation(tasks: tuple[str, ...]) -> dict:
         [(_, result)] = segmenter.stream([image], tasks=tasks)
         return image_line(0, examples, example, result)
 
     def sweep() -> dict:
-        [(_, results)] = segmenter.sweep([image], ways)
+        [(_, results)] = segmenter.engine.sweep([image], ways)
         return sweep_line(0, examples, example.panoptic, results)
 
     calls = {"all": lambda: evaluation(TASKS), "panoptic": lambda: evaluation(("panoptic",)), "sweep": sweep}

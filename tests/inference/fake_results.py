@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from fcclip_jax.inference.results import PackedInstance, Panoptic, Result, Segment
+from fcclip_jax.inference.results import Instance, Panoptic, Result, Segment
 from fcclip_jax.text.vocabulary import Vocabulary
 
 WORDS = Vocabulary.from_words(["cat, kitten", "remote control", "sofa"], stuff=["sofa"])
 
 
-def pack(class_index, score, box, mask, vocabulary) -> PackedInstance:
+def pack(class_index, score, box, mask, vocabulary) -> Instance:
     """Column by column, 8 rows to a byte, the first in the lowest bit."""
     height, width = mask.shape
     columns = np.pad(mask, ((0, -height % 8), (0, 0))).T.reshape(width, -1, 8)
     bits = (columns * (1 << np.arange(8))[None, None, :]).sum(axis=2).astype(np.uint8)
-    return PackedInstance(class_index, vocabulary.classes[class_index], score, int(mask.sum()), box, bits)
+    return Instance(class_index, vocabulary.classes[class_index], score, int(mask.sum()), box, bits, height)
 
 
 def rectangle(shape, box):

@@ -41,10 +41,10 @@ def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
             found[index] = [part for result in panoptics for part in panoptic_numbers(result)]
     else:
         for index, result in segmenter.stream(images, overlap_threshold=0.1):
-            instances = result.instances()
+            instances = result.instances
             scores = np.asarray([instance.score for instance in instances])
             assert len(scores) > 10
-            found[index] = [*panoptic_numbers(result), result.semantic(), scores, *(each.mask for each in instances)]
+            found[index] = [*panoptic_numbers(result), result.semantic, scores, *(each.mask for each in instances)]
     return [found[index] for index in range(len(images))]
 
 

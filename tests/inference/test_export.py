@@ -88,8 +88,8 @@ def test_instances_load_as_coco_results(exported):
     loaded = truth.loadRes(str(folder / "instances.json"))
     for image_id, result in enumerate(results, start=1):
         annotations = loaded.loadAnns(loaded.getAnnIds(imgIds=[image_id]))
-        assert len(annotations) == len(result.instances())
-        for annotation, instance in zip(annotations, result.instances(), strict=True):
+        assert len(annotations) == len(result.instances)
+        for annotation, instance in zip(annotations, result.instances, strict=True):
             mask = loaded.annToMask(annotation)
             np.testing.assert_array_equal(mask.astype(bool), instance.mask)
             assert annotation["bbox"] == coco_mask.toBbox(loaded.annToRLE(annotation)).tolist()
@@ -119,7 +119,7 @@ def test_semantic_maps_hold_class_indices(tmp_path, count, mode, dtype):
         assert png.mode == mode
         pixels = np.asarray(png)
     assert pixels.dtype == dtype and pixels.max() == count - 1
-    np.testing.assert_array_equal(pixels, result.semantic())
+    np.testing.assert_array_equal(pixels, result.semantic)
     legend = {category["index"]: category for category in read_json(tmp_path / "images.json")["categories"]}
     assert legend[count - 1]["name"] == f"w{count - 1}" and legend[count - 1]["id"] == count
 
@@ -231,7 +231,5 @@ def test_long_names_can_be_written(tmp_path):
     result = fake_result()
     name = "n" * 240
     exporter = Exporter(tmp_path, WORDS, tasks=["semantic"], threshold=0.5)
-    exporter.add(
-        Photo(pathlib.Path(f"{name}.jpg"), 1, name), Result(result.image, WORDS, None, result.semantic(), None)
-    )
+    exporter.add(Photo(pathlib.Path(f"{name}.jpg"), 1, name), Result(result.image, WORDS, None, result.semantic, None))
     assert (tmp_path / f"semantic/{name}.png").exists()

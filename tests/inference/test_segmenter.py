@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcclip_jax.inference import engine
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL
@@ -49,7 +50,7 @@ def test_forty_sizes_and_three_vocabularies(segmenter, compilations):
         if index % 14 == 0:
             segmenter.set_classes(vocabularies[index // 14])
         result = segmenter(make_photo(size, index))
-        assert result.panoptic.id_map.shape == result.semantic().shape == size
+        assert result.panoptic.id_map.shape == result.semantic.shape == size
     assert 0 < len(compilations) <= 8
 
 
@@ -64,21 +65,20 @@ def test_the_parts_of_a_result_agree(segmenter):
         assert segment.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
         assert segment.name == WORDS[segment.class_index].split(",")[0] and segment.is_thing == (segment.name != "sky")
     assert set(np.unique(ids)) <= {0, *(segment.id for segment in segments)}
-    assert result.semantic().min() >= 0 and result.semantic().max() < len(WORDS)
-    instances = result.instances()
+    assert result.semantic.min() >= 0 and result.semantic.max() < len(WORDS)
+    instances = result.instances
     assert instances and instances == sorted(instances, key=lambda instance: -instance.score)
     for instance in instances:
         y, x = np.nonzero(instance.mask)
         assert instance.area == len(y) and instance.name != "sky"
         assert instance.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
-    assert [i.score for i in result.instances(instances[2].score)] == [i.score for i in instances[:3]]
 
 
 def test_the_order_of_words_is_of_no_matter(segmenter):
     photo = make_photo((200, 300))
     segmenter.set_classes(WORDS)
     scores = segmenter.semantic_scores(photo)
-    semantic = segmenter(photo, tasks=["semantic"]).semantic()
+    semantic = segmenter(photo, tasks=["semantic"]).semantic
     np.testing.assert_array_equal(semantic, scores.argmax(axis=0))
     segmenter.set_classes(WORDS[::-1])
     # The softmax adds the classes in another order.
@@ -94,7 +94,7 @@ def test_an_image_however_given(segmenter, tmp_path):
     assert len(many) == 3
     for result in many:
         np.testing.assert_array_equal(result.panoptic.id_map, one.panoptic.id_map)
-        np.testing.assert_array_equal(result.semantic(), one.semantic())
+        np.testing.assert_array_equal(result.semantic, one.semantic)
     assert segmenter([]) == []
 
 
@@ -107,9 +107,9 @@ def test_batches(segmenter):
     for each in (segmenter, together):
         each.set_classes(WORDS)
     for photo, result in zip(photos, together(photos, tasks=["semantic"]), strict=True):
-        alone = segmenter(photo, tasks=["semantic"]).semantic()
+        alone = segmenter(photo, tasks=["semantic"]).semantic
         # Sums run in another order in a larger batch: a pixel between two classes may turn.
-        assert (result.semantic() == alone).mean() > 0.999
+        assert (result.semantic == alone).mean() > 0.999
 
 
 def test_expected_sizes_share_programs(segmenter, monkeypatch):
@@ -117,15 +117,15 @@ def test_expected_sizes_share_programs(segmenter, monkeypatch):
     images = [make_photo(size, 3) for size in ((300, 400), (250, 500))]
     before = segmenter(images, overlap_threshold=0.1)
     taken = []
-    batch = segmenter._batch
+    stack = engine.stack
     monkeypatch.setattr(
-        segmenter, "_batch", lambda items, bucket, size: taken.append(bucket) or batch(items, bucket, size=size)
+        engine, "stack", lambda photos, bucket, size: taken.append(bucket) or stack(photos, bucket, size=size)
     )
-    monkeypatch.setattr(segmenter, "_shared", {})
-    segmenter.expect(image.shape[:2] for image in images)
+    monkeypatch.setattr(segmenter.engine.feeder, "_shared", {})
+    segmenter.engine.expect(image.shape[:2] for image in images)
     segmenter(images)
     assert len(set(taken)) == 2
-    segmenter.expect((image.shape[:2] for image in images), programs=1)
+    segmenter.engine.expect((image.shape[:2] for image in images), programs=1)
     after = segmenter(images, overlap_threshold=0.1)
     assert taken[2:] == [max(taken)] * 2
     for one, other in zip(before, after, strict=True):
@@ -168,22 +168,24 @@ def test_new_weights_compile_nothing(segmenter, compilations):
     answers = []
     for seed in (1, 0):
         weights = {name: np.asarray(value[...]) for name, value in named_variables(random_model(SMALL, seed)).items()}
-        segmenter.set_weights({name: value for name, value in weights.items() if not name.startswith("clip.text.")})
+        segmenter.engine.set_weights(
+            {name: value for name, value in weights.items() if not name.startswith("clip.text.")}
+        )
         answers.append(segmenter(photo))
     assert len(compilations) == compiled
-    others, same, old = ([found.score for found in answer.instances()] for answer in (*answers, before))
+    others, same, old = ([found.score for found in answer.instances] for answer in (*answers, before))
     assert same == old and others != old
     np.testing.assert_array_equal(answers[1].panoptic.id_map, before.panoptic.id_map)
 
     with pytest.raises(ValueError, match="the image model has no variable mask_decoder.nothing"):
-        segmenter.set_weights({"mask_decoder.nothing": np.zeros(3, np.float32)})
-    with pytest.raises(ValueError, match=r"void_embedding is of shape \(.*\), and its new value of \(3,\)"):
-        segmenter.set_weights({"void_embedding": np.zeros(3, np.float32)})
+        segmenter.engine.set_weights({"mask_decoder.nothing": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"void_embedding has the shape \(.*\), and its new value \(3,\)"):
+        segmenter.engine.set_weights({"void_embedding": np.zeros(3, np.float32)})
 
 
 def test_ten_thousand_words(segmenter):
     segmenter.set_classes([f"thing number {i}" for i in range(10_000)])
-    assert segmenter(make_photo((60, 80)), tasks=["semantic"]).semantic().max() < 10_000
+    assert segmenter(make_photo((60, 80)), tasks=["semantic"]).semantic.max() < 10_000
 
 
 def test_what_is_refused():
@@ -195,7 +197,7 @@ def test_what_is_refused():
         Segmenter.random(buckets=[(100, 100)])
     with pytest.raises(ValueError, match="buckets is empty"):
         Segmenter.random(buckets=[])
-    with pytest.raises(ValueError, match="a vocabulary says itself which of its classes are stuff"):
+    with pytest.raises(ValueError, match="a vocabulary defines which of its classes are stuff"):
         Segmenter.random().set_classes("cityscapes", stuff=["car"])
     with pytest.raises(ValueError, match="batch_size is 0"):
         Segmenter.random(batch_size=0)

@@ -38,7 +38,7 @@ def found():
         "second, own size": Way(clip_alone, short_side=96, second_trunk=True),
     }
     photo = make_photo(SIZE, 5)
-    ((_, results),) = segmenter.sweep(
+    ((_, results),) = segmenter.engine.sweep(
         [photo], list(ways.values()), second_trunk=other.clip.image, overlap_threshold=0.1
     )
     ((_, alone),) = segmenter.stream([photo], tasks=("panoptic",), overlap_threshold=0.1)

@@ -65,7 +65,7 @@ def test_semantic_tints_each_class(labels):
     result = fake_result(SHAPE)
     drawn = np.asarray(result.draw("semantic")).astype(float)
     for index in (0, 2):
-        inside = result.semantic() == index
+        inside = result.semantic == index
         inside[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
         expected = tint(result.image[inside], WORDS.classes[index].color)
         off = np.abs(drawn[inside] - expected).max(axis=1) > 1

@@ -1,5 +1,6 @@
 """Evaluation during training, with an annotation in the place of what a model finds."""
 
+import types
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -7,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcclip_jax.checkpoint import Checkpoint
-from fcclip_jax.checkpoint import Dataset as Origin
+from fcclip_jax.checkpoint import Checkpoint, Origin
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.folder import Dataset
 from fcclip_jax.inference.results import Panoptic, Result
@@ -45,7 +45,7 @@ class Oracle:
     def set_weights(self, weights) -> None:
         self._kept = float(weights["kept"])
 
-    def stream(self, images: Iterable[np.ndarray], *, tasks) -> Iterator[tuple[int, Result]]:
+    def segment(self, images: Iterable[np.ndarray], *, tasks) -> Iterator[tuple[int, Result]]:
         assert tasks == ("panoptic",)
         truths = [read_truth(self._source[i], self._source.vocabulary) for i in range(len(self._source))]
         for index, image in reversed(list(enumerate(images))):
@@ -60,9 +60,7 @@ def validator(source, monkeypatch) -> Validator:
     monkeypatch.setattr(validate, "full_model", lambda start: None)
 
     def segmenter(*arguments, **options):
-        oracle = Oracle(source)
-        oracle.set_classes = lambda vocabulary: None
-        return oracle
+        return types.SimpleNamespace(set_classes=lambda vocabulary: None, engine=Oracle(source))
 
     monkeypatch.setattr(validate, "Segmenter", segmenter)
     start = Checkpoint(SMALL, {}, source.vocabulary, "", Origin("", ""), None, {})

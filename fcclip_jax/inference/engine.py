@@ -1,0 +1,249 @@
+"""Weights in their places, compiled programs, and results as they are done: what `Segmenter` and evaluations run."""
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from fcclip_jax.conventions import OVERLAP_THRESHOLD, TASKS, check_tasks
+from fcclip_jax.data.images import ImageLike
+from fcclip_jax.inference import buckets, programs
+from fcclip_jax.inference.buckets import Shapes
+from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
+from fcclip_jax.inference.postprocess import Postprocessed
+from fcclip_jax.inference.programs import Words, spread
+from fcclip_jax.inference.results import Result, make_result
+from fcclip_jax.inference.sweep import SWEEP_SPECS, Way, sweep
+from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.text.vocabulary import Vocabulary
+
+Dispatch = Callable[[int, Shapes, list[Photo]], Postprocessed]
+"""Starts one program: on which place, of which shapes, for which photographs."""
+
+
+class Engine:
+    """A model whose programs are compiled once for each pair of shapes, on one device or several.
+
+    Neither new words nor new weights compile anything.
+    """
+
+    def __init__(
+        self,
+        model: FCCLIP,
+        feeder: Feeder,
+        *,
+        batch_size: int = 1,
+        batched: bool | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """The last three are `Segmenter`'s.
+
+        model: its text tower is left out: the programs never read it.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        # Where a program runs; None is where JAX puts it.
+        self._places: list[jax.Device | NamedSharding | None] = [None] if devices is None else list(devices)
+        devices = jax.local_devices()[:1] if devices is None else list(devices)
+        if batched is None:
+            batched = devices[0].platform != "cpu"
+        if batched and batch_size % len(devices):
+            raise ValueError(f"a batch of {batch_size} cannot be spread evenly over {len(devices)} devices")
+        self.feeder, self.batch_size, self.ensemble = feeder, batch_size, model.ensemble
+        self._rows = batch_size if batched else 1  # images that a program takes
+        self._vocabulary: Vocabulary | None = None
+        self._words: list[Words] = []  # in each place
+
+        image_model = nnx.clone(model, variables=False)
+        del image_model.clip.text
+        graphdef, state = nnx.split(image_model)
+        segment = functools.partial(programs.segment, graphdef)
+        sweep_all = functools.partial(sweep, graphdef)
+        if batched and len(devices) > 1:
+            mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+            self._places = [NamedSharding(mesh, PartitionSpec())]
+            segment = spread(segment, mesh, programs.SEGMENT_SPECS)
+            sweep_all = spread(sweep_all, mesh, SWEEP_SPECS)
+        self._states = self._put(state)
+        self._segment = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
+        self._sweep = jax.jit(sweep_all, static_argnames=("second_graphdef", "canvas", "ways"))
+        self._score = jax.jit(
+            functools.partial(programs.score, graphdef), static_argnames=("canvas", "classes", "before_resize")
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The classes that are looked for."""
+        return self._vocabulary
+
+    def set_words(self, vocabulary: Vocabulary, words: Words) -> None:
+        """Chooses what is looked for from the next call on. Compiles nothing inside a bucket of classes.
+
+        words: the same as arrays on the host.
+        """
+        self._vocabulary, self._words = vocabulary, self._put(words)
+
+    def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
+        """Announces the (height, width) of images to come: if they would need more programs, sizes share some.
+
+        Results stay the same up to rounding. Sizes that were not announced are served as before.
+
+        Raises:
+            ValueError: a size fits none of the buckets.
+        """
+        self.feeder.expect(sizes, programs)
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Replaces values of the image model, by the names of `models.building.named_variables`. Recompiles nothing.
+
+        The words that were set stay as they are: weights of the text tower are not among these.
+
+        Raises:
+            ValueError: the image model has no such name, or the value has another shape.
+        """
+        values = dict(weights)
+        filled = []
+        for path, variable in nnx.to_flat_state(self._states[0]):
+            name = ".".join(map(str, path))
+            value = values.pop(name, None)
+            if value is not None and np.shape(value) != variable.shape:
+                raise ValueError(f"{name} has the shape {variable.shape}, and its new value {np.shape(value)}")
+            if value is not None:
+                variable = variable.replace(np.asarray(value, variable.dtype))
+            filled.append((path, variable))
+        if values:
+            raise ValueError(f"the image model has no variable {next(iter(values))}")
+        self._states = self._put(nnx.from_flat_state(filled))
+
+    def segment(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        tasks: Collection[str] = TASKS,
+        overlap_threshold: float = OVERLAP_THRESHOLD,
+        semantic_before_resize: bool = False,
+        offered: Callable[[int], Sequence[int]] | None = None,
+    ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
+        """Yields (index, result) as images are done, out of order if buckets fill out of order.
+
+        For an image that cannot be read it yields the error instead, and continues with the others. A later `set_words`
+        does not change a call that has begun.
+
+        semantic_before_resize: scores at the network's size and resizes the scores, as the official semantic-only configs do.
+        offered: returns the classes that the image of this index may have, counted from 0; None offers all.
+        """
+        vocabulary, words, tasks = self._required_vocabulary(), self._words, check_tasks(tasks)
+        if not 0 <= overlap_threshold <= 1:
+            raise ValueError(f"overlap_threshold is {overlap_threshold}; it is a share, from 0 to 1")
+
+        def dispatch(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed:
+            choice = None
+            if offered is not None:
+                choice = np.zeros((self._rows, *words[place].is_thing.shape), bool)
+                for row in range(self._rows):
+                    choice[row, list(offered(photos[min(row, len(photos) - 1)].index))] = True
+            return self._segment(
+                self._states[place],
+                stack(photos, shapes.bucket, size=self._rows),
+                words[place],
+                np.float32(overlap_threshold),
+                choice,
+                canvas=shapes.canvas,
+                tasks=tasks,
+                before_resize=semantic_before_resize,
+            )
+
+        def finish(photo: Photo, output: Postprocessed) -> Result:
+            return make_result(photo.image, vocabulary, output)
+
+        yield from self._results(images, dispatch, finish)
+
+    def sweep(
+        self,
+        images: Iterable[ImageLike],
+        ways: Sequence[Way],
+        *,
+        second_trunk: nnx.Module | None = None,
+        overlap_threshold: float = OVERLAP_THRESHOLD,
+    ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
+        """As `segment`, with a panoptic result for each way to classify the masks, which are found once per image.
+
+        second_trunk: another model's `clip.image`, for the ways that ask for it; its text tower must be the same.
+        """
+        vocabulary, words = self._required_vocabulary(), self._words
+        second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
+        second_states = self._put(second_state)
+        sides = sorted({way.short_side for way in ways} - {None})
+
+        def dispatch(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed:
+            return self._sweep(
+                self._states[place],
+                second_states[place],
+                stack(photos, shapes.bucket, size=self._rows),
+                {side: self.feeder.view(photos, shapes.bucket, side, size=self._rows) for side in sides},
+                words[place],
+                np.float32(overlap_threshold),
+                second_graphdef=second_graphdef,
+                canvas=shapes.canvas,
+                ways=tuple(ways),
+            )
+
+        def finish(photo: Photo, output: Postprocessed) -> list[Result]:
+            parts = (jax.tree.map(lambda x, i=i: x[i], output) for i in range(len(ways)))
+            return [make_result(photo.image, vocabulary, part) for part in parts]
+
+        yield from self._results(images, dispatch, finish)
+
+    def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
+        """`Segmenter.semantic_scores`."""
+        vocabulary = self._required_vocabulary()
+        photo = self.feeder.decode(0, image)
+        if isinstance(photo, Unreadable):
+            raise photo.error
+        height, width = photo.image.shape[:2]
+        scores = self._score(
+            self._states[0],
+            stack([photo], photo.bucket, size=1),
+            self._words[0].text,
+            canvas=buckets.canvas((height, width)),
+            classes=len(vocabulary.classes),
+            before_resize=before_resize,
+        )
+        return np.moveaxis(np.array(np.asarray(scores)[0, :height, :width]), -1, 0)
+
+    def _results(
+        self, images: Iterable[ImageLike], dispatch: Dispatch, finish: Callable[[Photo, Postprocessed], Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """The devices compute a batch while the one before it is fetched and finished here."""
+
+        def finished(parts: list[tuple[list[Photo], Postprocessed]]) -> Iterator[tuple[int, Any]]:
+            for photos, output in parts:
+                output = jax.device_get(output)
+                for row, photo in enumerate(photos):
+                    yield photo.index, finish(photo, jax.tree.map(lambda x, row=row: x[row], output))
+
+        underway: list[tuple[list[Photo], Postprocessed]] = []
+        size = self._rows * len(self._places)
+        for batch in self.feeder.batches(images, size, ahead=self.batch_size + 1):
+            if isinstance(batch, Unreadable):
+                yield batch.index, batch.error
+                continue
+            shapes, photos = batch
+            parts = [photos[start : start + self._rows] for start in range(0, len(photos), self._rows)]
+            before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
+            yield from finished(before)
+        yield from finished(underway)
+
+    def _put(self, tree: Any) -> list[Any]:
+        """The same in each place. None stays where it is: a program is recompiled for arrays that may not move."""
+        return [jax.device_put(tree, place) for place in self._places]
+
+    def _required_vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            raise ValueError("there are no classes to look for yet; call set_classes first")
+        return self._vocabulary

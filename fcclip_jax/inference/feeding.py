@@ -1,0 +1,132 @@
+"""Photographs on their way to the network: decoded ahead of it, resized, gathered into batches of one shape."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fcclip_jax.conventions import STRIDE, round_up
+from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
+from fcclip_jax.inference import buckets as bucket_lists
+from fcclip_jax.inference.buckets import Shapes
+from fcclip_jax.inference.programs import Inputs
+from fcclip_jax.inference.sweep import View
+
+
+class Photo(NamedTuple):
+    """A decoded photograph."""
+
+    index: int
+    """Its place among the images that were given."""
+    image: UInt8[np.ndarray, "H W 3"]
+    resized: UInt8[np.ndarray, "h w 3"]
+    """As the network reads it."""
+    bucket: tuple[int, int]
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be segmented, and why."""
+
+    index: int
+    error: ValueError | OSError
+
+
+class Batch(NamedTuple):
+    """Photographs that one set of programs computes."""
+
+    shapes: Shapes
+    photos: list[Photo]
+
+
+class Feeder:
+    """Turns images into batches; few shapes occur, however many sizes the images have."""
+
+    def __init__(self, short_side: int, max_side: int, buckets: Sequence[tuple[int, int]] | None = None):
+        """Raises ValueError for sides or buckets that cannot be; the arguments are those of `Segmenter`."""
+        if not 1 <= short_side <= max_side:
+            raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
+        chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
+        self.buckets = bucket_lists.check_buckets(chosen)
+        if not self.buckets:
+            raise ValueError(
+                "buckets is empty; give at least one (height, width), or None for a few that follow the sides"
+            )
+        self.short_side, self.max_side = short_side, max_side
+        self._shared: dict[Shapes, Shapes] = {}
+
+    def expect(self, sizes: Iterable[tuple[int, int]], programs: int) -> None:
+        """Chooses shapes for images of these (height, width), so that about this many programs serve all.
+
+        Raises:
+            ValueError: a size fits none of the buckets.
+        """
+        needs = []
+        for size in sizes:
+            bucket = bucket_lists.choose_bucket(resized_shape(*size, self.short_side, self.max_side), self.buckets)
+            needs.append(Shapes(bucket, bucket_lists.canvas(size)))
+        self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, programs)
+
+    def batches(self, images: Iterable[ImageLike], size: int, ahead: int) -> Iterator[Unreadable | Batch]:
+        """Yields batches of `size` photographs that share their shapes, the last of each shape perhaps smaller.
+
+        ahead: how many images are decoded ahead of the computation.
+        """
+        waiting: dict[Shapes, list[Photo]] = defaultdict(list)
+        for item in self._decoded(images, ahead):
+            if isinstance(item, Unreadable):
+                yield item
+                continue
+            needed = Shapes(item.bucket, bucket_lists.canvas(item.image.shape[:2]))
+            shapes = self._shared.get(needed, needed)
+            waiting[shapes].append(item)
+            if len(waiting[shapes]) == size:
+                yield Batch(shapes, waiting.pop(shapes))
+        for shapes, photos in waiting.items():
+            yield Batch(shapes, photos)
+
+    def decode(self, index: int, image: ImageLike) -> Photo | Unreadable:
+        """Reads an image and resizes it."""
+        try:
+            pixels = load_image(image)
+            small = resize(pixels, resized_shape(*pixels.shape[:2], self.short_side, self.max_side))
+            bucket = bucket_lists.choose_bucket(small.shape[:2], self.buckets)
+        except (ValueError, OSError) as error:
+            return Unreadable(index, error)
+        return Photo(index, pixels, small, bucket)
+
+    def view(self, photos: Sequence[Photo], bucket: tuple[int, int], short_side: int, *, size: int) -> View:
+        """Returns a batch's photographs at another size, in arrays whose shape follows from the bucket."""
+        share = short_side / self.short_side
+        # A side that was rounded to the bucket's may be rounded up once more here.
+        sides = [math.ceil((side + 1) * share) + 1 for side in bucket]
+        shape = tuple(round_up(side, STRIDE) for side in sides)
+        max_side = int(self.max_side * share)
+        small = [
+            photo._replace(resized=resize(photo.image, resized_shape(*photo.image.shape[:2], short_side, max_side)))
+            for photo in photos
+        ]
+        return View(*stack(small, shape, size=size)[:2])
+
+    def _decoded(self, images: Iterable[ImageLike], ahead: int) -> Iterator[Photo | Unreadable]:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            pending = []
+            for index, image in enumerate(images):
+                pending.append(pool.submit(self.decode, index, image))
+                if len(pending) > ahead:
+                    yield pending.pop(0).result()
+            for future in pending:
+                yield future.result()
+
+
+def stack(photos: Sequence[Photo], bucket: tuple[int, int], *, size: int) -> Inputs:
+    """Returns `size` photographs as arrays of the bucket's shape; a batch that is not full repeats its last."""
+    photos = [*photos, *photos[-1:] * (size - len(photos))]
+    return Inputs(
+        np.stack([pad(photo.resized, bucket) for photo in photos]),
+        np.asarray([photo.resized.shape[:2] for photo in photos], np.int32),
+        np.asarray([photo.image.shape[:2] for photo in photos], np.int32),
+    )
