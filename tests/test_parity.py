@@ -189,6 +189,18 @@ def rewrite_training(folder: pathlib.Path, change: Callable[[dict], dict]) -> No
     np.savez(path, **change(arrays))
 
 
+def test_another_model_is_not_compared(small):
+    """It says so, and compares the rest; alone it is nothing to compare with."""
+    facts = json.loads((small / "small_convnext_eval.json").read_text())
+    (small / "other_eval.json").write_text(json.dumps({**facts, "meta_architecture": "OTHER"}))
+    np.savez(small / "other_eval.npz", x=np.zeros(1))
+    code, lines = run(small)
+    assert code == 0 and "other_eval: not compared: its model is OTHER" in lines
+    for path in small.glob("small_convnext_eval.*"):
+        path.unlink()
+    assert run(small)[0] == 2
+
+
 def test_wrong_values_of_a_training_step_are_named(small_training):
     """The least that is wrong of each kind: a matching, a point, a loss, a gradient, a group of the optimiser."""
     bias = "grad_sem_seg_head.pixel_decoder.mask_features.bias"

@@ -90,8 +90,8 @@ def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]
         for section in compare_extra(extra, near, tolerance):
             sections.append(section)
             report(section, write)
-    for path in files.others:
-        write(f"{path.relative_to(folder).with_suffix('').as_posix()}: not compared: holds no outputs of a model")
+    for stem, reason in files.others.items():
+        write(f"{stem.relative_to(folder).as_posix()}: not compared: {reason}")
     return sections
 
 

@@ -23,6 +23,9 @@ from fcclip_jax.models.descriptions import (
 from fcclip_jax.models.fcclip import PIXEL_MEAN, PIXEL_STD
 from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
 
+ARCHITECTURE = "FCCLIP"
+"""The model of a json that does not name its `meta_architecture`; others are not compared."""
+
 EXTRAS = ("semantic_only", "batch_mixed")
 
 
@@ -58,21 +61,27 @@ class Files(NamedTuple):
     """X_train: steps of training of the model of the X_eval beside it."""
     extras: list[Pair]
     """More photographs for these models."""
-    others: list[pathlib.Path]
-    """Npz files that this tool has nothing to compare with."""
+    others: dict[pathlib.Path, str]
+    """Files that are not compared, and the reason."""
 
 
 def find_pairs(folder: pathlib.Path) -> Files:
     if not folder.is_dir():
         raise BadFiles(f"there is no folder {folder}; name one that holds X_eval.json and X_eval.npz")
     stems = sorted({path.with_suffix("") for suffix in ("json", "npz") for path in folder.rglob(f"*_eval.{suffix}")})
+    models = {stem: read_json(stem.with_suffix(".json")).get("meta_architecture", ARCHITECTURE) for stem in stems}
+    foreign = {stem: f"its model is {model}" for stem, model in models.items() if model != ARCHITECTURE}
+    stems = [stem for stem in stems if stem not in foreign]
     if not stems:
-        raise BadFiles(f"{folder} holds no X_eval.json with an X_eval.npz beside it: there is nothing to compare with")
+        raise BadFiles(
+            f"{folder} holds no X_eval.json of an FC-CLIP with an X_eval.npz beside it: there is nothing to compare with"
+        )
     trainings = [stem.with_name(f"{stem.name.removesuffix('_eval')}_train") for stem in stems]
     trainings = [stem for stem in trainings if stem.with_suffix(".npz").exists()]
     extras = [path.with_suffix("") for name in EXTRAS for path in sorted(folder.rglob(f"{name}.npz"))]
     known = {*stems, *trainings, *extras}
-    others = sorted(path for path in folder.rglob("*.npz") if path.with_suffix("") not in known)
+    others = {path.with_suffix(""): "it holds no outputs of a model" for path in sorted(folder.rglob("*.npz"))}
+    others = {stem: reason for stem, reason in (others | foreign).items() if stem not in known}
     loaded = ([_load(folder, stem) for stem in group] for group in (stems, trainings, extras))
     return Files(*loaded, others)
 
