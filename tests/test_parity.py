@@ -223,7 +223,7 @@ def test_wrong_values_of_a_training_step_are_named(small_training):
     short = {line.split()[0] for line in lines if line.endswith("FALLS SHORT")}
     assert short == {"param_groups", "match2_img1_query", "loss_points_0", "weighted_loss_dice_1", bias}
     assert "1 differ, " + facts["param_groups"][5]["key"] in line_of("param_groups", lines)
-    assert "not compared: the file lacks other weights" in line_of("after_x.bias", lines)
+    assert "not compared: the file has no other weights" in line_of("after_x.bias", lines)
     assert "not compared: no array of this kind" in line_of("mystery", lines)
 
 
@@ -231,7 +231,7 @@ def test_a_training_step_without_its_inputs(small_training):
     rewrite_training(small_training, lambda arrays: {"total_loss": arrays["total_loss"]})
     code, lines = run(small_training)
     assert code == 1
-    assert "not compared: the file lacks images, targets or draws" in line_of("total_loss", lines)
+    assert "not compared: the file has no images, targets or draws" in line_of("total_loss", lines)
 
 
 def break_json(folder):

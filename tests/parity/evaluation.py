@@ -89,7 +89,7 @@ def find(pair: Pair, network: Network) -> Found:
 
 
 def wants_outcome(pair: Pair, prefix: str) -> bool:
-    """Whether anything of the pair follows from the masks at the output's size."""
+    """Returns whether anything of the pair follows from the masks at the output's size."""
     names = re.compile(rf"{prefix}({OUTPUTS}|semantic|segments_info)" + ("" if prefix else r"|final_\w+"))
     return any(names.fullmatch(name) for name in (*pair.arrays, *pair.facts))
 
@@ -192,7 +192,7 @@ def fill(section: Section, pair: Pair, found: Found) -> None:
 
 
 def attention_line(section: Section, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Where queries may not look: a label map. A row that masks all stands for one that masks nothing."""
+    """Cells that queries may not attend to: a label map. A row that masks all stands for one that masks nothing."""
     if name not in section.arrays:
         return
     i = int(name.removeprefix("dec").split("_")[0])
@@ -222,7 +222,7 @@ def reason(name: str, pair: Pair) -> tuple[str, bool]:
         return "no array of this kind is known", False
     missing = [needed for needed in needs(name) if needed not in pair.arrays]
     if missing:
-        return f"the file lacks {', '.join(missing)}", True
+        return f"the file has no {', '.join(missing)}", True
     return "the model as configured has no such stage", True
 
 

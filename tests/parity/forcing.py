@@ -1,7 +1,7 @@
 """Hard thresholds: runs with the few mask logits on the other side of zero that any program's noise may put there.
 
 A mask logit counts by its sign in three places: at the masks' own stride, where features are pooled; at the stride of
-the next layer's keys, where it says what a query may look at; and at stride 32, where CLIP's features are pooled under
+the next layer's keys, where it says what a query may attend to; and at stride 32, where CLIP's features are pooled under
 the last masks. One sign moves everything after it, so what falls short is computed again: with the signs of the
 recorded masks, or, where none are recorded, with the nearest logits to zero put on either side.
 """
@@ -17,7 +17,7 @@ from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
 from tests.parity.network import Network
 
 NOISE = 4e-6
-"""Of the largest mask logit: what the official code differs from itself by, on other machines."""
+"""As a share of the largest mask logit: the official code differs from itself by this on other machines."""
 
 NEAREST = 3
 """How many logits may change sides at once."""

@@ -170,7 +170,7 @@ def compare_instances(
     is_thing: np.ndarray,
     tolerance: float,
 ) -> Verdict:
-    """As multisets: each official instance needs one of ours of its class, mask (but for unsure pixels) and score.
+    """Compares multisets: each official instance needs one of ours of its class, mask (but for unsure pixels) and score.
 
     Ours that tie at the cut to the best of all queries and classes may replace each other.
     """

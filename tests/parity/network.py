@@ -31,7 +31,7 @@ BATCH = 3
 
 
 class Heads(NamedTuple):
-    """What the network says of one image, inside its own multiple of 32: NumPy arrays in this project's layout."""
+    """The network's outputs for one image, inside its own multiple of 32: NumPy arrays in this project's layout."""
 
     mask_logits: np.ndarray  # [h, w, Q]
     class_logits: np.ndarray  # [Q, K1], real classes only

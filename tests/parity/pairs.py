@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What a folder holds."""
+    """The files of a folder."""
 
     pairs: list[Pair]
     """X_eval: each describes a model."""
@@ -186,7 +186,7 @@ def _describe(pair: Pair) -> ModelDescription:
 
 
 def _check_constants(pair: Pair) -> None:
-    """What the official code configures, and this project need not."""
+    """Checks what the official code configures and this project holds constant."""
     constants = (
         (("PIXEL_MEAN",), PIXEL_MEAN),
         (("PIXEL_STD",), PIXEL_STD),

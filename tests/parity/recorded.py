@@ -16,7 +16,7 @@ from fcclip_jax.structs import Targets
 from fcclip_jax.training.losses.criterion import LossSettings
 from tests.parity.network import Network
 from tests.parity.pairs import BadFiles, Pair
-from tests.parity.training_step import Told, TrainingBatch, TrainingStep
+from tests.parity.training_step import StepOutcome, TrainingBatch, TrainingStep
 from tests.training.fixed_draws import FixedDraws
 
 SPARE_SLOTS = 3
@@ -55,7 +55,7 @@ class Names(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a step is computed of."""
+    """The inputs of a step."""
 
     batch: TrainingBatch
     settings: LossSettings
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(pair: Pair, network: Network) -> Inputs | None:
-    """None if the file lacks some of them."""
+    """Returns None if the file has not all of them."""
     count = sum(re.fullmatch(r"image\d+_u8", name) is not None for name in pair.arrays)
     outputs = network.description.head.decoder_layers + 1
     needed = [f"{name.format(i)}" for name in ("image{}_u8", "gt{}_labels", "target{}_masks") for i in range(count)]
@@ -99,7 +99,7 @@ def read_inputs(pair: Pair, network: Network) -> Inputs | None:
     )
 
 
-def run(step: TrainingStep, parameters, pair: Pair, inputs: Inputs, number: int, masks=None) -> Told:
+def run(step: TrainingStep, parameters, pair: Pair, inputs: Inputs, number: int, masks=None) -> StepOutcome:
     """The step of that number. Draws for pairs are in the order of the queries: these must be known beforehand."""
     slots = inputs.batch.targets.labels
     nobody = np.full((len(inputs.outputs), *slots.shape), -1)

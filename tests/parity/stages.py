@@ -1,4 +1,4 @@
-"""What happens inside the network, step by step, under the names and in the layouts of the official arrays."""
+"""The network step by step, under the names and in the layouts of the official arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def mask_stages(
 
 
 def attention_mask(mask_logits: jax.Array, stride: int, valid: jax.Array) -> jax.Array:
-    """Where a query may look, from full mask logits: the official definition."""
+    """Cells that a query may attend to, from full mask logits: the official definition."""
     small = shrink(mask_logits, stride // 4)
     inside = (small.reshape(small.shape[0], -1, small.shape[-1]).swapaxes(1, 2) >= 0) & valid
     return jnp.where(jnp.any(inside, axis=-1, keepdims=True), inside, valid)
@@ -157,7 +157,7 @@ def head_stages(
     text: TextClassifier,
     mixing: EnsembleDescription,
 ) -> Arrays:
-    """What follows the mask decoder: CLIP's view of the masks, and the class probabilities."""
+    """The stages after the mask decoder: CLIP's view of the masks, and the class probabilities."""
     shrunk = shrink(prediction.mask_logits, STRIDE // 4)
     masks = dense_masks(shrunk, valid_hw)
     embeddings = model.clip.image.embed_masks(clip_dense, valid_hw, masks)

@@ -14,13 +14,13 @@ from tests.parity.network import Network
 from tests.parity.pairs import Pair, vocabulary
 from tests.parity.recorded import Inputs, Names, official_order, read_inputs, run
 from tests.parity.section import Section
-from tests.parity.training_step import Told, TrainingStep
+from tests.parity.training_step import StepOutcome, TrainingStep
 
 GRADIENT = 1e-3
-"""Of an array's largest gradient: the official code differs from itself by 4e-4."""
+"""As a share of an array's largest gradient: the official code differs from itself by 4e-4."""
 
 UPDATE = 1e-6
-"""Of weights about 1, where the gradients are the recorded ones: their own last digits."""
+"""The difference of weights near 1 whose gradients are the recorded ones: their last digits."""
 
 NEAR = 1e-5
 """A tenth of a step, which is a weight's learning rate whatever its gradient. Where that gradient is but noise, its
@@ -44,11 +44,11 @@ def compare_training(pair: Pair, evaluated: Pair, network: Network, tolerance: f
     names = Names(network.description.clip.image.family, {name: x.shape for name, x in step.parameters.items()})
     overlap_line(section, pair, inputs)
     compare_facts(section, pair, names)
-    told = run(step, step.parameters, pair, inputs, 0)
-    fill(section, pair, inputs, names, told, len(words.classes))
+    outcome = run(step, step.parameters, pair, inputs, 0)
+    fill(section, pair, inputs, names, outcome, len(words.classes))
     if section.short(lambda name: True):
-        excuse(section, pair, inputs, names, step, told, len(words.classes))
-    compare_updates(section, pair, inputs, names, step, told)
+        excuse(section, pair, inputs, names, step, outcome, len(words.classes))
+    compare_updates(section, pair, inputs, names, step, outcome)
     section.close([name for name in pair.arrays if not INPUTS.fullmatch(name)], lambda name: _reason(name, False))
     return section
 
@@ -57,9 +57,9 @@ def _reason(name: str, without_inputs: bool) -> tuple[str, bool]:
     if not KINDS.fullmatch(name):
         return "no array of this kind is known", False
     if without_inputs:
-        return "the file lacks images, targets or draws", True
+        return "the file has no images, targets or draws", True
     if name.startswith("after") or name in ("total_loss2", "grad_norm2"):
-        return "the file lacks other weights, or the draws, of this update", True
+        return "the file has no other weights, or no draws, for this update", True
     return "the model as configured has no such thing", True
 
 
@@ -71,7 +71,7 @@ def overlap_line(section: Section, pair: Pair, inputs: Inputs) -> None:
 
 
 def compare_facts(section: Section, pair: Pair, names: Names) -> None:
-    """What the json says of the optimiser."""
+    """The optimiser's settings in the json."""
     settings = OptimSettings()
     if (groups := pair.facts.get("param_groups")) is not None:
         by_key = names.by_key()
@@ -92,31 +92,33 @@ def compare_facts(section: Section, pair: Pair, names: Names) -> None:
         section.add(Verdict("clip_full_model_value", (), limit == settings.clip_norm, None, str(settings.clip_norm)))
 
 
-def fill(section: Section, pair: Pair, inputs: Inputs, names: Names, told: Told, classes: int) -> None:
+def fill(section: Section, pair: Pair, inputs: Inputs, names: Names, outcome: StepOutcome, classes: int) -> None:
     """Compares predictions, matching, losses and gradients."""
     batch = len(inputs.batch.images)
-    logits = np.concatenate([told.prediction.class_logits[..., :classes], told.prediction.class_logits[..., -1:]], -1)
+    logits = np.concatenate(
+        [outcome.prediction.class_logits[..., :classes], outcome.prediction.class_logits[..., -1:]], -1
+    )
     weights = {"ce": inputs.settings.class_weight, "mask": inputs.settings.mask_weight}
     weights["dice"] = inputs.settings.dice_weight
     for call, output in enumerate(inputs.outputs):
         section.array(f"out{call}_pred_logits", logits[output])
-        section.array(f"out{call}_pred_masks", np.moveaxis(told.prediction.mask_logits[output], -1, 1))
-        queries = told.queries[output]
+        section.array(f"out{call}_pred_masks", np.moveaxis(outcome.prediction.mask_logits[output], -1, 1))
+        queries = outcome.queries[output]
         for i in range(batch):
             real = (inputs.batch.targets.labels[i] >= 0).sum()
-            section.array(f"cost_{call * batch + i}", told.costs[output, i, :, :real])
+            section.array(f"cost_{call * batch + i}", outcome.costs[output, i, :, :real])
             slots = [slot for row, slot in official_order(queries) if row == i]
             section.array(f"match{call}_img{i}_query", queries[i, slots].astype(np.int64))
             section.array(f"match{call}_img{i}_target", np.asarray(slots))
-        points_line(section, f"loss_points_{call}", told.points[output], queries)
+        points_line(section, f"loss_points_{call}", outcome.points[output], queries)
         suffix = "" if call == 0 else f"_{output}"
-        for (name, weight), loss in zip(weights.items(), told.losses, strict=True):
+        for (name, weight), loss in zip(weights.items(), outcome.losses, strict=True):
             section.array(f"unweighted_loss_{name}{suffix}", loss[output])
             section.array(f"weighted_loss_{name}{suffix}", weight * loss[output])
-    section.array("total_loss", told.total)
-    for key, gradient in names.official(told.gradients).items():
+    section.array("total_loss", outcome.total)
+    for key, gradient in names.official(outcome.gradients).items():
         section.array(f"grad_{key}", gradient, GRADIENT)
-    section.array("grad_norm", norm(told.gradients), GRADIENT)
+    section.array("grad_norm", norm(outcome.gradients), GRADIENT)
 
 
 def norm(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -141,7 +143,9 @@ def points_line(section: Section, name: str, points: np.ndarray, queries: np.nda
     section.add(Verdict(name, official.shape, not any(missing), None, text))
 
 
-def excuse(section: Section, pair: Pair, inputs: Inputs, names: Names, step: TrainingStep, told: Told, classes: int):
+def excuse(
+    section: Section, pair: Pair, inputs: Inputs, names: Names, step: TrainingStep, outcome: StepOutcome, classes: int
+):
     """Runs the step again with the recorded masks in all hard thresholds, for what fell short."""
     calls = [inputs.outputs.index(output) for output in range(len(inputs.outputs))]
     recorded = [pair.arrays.get(f"out{call}_pred_masks") for call in calls]
@@ -150,7 +154,8 @@ def excuse(section: Section, pair: Pair, inputs: Inputs, names: Names, step: Tra
     crossed, near = [], []
     for row in range(len(inputs.batch.images)):
         pairs = {
-            i: (np.moveaxis(told.prediction.mask_logits[i, row], -1, 0), masks[row]) for i, masks in enumerate(recorded)
+            i: (np.moveaxis(outcome.prediction.mask_logits[i, row], -1, 0), masks[row])
+            for i, masks in enumerate(recorded)
         }
         for sign in signs_near_zero(pairs, section.tolerance):
             text = f"image {row}, {sign}"
@@ -166,14 +171,16 @@ def excuse(section: Section, pair: Pair, inputs: Inputs, names: Names, step: Tra
         section.excuse(again, signs)
 
 
-def compare_updates(section: Section, pair: Pair, inputs: Inputs, names: Names, step: TrainingStep, told: Told) -> None:
-    """What the optimiser makes of the recorded gradients, and of ours."""
+def compare_updates(
+    section: Section, pair: Pair, inputs: Inputs, names: Names, step: TrainingStep, outcome: StepOutcome
+) -> None:
+    """Compares the update from the recorded gradients, and from ours."""
     recorded, after, after2 = (names.ours(pair, prefix) for prefix in ("grad_", "after_", "after2_"))
     start = step.optimizer.init(jax.tree.map(jnp.asarray, step.parameters))
     rate = OptimSettings().learning_rate
     if not after:
         return
-    own, own_state = step.update(told.gradients, start, step.parameters)
+    own, own_state = step.update(outcome.gradients, start, step.parameters)
     line(section, "after_", "ours", own, after, 0.95, 2 * rate)
     if recorded:
         found, state = step.update(recorded, start, step.parameters)

@@ -31,8 +31,8 @@ class TrainingBatch(NamedTuple):
     targets: Targets
 
 
-class Told(NamedTuple):
-    """What a step came to: one of each for every output of the decoder, in its order; NumPy arrays."""
+class StepOutcome(NamedTuple):
+    """The results of a step: one of each for every output of the decoder, in its order; NumPy arrays."""
 
     prediction: Prediction
     costs: np.ndarray  # [O, B, Q, G]
@@ -59,7 +59,7 @@ class TrainingStep:
 
     def run(
         self, parameters: Parameters, batch: TrainingBatch, draws: FixedDraws, masks: np.ndarray | None = None
-    ) -> Told:
+    ) -> StepOutcome:
         """`draws` has a first axis of outputs. `masks` [O, B, h, w, Q] rule the hard thresholds, if they are given."""
         return jax.device_get(
             self._run(parameters, self._frozen, self._text, batch, draws, masks, force=masks is not None)
@@ -74,7 +74,9 @@ class TrainingStep:
         return optax.apply_updates(parameters, updates), state
 
 
-def _run(model, settings, parameters, frozen, text, batch: TrainingBatch, draws: FixedDraws, masks, *, force) -> Told:
+def _run(
+    model, settings, parameters, frozen, text, batch: TrainingBatch, draws: FixedDraws, masks, *, force
+) -> StepOutcome:
     def loss(parameters):
         filled = with_values(model, {**frozen, **parameters})
         predictions = _predictions(filled, text, batch, masks, force)
@@ -88,14 +90,14 @@ def _run(model, settings, parameters, frozen, text, batch: TrainingBatch, draws:
 
         looks, losses = jax.lax.scan(visit, None, (predictions, draws))[1]
         total = jnp.sum(weighted_total(losses, settings))
-        return total, Told(predictions, *looks, losses, total, {})
+        return total, StepOutcome(predictions, *looks, losses, total, {})
 
-    gradients, told = jax.grad(loss, has_aux=True)(parameters)
-    return told._replace(gradients=gradients)
+    gradients, outcome = jax.grad(loss, has_aux=True)(parameters)
+    return outcome._replace(gradients=gradients)
 
 
 def _predictions(model: FCCLIP, text: TextClassifier, batch: TrainingBatch, masks, force: bool) -> Prediction:
-    """Of every output, stacked."""
+    """Stacks the values of every output."""
     pixels, _ = normalize_images(batch.images, batch.image_hw)
     whole = jnp.broadcast_to(jnp.asarray(batch.images.shape[1:3], jnp.int32), batch.image_hw.shape)
     features = jax.lax.stop_gradient(model.clip.image(pixels, whole))

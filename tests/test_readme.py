@@ -1,0 +1,209 @@
+"""The README and the pages that it links: every command and every Python block in them is run, or, where it needs weights, data
+or a pod, its flags are shown to be accepted.
+"""
+
+import argparse
+import configparser
+import importlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcclip_jax import checkpoint, cli, main
+from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.models.building import named_variables
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text.vocabulary import Vocabulary
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("README.md") if ".venv" not in path.parts[0])
+
+RUN = {
+    "fcclip vocabularies",
+    'fcclip segment photos/ --classes "cat|kitten, remote control, sofa" --stuff sofa --weights checkpoint_dir --output out/',
+}
+PARSED = {
+    "launch/quickstart.sh": "continuous integration runs it",
+    "launch/test.sh": "it is what runs this test",
+    "pip install '.[convert]'": "installs packages",
+    "pip install '.[train]'": "installs packages",
+    "pip install '.[train,eval]'": "installs packages",
+    "pip install 'jax[tpu]'": "installs packages",
+    "python -m convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output fcclip_convnext_large": (
+        "needs the official weights"
+    ),
+    "python -m convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output clip_l": (
+        "needs OpenCLIP's weights"
+    ),
+    "python -m convert run --run runs/coco --step best --output DIR": "needs a trained run",
+    "python -m fcclip_jax.main --config=configs/coco.py --config.init=clip_l --config.data.root=DATASETS --workdir=runs/coco": (
+        "needs COCO and weights"
+    ),
+    "python -m fcclip_jax.main --config=configs/coco.py:debug --config.data.root=DATASETS --workdir=runs/debug": "needs COCO",
+    "python -m fcclip_jax.main --config=configs/coco.py --compile_only=v5e:4x4": "takes minutes; tests/test_main.py compiles less",
+    "python -m fcclip_jax.main --config=configs/eval.py:ade20k --config.root=DATASETS --checkpoint=DIR --workdir=runs/ade20k": (
+        "needs ADE20K and weights"
+    ),
+    "fcclip prepare coco --root DATASETS --output PREPARED": "needs COCO",
+    "fcclip annotate ade20k --root DATASETS": "needs ADE20K",
+    "fcclip annotate ade20k_full --root DATASETS": "needs ADE20K",
+    "fcclip annotate pascal_context --root DATASETS": "needs Pascal Context",
+    "fcclip annotate pascal_voc --root DATASETS": "needs Pascal VOC",
+    "fcclip annotate cityscapes --root DATASETS": "needs Cityscapes",
+    "python -m tests.parity tests/golden": "tests/test_parity.py runs it",
+    "python -m pallas_kernels.bench": "takes minutes",
+    "python -m pallas_kernels.roofline": "takes minutes",
+    "python -m pallas_kernels.compile_tpu": "takes minutes; tests/pallas_kernels compiles less",
+    "python -m pallas_kernels.compile_gpu": "takes minutes; tests/pallas_kernels compiles less",
+}
+"""Commands that are not run as written, and the reason."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """A page's command lines, without comments."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := re.sub(r"\s+#.*", "", line).strip())]
+
+
+ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+SNIPPETS = [(page, block) for page in PAGES for block in blocks(page, "python")]
+
+
+def test_every_command_is_run_or_has_a_reason():
+    assert set(ALL) == RUN | PARSED.keys()
+    assert {"README.md", "fcclip_jax/training/README.md", "fcclip_jax/evaluation/README.md"} <= set(PAGES)
+
+
+def test_pages_hold_code_in_fences_only():
+    """So that no command escapes these tests."""
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^ {4}(fcclip|python|pip|from|import|launch)\b", prose, re.MULTILINE), page
+
+
+def test_links_and_files_exist():
+    """Links, and every path in backticks that names a file or folder of the project."""
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert ((ROOT / page).parent / target).exists(), (page, target)
+        for path in re.findall(r"`((?:fcclip_jax|configs|convert|launch|pallas_kernels|tests)/[\w./]+)`", text):
+            assert (ROOT / path).exists(), (page, path)
+        for module in re.findall(r"python -m ((?:fcclip_jax|tests|convert|pallas_kernels)[\w.]*)", text):
+            assert importlib.util.find_spec(module), (page, module)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> pathlib.Path:
+    """A working folder with what the README's examples name: a checkpoint, photographs, and the configurations."""
+    model = random_model(SMALL, 0)
+    parameters = {name: np.asarray(value[...]) for name, value in named_variables(model).items()}
+    text = text_fingerprint(SMALL, parameters)
+    training = Vocabulary.load("coco_panoptic")
+    contents = Checkpoint(SMALL, parameters, training, text, Origin("random weights", ""), None, {})
+    checkpoint.save(tmp_path / "checkpoint_dir", contents)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    (tmp_path / "photos").mkdir()
+    for path in ("photo.jpg", "photos/a.jpg", "photos/b.png"):
+        Image.fromarray(pixels).save(tmp_path / path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(tmp_path / "cache"))
+    before = jax.config.jax_compilation_cache_dir
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
+def test_python_blocks_run(folder, page, code):
+    if page.startswith("pallas_kernels"):
+        shapes = ((4, 4), (2, 2))
+        rng = np.random.default_rng(0)
+        arrays = [(1, 20, 2, 8), (1, 3, 2, 2, 4, 2), (1, 3, 2, 2, 4)]
+        value, locations, weights = (rng.random(shape, np.float32) for shape in arrays)
+        names = {"value": value, "locations": locations, "weights": weights, "shapes": shapes}
+        exec(code, names)
+        assert names["out"].shape == (1, 3, 2, 8)
+        return
+    names = {}
+    exec(code, names)
+    assert (folder / "out.png").stat().st_size > 1000
+    result = names["result"]
+    assert result.panoptic.id_map.shape == result.semantic.shape == (60, 80)
+    assert [entry.name for entry in result.vocabulary.classes] == ["astronaut", "space shuttle", "flag"]
+    for instance in result.instances:
+        assert instance.mask.sum() == instance.area and instance.name in ("astronaut", "space shuttle", "flag")
+
+
+@pytest.mark.parametrize("command", sorted(RUN))
+def test_commands_run(folder, capsys, command):
+    program, *arguments = shlex.split(command)
+    assert program == "fcclip" and cli.main(arguments) == 0
+    if arguments[0] == "vocabularies":
+        assert len(capsys.readouterr().out.splitlines()) == 10
+    else:
+        written = {
+            path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()
+        }
+        names = [f"{kind}/{name}" for kind in ("panoptic", "semantic") for name in ("a.png", "b.png")]
+        overlays = [f"overlays/{name}.{task}.jpg" for name in "ab" for task in ("panoptic", "semantic", "instances")]
+        assert written == {"images.json", "panoptic.json", "instances.json", *names, *overlays}
+
+
+class Accepted(Exception):
+    """The parser took all arguments; the program would now begin."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise Accepted
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+
+
+@pytest.mark.parametrize("command", sorted(PARSED))
+def test_commands_parse(folder, parse_only, monkeypatch, command):
+    program, *arguments = shlex.split(command)
+    if program == "pip":
+        check_installable(arguments)
+    elif program.startswith("launch/"):
+        subprocess.run(["bash", "-n", ROOT / program], check=True)
+    elif arguments[:2] == ["-m", "fcclip_jax.main"]:
+        main.parse(["main", *arguments[2:]])
+    else:
+        module = "fcclip_jax.cli" if program == "fcclip" else arguments[1]
+        if importlib.util.find_spec(module).submodule_search_locations is not None:
+            module += ".__main__"
+        given = arguments if program == "fcclip" else arguments[2:]
+        monkeypatch.setattr(sys, "argv", [module, *given])
+        with pytest.raises(Accepted):
+            importlib.import_module(module).main(given)
+
+
+def check_installable(arguments: list[str]) -> None:
+    """The extras exist."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    verb, requirement = arguments
+    assert verb == "install"
+    name, extras = re.fullmatch(r"(\.|jax)\[(.+)\]", requirement).groups()
+    if name == ".":
+        assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    else:
+        assert f"jax[{extras}]" in setup["options.extras_require"]["test"]
