@@ -76,7 +76,7 @@ def ms_deform_attn(
     options = Options(levels, implementation, precision, deterministic)
     _check(value, locations, weights, options)
     arrays = jnp.asarray(value), jnp.asarray(locations), jnp.asarray(weights)
-    reason = _unsupported(implementation, arrays, options.shapes)
+    reason = _unsupported(implementation, arrays[0], arrays[1], options.shapes)
     if reason:
         raise ValueError(
             f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason}; choose 'xla',"
@@ -165,17 +165,17 @@ def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: 
         return noted(options.implementation)(*arrays)
     branches = {}
     for name, platform in PLATFORMS.items():
-        reason = _unsupported(name, arrays, options.shapes)
+        reason = _unsupported(name, arrays[0], arrays[1], options.shapes)
         branches[platform] = noted("xla", f", since {reason}") if reason else noted(name)
     return jax.lax.platform_dependent(*arrays, **branches, default=noted("xla"))
 
 
 def _unsupported(
-    name: str | None, arrays: tuple[jax.Array, jax.Array, jax.Array], shapes: tuple[tuple[int, int], ...]
+    name: str | None, value: jax.Array, locations: jax.Array, shapes: tuple[tuple[int, int], ...]
 ) -> str | None:
     if name not in PLATFORMS:
         return None
-    return {"tpu": tpu, "gpu": gpu}[name].unsupported(*arrays[:2], shapes)
+    return {"tpu": tpu, "gpu": gpu}[name].unsupported(value, locations, shapes)
 
 
 def _describe(value: Array, locations: Array, weights: Array, shapes: tuple[tuple[int, int], ...]) -> str:

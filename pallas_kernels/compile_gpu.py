@@ -139,6 +139,8 @@ def main() -> int:
     if gpu.plgpu is None or importlib.util.find_spec("triton") is None:
         print("compile_gpu needs Triton, which is not installed; on Linux: pip install triton", file=sys.stderr)
         return 2
+    # No accelerator is needed, so none is searched for.
+    jax.config.update("jax_platforms", "cpu")
     versions = f"jax {jax.__version__}, triton {importlib.metadata.version('triton')}"
     print(f"{versions}; levels {SHAPES}, {HEADS} heads x {CHANNELS} channels, {POINTS} points, B = 1")
     row = "{:10}{:>10}{:>7}{:>10}{:>9}{:>11}{:>10}{:>10}"
