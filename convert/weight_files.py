@@ -79,7 +79,7 @@ def check_free(path: pathlib.Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise FileExistsError(f"the output {path} is a folder; choose another name")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"the output {path} exists already; choose another name, or add --overwrite")
+        raise FileExistsError(f"the output {path} exists already; choose another name, or overwrite it (--overwrite)")
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -16,6 +16,7 @@ from convert import commands, fcclip
 from convert.__main__ import main
 from convert.weight_files import read
 from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import directory
 from fcclip_jax.models import descriptions
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.convert.tiny import CLIPS, HEAD, model_description, official_tensors
@@ -98,7 +99,7 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     loaded = checkpoint.load(folder)
     assert loaded.description == model_description(family)
     assert loaded.training_vocabulary == Vocabulary.load("coco_panoptic")
-    assert loaded.source == checkpoint.Origin(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert checkpoint.read(folder).source == checkpoint.Origin(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
     # One of each kind of transform by hand: converting there and back alone would not show a wrong one.
     pixel = "sem_seg_head.pixel_decoder"
     fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()
@@ -424,7 +425,7 @@ def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):
     refused("exists already", "fcclip", "--checkpoint", weights, *options)
     files("fcclip", "made", "--overwrite", checkpoint=weights, model=tmp_path / "clip.json")
     there = ["torch", "--checkpoint", made, "--output"]
-    refused("exists already; choose another name, or add --overwrite", *there, weights)
+    refused("exists already; choose another name, or overwrite it (--overwrite)", *there, weights)
     refused("back.npz ends in .npz; end it in .safetensors or .pth", *there, tmp_path / "back.npz")
     refused("absent does not exist; create it first", *there, tmp_path / "absent" / "back.pth")
     refused("is a file, not a checkpoint directory", "torch", "--checkpoint", weights, *there[3:], tmp_path / "x.pth")
@@ -454,7 +455,7 @@ def test_interrupted(tmp_path, resnet, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_put_in_place", interrupt)
+    monkeypatch.setattr(directory, "_put_in_place", interrupt)
     before = sorted(tmp_path.iterdir())
     assert main(["fcclip", "--checkpoint", str(weights), *map(str, options)]) == 130
     assert capsys.readouterr().err == "interrupted\n" and sorted(tmp_path.iterdir()) == before
