@@ -172,7 +172,7 @@ def write(name, text):
             ValueError,
             "an entry of the description is missing or malformed",
         ),
-        (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary lacks"),
+        (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary needs"),
         (lambda path: rewrite(path, description={"clip": 1}), ValueError, "ModelDescription in the model description"),
         (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is malformed"),
     ],
@@ -190,7 +190,7 @@ def test_sizes_without_a_model(damaged):
     record = json.loads((damaged / "fcclip.json").read_text())["description"]
     record["head"]["encoder_ffn_dim"] = -1
     rewrite(damaged, description=record)
-    with pytest.raises(ValueError, match="fcclip.json: no model can be built of the sizes in its description"):
+    with pytest.raises(ValueError, match="fcclip.json: no model can be built with the described sizes"):
         checkpoint.load(damaged)
     record["head"]["hidden_dim"] = -1
     rewrite(damaged, description=record)

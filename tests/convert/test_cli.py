@@ -99,7 +99,9 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     loaded = checkpoint.load(folder)
     assert loaded.description == model_description(family)
     assert loaded.training_vocabulary == Vocabulary.load("coco_panoptic")
-    assert checkpoint.read(folder).source == checkpoint.Origin(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert checkpoint.read(folder).source == checkpoint.Origin(
+        weights.name, hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
     # One of each kind of transform by hand: converting there and back alone would not show a wrong one.
     pixel = "sem_seg_head.pixel_decoder"
     fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()
@@ -391,7 +393,7 @@ def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
     )
     refused("no vocabulary is called", "fcclip", "--checkpoint", whole, *options, "--vocabulary", "cocos")
     refused(
-        "bad.json: the vocabulary lacks",
+        "bad.json: the vocabulary needs",
         "fcclip",
         "--checkpoint",
         whole,
