@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "--vocabulary",
         default="coco_panoptic",
         metavar="NAME_OR_JSON",
-        help="the vocabulary that the checkpoint was trained with: a name from `fcclip vocabularies`, or a file in their"
-        " format (default: %(default)s)",
+        help="the checkpoint's training vocabulary: a name from `fcclip vocabularies`, or a json file in their format"
+        " (default: %(default)s)",
     )
     _add_model(command)
     _add_output(command)

@@ -43,8 +43,8 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.checkpoint} contains CLIP's weights already; remove --clip {arguments.clip}")
     if not complete and not arguments.clip:
         raise ValueError(
-            f"{arguments.checkpoint} contains no CLIP weights; add --clip with their tag or file (the official models use"
-            " OpenCLIP's laion2b_s29b_b131k_ft_soup for convnext_large_d_320, and openai for RN50 and the other ResNets)"
+            f"{arguments.checkpoint} contains no CLIP weights; add --clip with their tag or file (the official models"
+            " have OpenCLIP's laion2b_s29b_b131k_ft_soup for convnext_large_d_320, openai for RN50 and other ResNets)"
         )
     clip_source, quick_gelu = None, None
     if arguments.clip:

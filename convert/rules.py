@@ -4,9 +4,9 @@ A rule is a pair of templates, such as
 
     visual.trunk.stages.{i}.blocks.{n}.norm.weight  <->  clip.image.stages.{i}.blocks.stacked.norm.weight
 
-with a transform of the array. Placeholders are whole numbers. `{n}`, which only the PyTorch side has, numbers the layers that
-are stacked along the first axis of our parameter. Each key must match exactly one rule, or be ignored for a stated reason;
-each parameter must be filled; one error lists all problems.
+with a transform of the array. Placeholders are whole numbers. `{n}`, which only the PyTorch side has, numbers the
+layers that are stacked along the first axis of our parameter. Each key must match exactly one rule, or be ignored for
+a stated reason; each parameter must be filled; one error lists all problems.
 """
 
 import functools

@@ -25,7 +25,7 @@ def download(model: str, tag: str) -> Pretrained:
         import open_clip
     except ImportError:
         raise ValueError(
-            f"{tag} is no file, and OpenCLIP, which has the pretrained tags, is not installed: pip install open_clip_torch"
+            f"{tag} is no file, and OpenCLIP, which has the tags, is not installed: pip install open_clip_torch"
         ) from None
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:

@@ -134,7 +134,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         if zipped and _is_torchscript(path):
             raise ValueError(
-                f"{path} is a TorchScript archive, which is a program; save its state_dict() with PyTorch, and convert that"
+                f"{path} is a TorchScript archive, which is a program; save its state_dict() with PyTorch instead"
             )
         # Files from before PyTorch 1.6 are not zip archives, and cannot be mapped.
         loaded = torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
@@ -143,8 +143,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     # PyTorch has one type of error for files that could run code; a damaged file can raise any other.
     except Exception as error:
         raise ValueError(
-            f"{path} is refused: it is damaged, or contains more than plain tensors, which can run code; save the model's"
-            " state_dict() alone, preferably as .safetensors"
+            f"{path} is refused: it is damaged, or contains more than plain tensors, which can run code; save the"
+            " model's state_dict() alone, preferably as .safetensors"
         ) from error
     while isinstance(loaded, dict) and (name := next((w for w in WRAPPERS if isinstance(loaded.get(w), dict)), None)):
         loaded = loaded[name]

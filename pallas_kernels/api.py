@@ -43,9 +43,9 @@ def ms_deform_attn(
     """Multi-scale deformable attention's sampling (Deformable DETR, equation 3): a weighted sum of bilinear samples.
 
     Differentiable in its three arrays (reverse mode). Where bilinear sampling has a kink, the derivative is PyTorch's:
-    that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of devices each works on
-    its own share of the batch, over as many axes as divide it, and nothing is gathered. Within a `jax.shard_map` of your
-    own, pass check_vma=False to it: JAX cannot check a Pallas kernel.
+    that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of devices each works
+    on its own share of the batch, over as many axes as divide it, and nothing is gathered. Pass check_vma=False to a
+    `jax.shard_map` around it: JAX cannot check a Pallas kernel.
 
     Args:
         value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated.
@@ -53,21 +53,20 @@ def ms_deform_attn(
             (`grid_sample` with align_corners=False); points outside read zero.
         weights: [B, Q, M, L, P].
         shapes: the (height, width) of each of the L levels.
-        implementation: one of `IMPLEMENTATIONS`. By default the choice falls when the program is lowered for a platform:
-            that platform's kernel if it can run these arrays, else "xla"; the choice is logged once. `jax.export` takes
-            one platform at a time: JAX cannot lower a Pallas kernel for several.
+        implementation: one of `IMPLEMENTATIONS`. By default it is chosen when the program is lowered for a platform:
+            that platform's kernel if it can run these arrays, else "xla"; the choice is logged once. `jax.export`
+            takes one platform at a time: JAX cannot lower a Pallas kernel for several.
         precision: precision of the TPU kernel's matrix products, one of `PRECISIONS`: "float32" is exact to rounding,
             "bfloat16" is several times faster. By default it is the arrays' dtype.
-        deterministic: sums the "gpu" kernel's gradient of `value` in a fixed order. Everything else is deterministic
+        deterministic: sums the "gpu" kernel's gradient of `value` in a fixed order. All else is deterministic
             without it.
 
     Returns:
         [B, Q, M, D], in the dtype of the arrays.
 
     Raises:
-        ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the named implementation cannot run.
-            An implementation that cannot run these arrays raises at the call; one that cannot run on the platform raises
-            when the program is lowered.
+        ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the named implementation cannot
+            run: raised at the call for the arrays, when the program is lowered for the platform.
     """
     try:
         levels = tuple((int(h), int(w)) for h, w in shapes)
@@ -79,8 +78,8 @@ def ms_deform_attn(
     reason = _unsupported(implementation, arrays[0], arrays[1], options.shapes)
     if reason:
         raise ValueError(
-            f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason}; choose 'xla',"
-            " or None"
+            f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason};"
+            " choose 'xla', or None"
         )
     return _sample(*arrays, options)
 

@@ -10,8 +10,8 @@ forward and backward together, have a row for each implementation that this mach
     / torch      the same, divided by PyTorch's with as many threads
     peak MiB     the most memory held during the first call beyond the inputs; on an accelerator, what XLA plans for
                  results and intermediate values
-    GB/s, GFLOP/s  the least bytes and operations of any implementation (`least_bytes`, `least_flops`) per second of that
-                 median, and as a share of the device's peak if it is known
+    GB/s, GFLOP/s  the least bytes and operations of any implementation (`least_bytes`, `least_flops`) per second of
+                 that median, and as a share of the device's peak if that is in `problems.PEAKS`
     compile s    seconds to trace and compile
     differs by   largest difference of the forward result from the reference's, relative to its largest value
 

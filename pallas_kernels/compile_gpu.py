@@ -1,8 +1,8 @@
 """Compiles the GPU kernels to machine code, on a machine without a GPU: `python -m pallas_kernels.compile_gpu`.
 
-JAX lowers each kernel for CUDA to Triton's intermediate code. Triton from pip (Linux; torch's CUDA wheels install it too)
-compiles that to machine code, and its ptxas reports registers and spills. XLA on a GPU runs its own version of Triton, so
-the figures are close to those of the code that a GPU runs, not equal to them.
+JAX lowers each kernel for CUDA to Triton's intermediate code. Triton from pip (Linux; torch's CUDA wheels install it
+too) compiles that to machine code, and its ptxas reports registers and spills. XLA on a GPU runs its own version of
+Triton, so the figures are close to those of the code that a GPU runs, not equal to them.
 """
 
 import argparse

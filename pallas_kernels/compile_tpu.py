@@ -1,8 +1,8 @@
-"""Compiles the TPU kernels with the real TPU compiler, on a machine without a TPU: `python -m pallas_kernels.compile_tpu`.
+"""Compiles the TPU kernels with the TPU compiler, on a machine without a TPU: `python -m pallas_kernels.compile_tpu`.
 
-libtpu (from pip, Linux) compiles for a described topology. The table has a row for each generation, image size, batch, dtype
-and direction (the forward pass, or both passes): the seconds to compile, the most VMEM that a kernel's program takes, and
-the HBM of arguments, results and temporaries. A program that compiles fits; nothing is run.
+libtpu (from pip, Linux) compiles for a described topology. The table has a row for each generation, image size, batch,
+dtype and direction (the forward pass, or both passes): the seconds to compile, the most VMEM that a kernel's program
+takes, and the HBM of arguments, results and temporaries. A program that compiles fits; nothing is run.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def devices(topology: str) -> list[jax.Device]:
     Raises:
         RuntimeError: libtpu is not installed, or rejects the topology.
     """
-    # libtpu reads these when it starts: without them it searches for a TPU, and refuses to run beside another process.
+    # libtpu reads these when it starts: without them it searches for a TPU, and tolerates no other process.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -63,7 +63,7 @@ def devices(topology: str) -> list[jax.Device]:
 
 
 def arguments(shapes: Shapes, batch: int, dtype: jax.typing.DTypeLike, sharding) -> list[jax.ShapeDtypeStruct]:
-    """Describes value, locations, weights and the result's gradient, for a pixel decoder whose queries are its pixels."""
+    """Describes value, locations, weights and the result's gradient, for a pixel decoder with a query a pixel."""
     pixels = sum(h * w for h, w in shapes)
     points = (batch, pixels, HEADS, len(shapes), POINTS)
     value = (batch, pixels, HEADS, CHANNELS)
@@ -99,8 +99,8 @@ def compile_for(device: jax.Device, direction: str, size: str, batch: int, dtype
 def kernel_vmem(device: jax.Device, direction: str, shapes: Shapes, dtype: str) -> int:
     """Returns the bytes of VMEM that a kernel's program takes, from the compiler's error when it is allowed 1 MiB.
 
-    The number is the same for any batch, but with a single image the compiler may keep whole arrays in VMEM, which would
-    count: four images prevent that.
+    The number is the same for any batch. With a single image the compiler may keep whole arrays in VMEM, which would
+    count; four images prevent that.
     """
     inputs = arguments(shapes, 4, jnp.dtype(dtype), SingleDeviceSharding(device))
     kernel, used = (tpu.forward, inputs[:3]) if direction == FORWARD else (tpu.backward, inputs)

@@ -15,15 +15,15 @@ is
   for a memory fence and then empties the L1 cache.
 
 Tested against the definition, in interpret mode and on an H100, where the forward and the backward with atomics were
-timed (README.md). Compiled to machine code for sm_80, by `python -m pallas_kernels.compile_gpu`, but not run there. Tiles
-and warps were chosen by registers, occupancy and coalescing; no others were tried.
+timed (README.md). Compiled to machine code for sm_80, by `python -m pallas_kernels.compile_gpu`, but not run there.
+Tiles and warps were chosen by registers, occupancy and coalescing; no others were tried.
 
-Pallas' future: JAX 0.11 deprecated its Triton back end (0.12 still has it), to be removed in favour of Mosaic GPU, or of
-Triton itself through jax_triton. Mosaic GPU in JAX 0.12 serves Ampere, Hopper and Blackwell, but loads, stores and adds
-rectangular windows only: indexing by an array is not implemented. Moving to it changes the four kernel bodies (rows fetched
-one by one or staged through shared memory, explicit layouts and barriers), `_accumulate`, `_call` and compile_gpu.py; the
-layouts, the sort and the formulas stay. Moving to jax_triton rewrites the same bodies in Triton's language, whose atomics
-can be relaxed.
+Pallas' future: JAX 0.11 deprecated its Triton back end (0.12 still has it), to be removed in favour of Mosaic GPU, or
+of Triton itself through jax_triton. Mosaic GPU in JAX 0.12 serves Ampere, Hopper and Blackwell, but loads, stores and
+adds rectangular windows only: indexing by an array is not implemented. Moving to it changes the four kernel bodies
+(rows fetched one by one or staged through shared memory, explicit layouts and barriers), `_accumulate`, `_call` and
+compile_gpu.py; the layouts, the sort and the formulas stay. Moving to jax_triton rewrites the same bodies in Triton's
+language, whose atomics can be relaxed.
 """
 
 import functools
@@ -126,7 +126,7 @@ def _call(name, kernel, out_shape, rows, value, interpret, aliases=None):
         grid=(pl.cdiv(rows, kernel.keywords["block"]), value.shape[2], value.shape[0]),
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        # Always said: which back end a GPU gets without it differs between versions of JAX.
+        # Always explicit: the default back end for GPUs differs between versions of JAX.
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name=f"ms_deform_attn_{name}",
@@ -157,7 +157,7 @@ def _pick(index, begins, *tables):
 
 
 def _pixel_coordinate(location, size):
-    """Converts a location to pixels, in float32. Coordinates that touch no pixel are clamped, so that they fit an integer."""
+    """Converts a location to float32 pixels, clamped where no pixel is touched, so that it fits an integer."""
     size = jnp.asarray(size, jnp.float32)
     return jnp.clip(location.astype(jnp.float32) * size - 0.5, -2, size + 1)
 
@@ -264,7 +264,7 @@ def _accumulate(ref, where, rows, mask, interpret):
 
 
 def _sort_by_cell(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> list[jax.Array]:
-    """Returns where each cell's samples start in the sorted order, and in that order each sample's x, y, weight and query.
+    """Sorts the samples by cell: returns where each cell starts, and x, y, weight and query of each sample in order.
 
     A cell is the square between four neighbouring pixels. A level has one more cell than pixels along either axis, for
     samples half outside; samples wholly outside are sorted to the end.

@@ -81,9 +81,9 @@ def least_bytes(problem: Problem, backward: bool) -> int:
 def least_flops(problem: Problem, backward: bool) -> int:
     """Counts the operations on channels: four neighbours a sample, a multiplication and an addition each.
 
-    The backward pass does that twice: it multiplies each neighbour by the result's gradient, which gives the gradients of
-    weight and location, and adds each neighbour's share to the value's gradient. Operations done once a sample, not once a
-    channel, are left out, as are the zeros that a formulation by matrix products multiplies.
+    The backward pass does that twice: it multiplies each neighbour by the result's gradient, which gives the gradients
+    of weight and location, and adds each neighbour's share to the value's gradient. Operations done once a sample, not
+    once a channel, are left out, as are the zeros that a formulation by matrix products multiplies.
     """
     once = problem.samples * 4 * problem.channels * 2
     return once * 3 if backward else once

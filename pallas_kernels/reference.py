@@ -43,7 +43,7 @@ def ms_deform_attn(
 def backward(
     value: jax.Array, locations: jax.Array, weights: jax.Array, grad: jax.Array, shapes: tuple[tuple[int, int], ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients of value, locations and weights from the result's, [B, Q, M, D], by JAX's differentiation."""
+    """Returns the gradients of value, locations and weights from the result's, `grad` [B, Q, M, D], by `jax.vjp`."""
     return jax.vjp(lambda *arrays: ms_deform_attn(*arrays, shapes), value, locations, weights)[1](grad)
 
 

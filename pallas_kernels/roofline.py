@@ -1,9 +1,9 @@
 """Prints counted costs of the kernels, and the least time that each takes: `python -m pallas_kernels.roofline`.
 
-These are the tables of README.md. Nothing is measured. Operations and bytes are those of the kernels at the pixel decoder's
-shapes (8 heads of 32 channels, 4 points, levels of strides 32, 16 and 8, float32 or bfloat16 arrays), with points spread
-around each query. A time is the larger of bytes over the memory's rate and operations over the arithmetic's rate, as the
-makers publish them (`problems.PEAKS`).
+These are the tables of README.md. Nothing is measured. Operations and bytes are those of the kernels at the pixel
+decoder's shapes (8 heads of 32 channels, 4 points, levels of strides 32, 16 and 8, float32 or bfloat16 arrays), with
+points spread around each query. A time is the larger of bytes over the memory's rate and operations over the
+arithmetic's rate, as the makers publish them (`problems.PEAKS`).
 """
 
 import argparse
@@ -36,7 +36,7 @@ def least(problem: Problem, backward: bool) -> Cost:
 
 
 def visited_rows(problem: Problem, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows that the TPU kernel multiplies, and all rows: by level, summed over the programs of one image."""
+    """Returns, by level, the rows that the TPU kernel multiplies, and all rows, summed over one image's programs."""
     locations = random_arrays(problem._replace(batch=1), sigma)[1]
     weights = jnp.zeros(locations.shape[:-1], jnp.float32)
     samples = lay_out_samples(jnp.asarray(locations), weights, problem.shapes)
@@ -50,8 +50,8 @@ def on_tpu(problem: Problem, sigma: float, backward: bool) -> Cost:
     """Returns the MXU's operations, padding included, and the bytes that the kernel and the layouts around it move."""
     exact = problem.dtype == "float32"
     channels, columns = round_up(problem.channels, TILE), problem.points * BLOCK
-    # Products a band: two selections of three terms, or one of shares; for the gradients, two selections and the transposed
-    # product, which takes float32 six passes.
+    # Products a band: two selections of three terms, or one of shares; for the gradients, two selections and the
+    # transposed product, which takes float32 six passes.
     products = (2 * 3 if exact else 1) + ((2 * 3 + 6 if exact else 3) if backward else 0)
     rows, _ = visited_rows(problem, sigma)
     widths = np.asarray([round_up(w, LANES) for _, w in problem.shapes])
@@ -64,7 +64,7 @@ def on_tpu(problem: Problem, sigma: float, backward: bool) -> Cost:
     samples = queries * 4 * 3 * round_up(len(problem.shapes) * problem.points, 8)
     out = queries * 4 * channels
     inputs, result = _arrays(problem)
-    # Inputs are read, laid out for the kernel, written, and read by it; results are written and laid out for the caller.
+    # Inputs are read, laid out anew, written, and read by the kernel; results are written and laid out anew.
     memory = inputs + 2 * (terms + samples) + 2 * out + result
     if backward:
         memory += result + 2 * out + terms + samples + 2 * (4 * planes + samples) + inputs

@@ -4,20 +4,20 @@ TPUs have no fast gather, but bilinear sampling is a product with two sparse mat
 
     sample = sum over rows y, columns x of  hat(y - sample_y) hat(x - sample_x) value[y, x],    hat(t) = max(0, 1 - |t|)
 
-A program takes one head and a block of queries. It multiplies a band of rows [band * D, w] by the column matrix [w, P * block] on
-the MXU, weights the rows on the VPU and adds up; it visits only the rows that some point of its block touches, a range
-that is computed beforehand and read from SMEM. So the result is exact however far a point lies, zeros outside come for
-free, and the gradient of `value` is the transposed product, kept in VMEM while the blocks of queries pass. A kernel's cost
-follows the rows it visits, which `tpu_layout.row_ranges` computes; that module also lays out the arrays.
+A program takes one head and a block of queries. It multiplies a band of rows [band * D, w] by the column matrix
+[w, P * block] on the MXU, weights the rows on the VPU and adds up. It visits only the rows that some point of its block
+touches, a range that is computed before and read from SMEM. So the result is exact however far away a point is, zeros
+outside cost nothing, and the gradient of `value` is the transposed product, kept in VMEM from one block of queries to
+the next. A kernel's cost is proportional to the rows that it visits, which `tpu_layout.row_ranges` computes.
 
 Numerics, `precision`: with "bfloat16" the MXU multiplies values and column weights of eight bits and sums in float32.
 With "float32" results are those of float32 arithmetic: values are split into three bfloat16 terms, which hold all their
 bits, and columns are *selected* on the MXU (ones and zeros are exact) and weighted on the VPU. That takes six products
 where "bfloat16" takes one, and twelve for the gradients' three.
 
-Not tried, because no TPU was available to time it: sorting the points of a block by row first, so that each row of lanes
-visits a few rows only. By count it cuts the products to a third or a quarter; it costs a sort, and products too small to
-fill the MXU's pipeline.
+Not tried, because no TPU was available to time it: sorting the points of a block by row first, so that each row of
+lanes visits a few rows only. By count it cuts the products to a third or a quarter; it costs a sort, and products too
+small to fill the MXU's pipeline.
 
 Tested in interpret mode against the definition. Compiled, by the TPU compiler for v5e, v5p, v6e and v7x, at full size
 (`python -m pallas_kernels.compile_tpu`). Not run on a TPU: times are estimates.
@@ -47,7 +47,7 @@ from pallas_kernels.tpu_layout import (
 )
 
 VMEM = 48 * 2**20
-"""What a kernel may take in all: three quarters of v7x's 64 MiB, less than half of the older generations' 128 MiB."""
+"""The most that a kernel may take: three quarters of v7x's 64 MiB, less than half of older generations' 128 MiB."""
 
 
 def unsupported(value: jax.Array, locations: jax.Array, shapes: Shapes) -> str | None:

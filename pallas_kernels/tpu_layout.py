@@ -1,7 +1,7 @@
 """The arrays that the TPU kernels read: how they are laid out, how large they are, and which rows a program visits.
 
-A program takes one head and a block of `BLOCK` queries, and visits the rows of a level in bands. Samples come with their
-queries last, as lanes; each level comes as a matrix of rows * channels by columns, in bfloat16 terms.
+A program takes one head and a block of `BLOCK` queries, and visits the rows of a level in bands. Samples come with
+their queries last, as lanes; each level comes as a matrix of rows * channels by columns, in bfloat16 terms.
 """
 
 import jax

@@ -1,14 +1,14 @@
 """Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel of their own.
 
-Each level gets a border of one zero pixel, and points beyond it are moved to it, so all four neighbours of a point exist
-and need no masks. Both directions go head by head, which bounds the memory. The backward pass stores the rows that it
-gathers, and also goes block by block of queries: a block's rows stay in a CPU's cache. A scan over points keeps the
-program small.
+Each level gets a border of one zero pixel, and points beyond it are moved to it, so all four neighbours of a point
+exist and need no masks. Both directions go head by head, which bounds the memory. The backward pass stores the rows
+that it gathers, and also goes block by block of queries: a block's rows stay in a CPU's cache. A scan over points
+keeps the program small.
 
-Chosen by measurement on a CPU (two cores, float32, the shapes of `pallas_kernels.bench`). Variants that were not faster:
-scattering windows or packed rows of two or four neighbours, a precomputed table of shares, all points of a block at once.
-Variants that were slower: the scan unrolled, all heads side by side, sums over channels as reductions instead of a batched
-product.
+Chosen by measurement on a CPU (two cores, float32, the shapes of `pallas_kernels.bench`). Variants that were not
+faster: scattering windows or packed rows of two or four neighbours, a precomputed table of shares, all points of a
+block at once. Variants that were slower: the scan unrolled, all heads side by side, sums over channels as reductions
+instead of a batched product.
 """
 
 import jax

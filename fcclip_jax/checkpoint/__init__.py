@@ -3,7 +3,8 @@
     fcclip.json   describes the weights: sizes, the vocabulary that they were trained with, their origin
     params/       orbax: a flat dictionary of arrays by `models.building.named_variables`
 
-A `clip` checkpoint contains the two CLIP towers alone, an `fcclip` checkpoint the whole model; names are the same in both.
+A `clip` checkpoint contains the two CLIP towers alone, an `fcclip` checkpoint the whole model; names are the same in
+both.
 """
 
 from fcclip_jax.checkpoint.contents import Checkpoint, Origin, text_fingerprint

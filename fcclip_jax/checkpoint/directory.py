@@ -124,8 +124,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     contents = read_record(folder)
     if not isinstance(contents.description, ModelDescription) or contents.training_vocabulary is None:
         raise ValueError(
-            f"{folder} contains a CLIP alone, without FC-CLIP's head; combine it with an FC-CLIP checkpoint, and load the"
-            f" result: {convert_command()} fcclip --clip {folder} --checkpoint FILE --model MODEL --output DIR"
+            f"{folder} contains a CLIP alone, without FC-CLIP's head; combine it with an FC-CLIP checkpoint, and load"
+            f" the result: {convert_command()} fcclip --clip {folder} --checkpoint FILE --model MODEL --output DIR"
         )
     model = _abstract_model(folder, contents.description)
     variables = named_variables(model)

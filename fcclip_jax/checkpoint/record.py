@@ -107,8 +107,8 @@ def _from_json(record: Any) -> Checkpoint:
     match record:
         case {"format": version} if version != FORMAT:
             raise ValueError(
-                f"the checkpoint has format {version!r:.80}, but this version of fcclip_jax reads format {FORMAT}; install"
-                " the newest version"
+                f"the checkpoint has format {version!r:.80}, but this version of fcclip_jax reads format {FORMAT};"
+                " install the newest version"
             )
         case {
             "format": _,

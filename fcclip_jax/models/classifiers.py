@@ -21,7 +21,7 @@ def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) 
 
 
 def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
-    """Downsamples bilinearly by an even factor (align_corners=False, no anti-aliasing): means of the middle four cells."""
+    """Downsamples bilinearly by an even factor (align_corners=False, no anti-aliasing): means of the middle 4 cells."""
     first = factor // 2 - 1
     rows = x[:, first::factor] + x[:, first + 1 :: factor]
     return 0.25 * (rows[:, :, first::factor] + rows[:, :, first + 1 :: factor])
@@ -62,10 +62,10 @@ def ensemble(
 ) -> Float[Array, "B Q K1"]:
     """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
 
-    The exponent (for the arithmetic ensemble, the weight) of the out-of-vocabulary probability is alpha for seen classes and
-    beta for the others. The mixture is normalised over the classes, then scaled so that void keeps the probability that the
-    in-vocabulary classifier gives it. It is computed in log space: the official product of probabilities can underflow to
-    NaN.
+    The exponent (for the arithmetic ensemble, the weight) of the out-of-vocabulary probability is alpha for seen
+    classes and beta for the others. The mixture is normalised over the classes, then scaled so that void keeps the
+    probability that the in-vocabulary classifier gives it. It is computed in log space: the official product of
+    probabilities can underflow to NaN.
 
     The official code passes log(p + 1e-8) to a last softmax, so a probability here is (p + 1e-8) over their sum.
     """

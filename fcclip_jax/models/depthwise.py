@@ -29,8 +29,8 @@ def _convolution(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> F
 def _shifted_sum(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
     """Sums shifted products. XLA's CPU backend takes about ten times as long for a depthwise convolution.
 
-    The loop over strips ends the fusion: without it the compiler copies the whole sum into every reader of the result, and
-    a layer norm has three (measured on ConvNeXt-L's blocks: 2 to 3 times the time, 3 times the compilation).
+    The loop over strips ends the fusion: without it the compiler copies the whole sum into every reader of the result,
+    and a layer norm has three (measured on ConvNeXt-L's blocks: 2 to 3 times the time, 3 times the compilation).
     """
     size, (batch, h, w, channels) = weight.shape[0], x.shape
     half, rows = size // 2, ceil_div(h, STRIPS)

@@ -58,7 +58,7 @@ class TextDescription:
     layers: int
     embed_dim: int
     quick_gelu: bool
-    """Whether x * sigmoid(1.702 x) replaces the exact GELU. It belongs to the weights (OpenAI's), not the architecture."""
+    """Whether x * sigmoid(1.702 x) replaces the exact GELU: a property of the weights (OpenAI's)."""
     context_length: int = 77
     vocab_size: int = 49408
 

@@ -221,8 +221,8 @@ def sine_positions(
 ) -> Float[Array, "B h w C"]:
     """Returns Mask2Former's normalised sine embedding (position_encoding.py), over the image's own size.
 
-    Each axis has `features / 2` channels, sine and cosine interleaved, y before x. Positions count from 1 and are scaled
-    so that the last is 2 pi.
+    Each axis has `features / 2` channels, sine and cosine interleaved, y before x. Positions count from 1 and are
+    scaled so that the last is 2 pi.
     """
     pairs = features // 4
     # In bfloat16, neighbouring positions would round to the same value.

@@ -118,7 +118,7 @@ class MaskDecoder(nnx.Module):
         return jnp.broadcast_to(queries[None], (tokens.shape[0], *queries.shape))
 
     def inputs(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]):
-        """Returns, by level, tokens with their level embedding, positions, valid masks, and mask_features at its stride.
+        """Returns, by level, tokens with level embedding, positions, valid masks, and mask_features at its stride.
 
         Resizing is linear, so the official attention mask, which resizes mask_embed . mask_features, is mask_embed .
         (resized mask_features): one small product a layer instead of a full-resolution one.

@@ -17,7 +17,8 @@ EMBEDDINGS = ("token_embedding", "query_feat", "query_embed", "level_embed", "vo
 def random_model(description: ModelDescription, seed: int = 0) -> FCCLIP:
     """Builds a model whose activations keep their size from layer to layer, and whose masks are neither empty nor full.
 
-    Training starts from the layers' own initialisers instead, with which a fresh ConvNeXt's blocks are nearly the identity.
+    Training starts from the layers' own initialisers instead, with which a fresh ConvNeXt's blocks are nearly the
+    identity.
     """
     model = nnx.eval_shape(lambda: FCCLIP(description, rngs=nnx.Rngs(0)))
     for name, variable in named_variables(model).items():

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 BATCH = 64
 
 CLASS_BUCKETS = (2048, 8192, 32768, 131072)
-"""Text rows and classes are padded to these. All shipped vocabularies fit the first: padded classes cost almost nothing."""
+"""Sizes that text rows and classes are padded to: cheap, and all shipped vocabularies fit the first."""
 
 TEXT_LENGTHS = (16, 32, 77)
 """Prompts are cut to these numbers of tokens: attention is causal, so nothing after the end token matters."""

@@ -64,8 +64,8 @@ class Vocabulary:
             close = difflib.get_close_matches(str(name), shipped(), n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(
-                f"no vocabulary is called {name!r}: {hint}choose from {', '.join(shipped())}; or give your own words as a"
-                " list"
+                f"no vocabulary is called {name!r}: {hint}choose from {', '.join(shipped())}; or give your own words"
+                " as a list"
             )
         return cls.from_json((_FOLDER / f"{name}.json").read_text("utf-8"))
 
@@ -77,8 +77,8 @@ class Vocabulary:
         counted one by one, unless `stuff` names them.
 
         Raises:
-            ValueError: the list is empty, a word is empty, two classes have the same name (CLIP ignores case), or `stuff`
-                names no class.
+            ValueError: the list is empty, a word is empty, two classes have the same name (CLIP ignores case), or
+                `stuff` names no class.
         """
         for what, given in (("the classes", words), ("stuff", stuff)):
             if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
@@ -151,8 +151,8 @@ class Vocabulary:
                 vocabulary = cls(name, tuple(map(_parse_class, classes)), ignore_label)
             case _:
                 raise ValueError(
-                    'the vocabulary needs a "name", an "ignore_label" (a number or null), and a list of "classes"; one is'
-                    " missing or malformed"
+                    'the vocabulary needs a "name", an "ignore_label" (a number or null), and a list of "classes"; one'
+                    " is missing or malformed"
                 )
         id, count = Counter(entry.id for entry in vocabulary.classes).most_common(1)[0]
         if count > 1:

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="OpenCLIP's modules are PyTorch (ext
 package = pytest.importorskip("open_clip", reason="OpenCLIP has the modules to compare with (extra: convert)")
 
 TOLERANCE = 1e-4
-"""Relative to the largest value: float32 sums of up to 27 blocks in another order. A wrong layout or GELU is off by 1e-2."""
+"""Relative to the largest value: float32 sums of up to 27 blocks in another order. A wrong GELU is off by 1e-2."""
 
 HEIGHT, WIDTH = 64, 96
 IMAGES = np.random.default_rng(0).standard_normal((2, HEIGHT, WIDTH, 3), np.float32)
