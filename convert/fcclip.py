@@ -1,4 +1,4 @@
-"""The official FC-CLIP checkpoint's keys: OpenCLIP's under a prefix, and the head's."""
+"""The conversion table of the official FC-CLIP checkpoints' keys: OpenCLIP's under a prefix, and the head's."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _MASK = "sem_seg_head.predictor"
 
 
 def _pair(source: str, target: str, transform=linear) -> list[Rule]:
-    """A layer's weight and bias."""
+    """Makes the rules of a layer's weight and bias."""
     return [
         Rule(f"{source}.weight", f"{target}.weight", transform),
         Rule(f"{source}.bias", f"{target}.bias"),
@@ -86,19 +86,20 @@ _SIZES = {
     "encoder_ffn_dim": ((f"{_ENCODER}.linear1.weight", 0), (f"{_ENCODER}.linear1.bias", 0)),
     "decoder_ffn_dim": ((f"{_FFN}.linear1.weight", 0), (f"{_FFN}.linear1.bias", 0)),
 }
-"""Where the head's sizes show: a key (of the first layer) and an axis, and another in case that key is missing."""
+"""A key (of the first layer) and an axis that have the size, and another pair in case that key is missing."""
 
 
 def rules(family: str) -> list[Rule]:
-    """The table of one family of image trunks, `convnext` or `resnet`."""
+    """Returns the table of one family of image trunks, `convnext` or `resnet`."""
     clip = [rule._replace(source=CLIP_PREFIX + rule.source) for rule in open_clip.rules(family)]
     return clip + PIXEL_DECODER + MASK_DECODER
 
 
 def head_description(shapes: Mapping[str, tuple[int, ...]]) -> HeadDescription:
-    """The head's sizes from the shapes of a checkpoint's tensors; the number of heads, which none shows, is official.
+    """Reads the head's sizes from the shapes of a checkpoint's tensors.
 
-    A size that cannot be read stays official too: the table then names the keys that are missing.
+    The number of heads, which no shape shows, is the official one. So is a size whose tensors are missing: the
+    conversion then reports their keys.
     """
 
     def size(key: str, axis: int) -> int | None:

@@ -1,4 +1,4 @@
-"""OpenCLIP's keys."""
+"""The conversion table of OpenCLIP's keys."""
 
 from .rules import Ignored, Rule, conv, depthwise, linear, same
 
@@ -107,10 +107,10 @@ IGNORED = [
         Ignored(f"visual.{place}.num_batches_tracked", "a counter of batch norm's training")
         for place in ("bn{k}", "layer{i}.{j}.bn{k}", "layer{i}.{j}.downsample.1")
     ),
-    Ignored("attn_mask", "the causal mask, which is computed"),
+    Ignored("attn_mask", "the causal mask, which the model computes"),
 ]
 
 
 def rules(family: str) -> list[Rule]:
-    """The table of one family of image trunks, `convnext` or `resnet`."""
+    """Returns the table of one family of image trunks, `convnext` or `resnet`."""
     return TEXT + {"convnext": CONVNEXT, "resnet": RESNET}[family]

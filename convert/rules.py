@@ -1,12 +1,12 @@
-"""A strict, two-way table engine: PyTorch keys on one side, this project's parameter names on the other.
+"""Converts arrays by strict, two-way tables: PyTorch keys on one side, this project's parameter names on the other.
 
 A rule is a pair of templates, such as
 
     visual.trunk.stages.{i}.blocks.{n}.norm.weight  <->  clip.image.stages.{i}.blocks.stacked.norm.weight
 
 with a transform of the array. Placeholders are whole numbers. `{n}`, which only the PyTorch side has, numbers the
-layers that are stacked along the first axis on ours. Every key must match exactly one rule, or be ignored for a
-stated reason; every parameter must be filled; one error lists everything that is wrong.
+layers that are stacked along the first axis of our parameter. Each key must match exactly one rule, or be ignored for
+a stated reason; each parameter must be filled; one error lists all problems.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """An array's way to our layout and back."""
+    """Converts an array to our layout and back."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     backward: Callable[[np.ndarray], np.ndarray]
@@ -36,7 +36,10 @@ single_row = Transform(lambda x: x[0], lambda x: x[None])
 
 
 class Rule(NamedTuple):
-    """`source` is the PyTorch key, `target` ours; `first` is the source's number of the first stacked layer."""
+    """A template of PyTorch keys (`source`), and one of our names (`target`).
+
+    `first` is the number of the first stacked layer in the source.
+    """
 
     source: str
     target: str
@@ -45,7 +48,7 @@ class Rule(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A PyTorch key that the model has no use for, and why."""
+    """A template of PyTorch keys that the model does not use, and the reason."""
 
     source: str
     reason: str
@@ -55,11 +58,11 @@ class Ignored(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """Everything that does not fit, one problem a line."""
+    """Lists all problems of a conversion, one a line."""
 
     def __init__(self, problems: Sequence[str]):
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in converting the weights:\n  " + "\n  ".join(problems))
+        super().__init__(f"the weights do not fit the model ({count}):\n  " + "\n  ".join(problems))
 
 
 def to_ours(
@@ -70,12 +73,12 @@ def to_ours(
     *,
     on_key: Callable[[str], None] = lambda key: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Our float32 parameters by name, and the ignored tensors by key, so that nothing is lost on the way back.
+    """Returns our float32 parameters by name, and the ignored tensors by key, which `to_torch` needs.
 
     Args:
-        tensors: a loader for each PyTorch key: one tensor is in memory at a time.
-        targets: the shape of every parameter to fill, by name; stacked layers in the first axis.
-        on_key: called as each key is read.
+        tensors: a loader for each PyTorch key. One tensor is in memory at a time.
+        targets: the shape of each parameter to fill, by name; stacked layers are the first axis.
+        on_key: called with each key when it is read.
 
     Raises:
         ConversionError: a key matches no rule or several, a shape differs, or a parameter stays empty.
@@ -93,12 +96,15 @@ def to_ours(
         matches = [(rule, n) for rule, n in _matches(patterns, key) if n.get("n", rule.first) >= rule.first]
         if len(matches) != 1:
             found = ", ".join(rule.target for rule, _ in matches)
-            problems.append(f"{key}: " + (f"matches several rules ({found})" if matches else "no rule knows this key"))
+            problems.append(f"{key}: " + (f"matches several rules ({found})" if matches else "matches no rule"))
             continue
         rule, numbers = matches[0]
         name, layer = _fill(rule.target, numbers), _layer(rule, numbers)
-        if name not in targets or (layer is not None and not 0 <= layer < targets[name][0]):
-            problems.append(f"{key}: the model as described has no place for it (it would be {name})")
+        if name not in targets:
+            problems.append(f"{key}: the described model has no parameter {name}")
+            continue
+        if layer is not None and not 0 <= layer < targets[name][0]:
+            problems.append(f"{key}: the described model has no layer {numbers['n']} in {name}")
             continue
         slots = filled.setdefault(name, set())
         if (layer or 0) in slots:
@@ -115,7 +121,7 @@ def to_ours(
             problems.append(f"{key}: shape {list(source.shape)} does not fit {name} of shape {list(shape)}")
             continue
         if value.dtype.kind != "f":
-            problems.append(f"{key}: holds {value.dtype}, but {name} is a parameter of floating point")
+            problems.append(f"{key}: its dtype is {value.dtype}, but {name} needs floating point")
             continue
         array = parameters.setdefault(name, np.empty(targets[name], np.float32))
         array[... if layer is None else layer] = value
@@ -134,7 +140,7 @@ def to_ours(
 def to_torch(
     parameters: Mapping[str, np.ndarray], rules: Iterable[Rule], carried: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `to_ours`: contiguous arrays by PyTorch key.
+    """Inverts `to_ours`: returns contiguous arrays by PyTorch key.
 
     Raises:
         ConversionError: a parameter matches no rule or several.
@@ -145,7 +151,7 @@ def to_torch(
     for name, array in parameters.items():
         matches = _matches(patterns, name)
         if len(matches) != 1:
-            problems.append(f"{name}: {len(matches)} rules know this parameter, expected one")
+            problems.append(f"{name}: matches {len(matches)} rules, expected one")
             continue
         rule, numbers = matches[0]
         layers = enumerate(array, rule.first) if _is_stacked(rule) else [(None, array)]
@@ -163,7 +169,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _matches(patterns: Sequence[tuple[Rule, re.Pattern[str]]], key: str) -> list[tuple[Rule, dict[str, int]]]:
-    """The rules that fit, with the numbers that stand for their placeholders."""
+    """Returns the rules that match, each with the numbers of its placeholders."""
     found = ((rule, pattern.fullmatch(key)) for rule, pattern in patterns)
     return [(rule, {name: int(n) for name, n in match.groupdict().items()}) for rule, match in found if match]
 

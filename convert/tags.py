@@ -1,4 +1,4 @@
-"""OpenCLIP's pretrained tags, downloaded through its own list."""
+"""Downloads CLIP weights by OpenCLIP's pretrained tags."""
 
 import logging
 import pathlib
@@ -11,35 +11,35 @@ class Pretrained(NamedTuple):
 
     path: pathlib.Path
     quick_gelu: bool
-    """Whether they were trained with it."""
+    """Whether they were trained with QuickGELU."""
 
 
 def download(model: str, tag: str) -> Pretrained:
-    """The weights that OpenCLIP calls `tag`, from its cache or the network.
+    """Returns the weights that OpenCLIP calls `tag`, from its cache or the network.
 
     Raises:
-        ValueError: OpenCLIP is not installed, or knows no such model or tag.
-        OSError: they cannot be downloaded.
+        ValueError: OpenCLIP is not installed, or has no such model or tag.
+        OSError: the weights cannot be downloaded.
     """
     try:
         import open_clip
     except ImportError:
         raise ValueError(
-            f"there is no file {tag}, and OpenCLIP's tags need its package: pip install open_clip_torch"
+            f"{tag} is no file, and OpenCLIP, which has the tags, is not installed: pip install open_clip_torch"
         ) from None
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise ValueError(f"there is no file {tag}, and OpenCLIP has no such weights of {model}; its tags are: {known}")
-    # The hub's client warns of each of its many attempts; the last error says it all.
+        raise ValueError(f"{tag} is neither a file nor an OpenCLIP tag of {model}; its tags are: {known}")
+    # The hub's client warns about each of its many attempts; the last error is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         path = open_clip.download_pretrained(config)
-    # The network, the hub's client and its cache each fail in a type of their own.
+    # The network, the hub's client and its cache raise errors of different types.
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
         raise OSError(
             f"the OpenCLIP weights {tag} of {model} cannot be downloaded ({reason}); check the network, or download"
-            " the file elsewhere and give its path"
+            " the file on another machine and give its path"
         ) from error
     return Pretrained(pathlib.Path(path), tag == "openai" or config.get("quick_gelu", False))

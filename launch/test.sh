@@ -14,5 +14,6 @@ venv=${VENV:-.venv-test}
 
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
 # Most of the time goes into compiling, which uses one core: two processes, each with whole files.
 "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -1,4 +1,4 @@
-"""Deformable attention, alone: imports nothing but jax, usable without the rest of the project."""
+"""Deformable attention as a package of its own: it needs JAX only, and nothing else of this project."""
 
 from pallas_kernels.api import ms_deform_attn
 

@@ -1,4 +1,4 @@
-"""The one entry point of this package: checks, the choice of implementation, gradients, sharding."""
+"""The entry point of this package: checks, choice of the implementation, gradients, sharding."""
 
 import functools
 import math
@@ -18,11 +18,11 @@ Array = jax.Array | np.ndarray
 IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
 PRECISIONS = ("float32", "bfloat16")
 PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
-"""Where the kernels run, as JAX names platforms; the others run everywhere."""
+"""The platform that each kernel runs on, by JAX's name for it. The other implementations run everywhere."""
 
 
 class Options(NamedTuple):
-    """What is known when a call is traced."""
+    """The static arguments of a call."""
 
     shapes: tuple[tuple[int, int], ...]
     implementation: str | None
@@ -43,30 +43,30 @@ def ms_deform_attn(
     """Multi-scale deformable attention's sampling (Deformable DETR, equation 3): a weighted sum of bilinear samples.
 
     Differentiable in its three arrays (reverse mode). Where bilinear sampling has a kink, the derivative is PyTorch's:
-    that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of
-    devices each works on its own share of the batch, over as many axes as divide it, and nothing is gathered. (Within a
-    `jax.shard_map` of your own, give that check_vma=False: JAX cannot check a Pallas kernel.)
+    that of the interval that begins at the point. Sums are taken in float32 or wider. On a mesh of devices each works
+    on its own share of the batch, over as many axes as divide it, and nothing is gathered. Pass check_vma=False to a
+    `jax.shard_map` around it: JAX cannot check a Pallas kernel.
 
     Args:
         value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated.
         locations: [B, Q, M, L, P, 2], sampling points as (x, y), where [0, 1] spans a level from edge to edge
-            (`grid_sample` with align_corners=False); what lies outside reads as zero.
+            (`grid_sample` with align_corners=False); points outside read zero.
         weights: [B, Q, M, L, P].
         shapes: the (height, width) of each of the L levels.
-        implementation: one of `IMPLEMENTATIONS`; None takes, when the program is lowered for a platform, the kernel
-            for that platform if it can run these arrays, and "xla" elsewhere, and logs once which. `jax.export` takes
-            one platform at a time: JAX cannot lower a Pallas kernel for several.
-        precision: of the TPU kernel's matrix products, one of `PRECISIONS`; None follows the arrays' dtype: "float32" is
-            exact to rounding, "bfloat16" is several times faster.
-        deterministic: the "gpu" kernel's gradient of `value` is summed in a fixed order, more slowly. All else is
-            deterministic anyway.
+        implementation: one of `IMPLEMENTATIONS`. By default it is chosen when the program is lowered for a platform:
+            that platform's kernel if it can run these arrays, else "xla"; the choice is logged once. `jax.export`
+            takes one platform at a time: JAX cannot lower a Pallas kernel for several.
+        precision: precision of the TPU kernel's matrix products, one of `PRECISIONS`: "float32" is exact to rounding,
+            "bfloat16" is several times faster. By default it is the arrays' dtype.
+        deterministic: sums the "gpu" kernel's gradient of `value` in a fixed order. All else is deterministic
+            without it.
 
     Returns:
         [B, Q, M, D], in the dtype of the arrays.
 
     Raises:
-        ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the implementation that was named
-            cannot run: at once where the arrays are the reason, when the program is lowered where the platform is.
+        ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the named implementation cannot
+            run: raised at the call for the arrays, when the program is lowered for the platform.
     """
     try:
         levels = tuple((int(h), int(w)) for h, w in shapes)
@@ -74,12 +74,12 @@ def ms_deform_attn(
         raise ValueError(f"level shapes are {shapes!r}; give the (height, width) of every level") from None
     options = Options(levels, implementation, precision, deterministic)
     _check(value, locations, weights, options)
-    arrays = tuple(jnp.asarray(array) for array in (value, locations, weights))
-    reason = _unsupported(implementation, arrays, options.shapes)
+    arrays = jnp.asarray(value), jnp.asarray(locations), jnp.asarray(weights)
+    reason = _unsupported(implementation, arrays[0], arrays[1], options.shapes)
     if reason:
         raise ValueError(
-            f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason}; choose 'xla',"
-            " or None"
+            f"implementation {implementation!r} cannot run {_describe(*arrays, options.shapes)}: {reason};"
+            " choose 'xla', or None"
         )
     return _sample(*arrays, options)
 
@@ -101,13 +101,13 @@ _sample.defvjp(_sample_forward, _sample_backward)
 
 
 def _on_each_shard(function: Callable, options: Options, *arrays: Array):
-    """Applies `function` to the parts of the batch where they are: the partitioner cannot see into a Pallas kernel."""
+    """Applies `function` on each device to its part of the batch. JAX cannot partition a Pallas kernel itself."""
     run = functools.partial(function, options=options)
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)]
     mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     free = [name for name in mesh.axis_names if kinds[name] is not AxisType.Manual]
-    # How the batch is shared along an explicit axis is the caller's choice, and part of the array's type.
+    # The caller chooses how explicit axes share the batch; the choice is part of the array's type.
     (batch_spec, *_) = jax.typeof(arrays[0]).sharding.spec
     chosen = batch_spec if isinstance(batch_spec, tuple) else (batch_spec,)
     shared, parts = [], 1
@@ -119,7 +119,7 @@ def _on_each_shard(function: Callable, options: Options, *arrays: Array):
     if math.prod(mesh.shape[name] for name in free) == 1:
         return run(*arrays)
     spec = PartitionSpec(tuple(shared))
-    # The kernels' results vary as their inputs do; JAX cannot check it of a pallas_call.
+    # The kernels' results vary over the mesh as their inputs do; JAX cannot check that for a pallas_call.
     sharded = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=set(free), check_vma=False)
     return sharded(*arrays)
 
@@ -151,7 +151,7 @@ def _backward(*arrays: jax.Array, options: Options) -> tuple[jax.Array, jax.Arra
 
 
 def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: Callable):
-    """The implementation that was named, or one for each platform, of which lowering keeps its own."""
+    """Runs the named implementation, or one for each platform, of which lowering keeps its platform's."""
 
     def noted(name: str, remark: str = "") -> Callable:
         def run(value: jax.Array, *others: jax.Array):
@@ -164,15 +164,17 @@ def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: 
         return noted(options.implementation)(*arrays)
     branches = {}
     for name, platform in PLATFORMS.items():
-        reason = _unsupported(name, arrays, options.shapes)
+        reason = _unsupported(name, arrays[0], arrays[1], options.shapes)
         branches[platform] = noted("xla", f", since {reason}") if reason else noted(name)
     return jax.lax.platform_dependent(*arrays, **branches, default=noted("xla"))
 
 
-def _unsupported(name: str | None, arrays: tuple[jax.Array, ...], shapes: tuple[tuple[int, int], ...]) -> str | None:
+def _unsupported(
+    name: str | None, value: jax.Array, locations: jax.Array, shapes: tuple[tuple[int, int], ...]
+) -> str | None:
     if name not in PLATFORMS:
         return None
-    return {"tpu": tpu, "gpu": gpu}[name].unsupported(*arrays[:2], shapes)
+    return {"tpu": tpu, "gpu": gpu}[name].unsupported(value, locations, shapes)
 
 
 def _describe(value: Array, locations: Array, weights: Array, shapes: tuple[tuple[int, int], ...]) -> str:

@@ -1,8 +1,8 @@
-"""`python -m pallas_kernels.compile_gpu`: the GPU kernels down to machine code, on a machine without a GPU.
+"""Compiles the GPU kernels to machine code, on a machine without a GPU: `python -m pallas_kernels.compile_gpu`.
 
-JAX lowers each kernel for CUDA, which gives Triton's intermediate code; Triton from pip (Linux; torch's CUDA wheels
-bring it too) compiles that on to machine code, and its ptxas reports registers and spills. XLA on a GPU runs its own
-version of Triton, so the figures are close to, not exactly, those of what a GPU will run.
+JAX lowers each kernel for CUDA to Triton's intermediate code. Triton from pip (Linux; torch's CUDA wheels install it
+too) compiles that to machine code, and its ptxas reports registers and spills. XLA on a GPU runs its own version of
+Triton, so the figures are close to those of the code that a GPU runs, not equal to them.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
 
 
 class Build(NamedTuple):
-    """What Triton and ptxas made of a kernel; spills and shared memory in bytes."""
+    """A compiled kernel, as Triton and ptxas report it; spills and shared memory are in bytes."""
 
     seconds: float
     registers: int
@@ -51,8 +51,8 @@ class Build(NamedTuple):
 
 
 def lower(function, *arguments: jax.ShapeDtypeStruct, capability: int) -> list[Kernel]:
-    """The Pallas kernels of `function`, lowered for CUDA with the installed JAX. No GPU is needed."""
-    # JAX 0.12 asks which GPU it is for.
+    """Returns the Pallas kernels of `function`, lowered for CUDA by the installed JAX. No GPU is needed."""
+    # JAX 0.12 needs the name of the GPU.
     device = jax.sharding.AbstractDevice(device_kind=DEVICES[capability], num_cores=None, platform="cuda")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), (), abstract_device=device)):
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
@@ -60,7 +60,7 @@ def lower(function, *arguments: jax.ShapeDtypeStruct, capability: int) -> list[K
 
 
 def build(kernel: Kernel, capability: int) -> Build:
-    """Compiles a lowered kernel to machine code with Triton from pip, which must be installed."""
+    """Compiles a lowered kernel to machine code with Triton, which must be installed."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -73,7 +73,7 @@ def build(kernel: Kernel, capability: int) -> Build:
         contextlib.redirect_stdout(log),
     ):
         knobs.cache.dir, knobs.compilation.always_compile = folder, True
-        # The machine code does not say what was spilled, the assembler's report does.
+        # The assembler's report has the spills; the machine code does not.
         knobs.nvidia.dump_ptxas_log = True
         source = pathlib.Path(folder, "kernel.ttir")
         source.write_text(kernel.code)
@@ -88,7 +88,7 @@ def build(kernel: Kernel, capability: int) -> Build:
 
 
 def kernels(dtype: jax.typing.DTypeLike, capability: int, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[Kernel]:
-    """Every kernel once: forward, backward, and the value gradient with and without atomics."""
+    """Lowers each kernel once: forward, backward, and the value gradient with and without atomics."""
     pixels = sum(h * w for h, w in shapes)
     value = jax.ShapeDtypeStruct((1, pixels, HEADS, CHANNELS), dtype)
     weights = jax.ShapeDtypeStruct((1, pixels, HEADS, len(shapes), POINTS), dtype)
@@ -133,11 +133,14 @@ def _kernel(call: ir.Operation) -> Kernel:
 
 
 def main() -> int:
+    """Prints a table of all kernels and returns the exit code: 2 if Triton is missing."""
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_gpu", description=__doc__.split("\n")[0])
     parser.parse_args()
     if gpu.plgpu is None or importlib.util.find_spec("triton") is None:
-        print("compile_gpu needs Triton to compile for a GPU; on Linux: pip install triton", file=sys.stderr)
+        print("compile_gpu needs Triton, which is not installed; on Linux: pip install triton", file=sys.stderr)
         return 2
+    # No accelerator is needed, so none is searched for.
+    jax.config.update("jax_platforms", "cpu")
     versions = f"jax {jax.__version__}, triton {importlib.metadata.version('triton')}"
     print(f"{versions}; levels {SHAPES}, {HEADS} heads x {CHANNELS} channels, {POINTS} points, B = 1")
     row = "{:10}{:>10}{:>7}{:>10}{:>9}{:>11}{:>10}{:>10}"

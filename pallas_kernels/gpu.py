@@ -11,19 +11,19 @@ is
 - with `deterministic=True` gathered: samples are sorted by the cell between four pixels that they lie in, and each
   pixel adds up the samples around it in that order. This costs a radix sort and ten 4-byte numbers a sample in memory
   (some 85 MB for one 1024x1024 image with 8 heads x 3 levels x 4 points), and a pixel that very many samples hit
-  keeps one program busy. It may still be the faster one: Pallas' atomics are acquire-release, so in the machine code
-  each waits for a memory fence and then empties the L1 cache.
+  keeps one program busy. It may still be faster: Pallas' atomics are acquire-release, so in the machine code each waits
+  for a memory fence and then empties the L1 cache.
 
-What ran: everything against the definition, in interpret mode and on an H100, where the forward and the backward with
-atomics were timed (README.md). What was only compiled, by `python -m pallas_kernels.compile_gpu`: every kernel, to
-machine code for sm_80. Tiles and warps were chosen by registers, occupancy and coalescing; no others were tried.
+Tested against the definition, in interpret mode and on an H100, where the forward and the backward with atomics were
+timed (README.md). Compiled to machine code for sm_80, by `python -m pallas_kernels.compile_gpu`, but not run there.
+Tiles and warps were chosen by registers, occupancy and coalescing; no others were tried.
 
-Where Pallas is heading: JAX 0.11 deprecated its Triton back end (0.12 still has it), to be removed in favour of
-Mosaic GPU, or of Triton itself through jax_triton. Mosaic GPU in JAX 0.12 serves Ampere, Hopper and Blackwell, but
-loads, stores and adds rectangular windows only: indexing by an array is not implemented. Moving there touches the
-four kernel bodies (rows fetched one by one or staged through shared memory, layouts and barriers said explicitly),
-`_accumulate`, `_call` and compile_gpu.py; the layouts, the sort and the formulas stay. Moving to jax_triton rewrites
-the same bodies in Triton's language, whose atomics can be relaxed.
+Pallas' future: JAX 0.11 deprecated its Triton back end (0.12 still has it), to be removed in favour of Mosaic GPU, or
+of Triton itself through jax_triton. Mosaic GPU in JAX 0.12 serves Ampere, Hopper and Blackwell, but loads, stores and
+adds rectangular windows only: indexing by an array is not implemented. Moving to it changes the four kernel bodies
+(rows fetched one by one or staged through shared memory, explicit layouts and barriers), `_accumulate`, `_call` and
+compile_gpu.py; the layouts, the sort and the formulas stay. Moving to jax_triton rewrites the same bodies in Triton's
+language, whose atomics can be relaxed.
 """
 
 import functools
@@ -36,11 +36,11 @@ from jax.experimental import pallas as pl
 
 try:
     from jax.experimental.pallas import triton as plgpu
-except ImportError:  # Not every platform's jaxlib holds Triton, and one day none will.
+except ImportError:  # Not every platform's jaxlib has Triton, and later versions remove it.
     plgpu = None
 
-# Elements of a program's tile of queries x channels. With 4 warps, 8 a thread where it gathers: many loads under way to
-# hide their latency, in some 50 registers. The scatter takes half: then more threads share the wait for its fences.
+# Elements of a program's tile of queries x channels. With 4 warps a thread gathers 8: many loads in flight hide their
+# latency, in some 50 registers. The scatter takes half, so that more threads share the wait for its fences.
 WARPS, GATHER_TILE, SCATTER_TILE = 4, 1024, 512
 # Samples of a pixel that the deterministic value gradient reads at a time: 32 bytes of each sorted array, one sector.
 RUN = 8
@@ -49,7 +49,10 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 def unsupported(value: jax.Array, locations: jax.Array, shapes: Shapes) -> str | None:
-    """One clause saying why the kernels cannot run these, or None. Triton itself needs an Ampere GPU or newer."""
+    """Returns the reason why the kernels cannot run these arrays, as one clause, or None if they can.
+
+    Triton itself needs an Ampere GPU or newer.
+    """
     batch, _, heads, _ = value.shape
     if plgpu is None:
         return f"jax {jax.__version__} has no Triton back end for Pallas here"
@@ -65,7 +68,10 @@ def unsupported(value: jax.Array, locations: jax.Array, shapes: Shapes) -> str |
 def forward(
     value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: Shapes, *, interpret: bool = False
 ) -> jax.Array:
-    """The weighted sums of samples, [B, Q, M, D]; arguments as in `pallas_kernels.ms_deform_attn`."""
+    """Returns the weighted sums of samples, [B, Q, M, D]; arrays as in `pallas_kernels.ms_deform_attn`.
+
+    interpret: runs in Pallas' interpret mode, without a GPU.
+    """
     batch, _, heads, channels = value.shape
     queries = weights.shape[1]
     out = jax.ShapeDtypeStruct((batch, queries, heads, channels), value.dtype)
@@ -85,7 +91,7 @@ def backward(
     deterministic: bool = False,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of value, locations and weights, given that of the output, `grad` [B, Q, M, D]."""
+    """Returns the gradients of value, locations and weights from the result's, `grad` [B, Q, M, D]."""
     if 0 in grad.shape:
         return jnp.zeros_like(value), jnp.zeros_like(locations), jnp.zeros_like(weights)
     batch, queries, heads, levels, points, _ = locations.shape
@@ -109,7 +115,7 @@ def backward(
 
 
 def _rows(tile: int, channels: int) -> int:
-    """Triton's tiles are powers of two: rows of channels rounded up, the surplus masked."""
+    """Returns a tile's rows. Triton's tiles are powers of two: channels are rounded up, and the surplus is masked."""
     return max(tile // pl.next_power_of_2(channels), 1)
 
 
@@ -120,7 +126,7 @@ def _call(name, kernel, out_shape, rows, value, interpret, aliases=None):
         grid=(pl.cdiv(rows, kernel.keywords["block"]), value.shape[2], value.shape[0]),
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        # Always said: which back end a GPU gets without it differs between versions of JAX.
+        # Always explicit: the default back end for GPUs differs between versions of JAX.
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name=f"ms_deform_attn_{name}",
@@ -128,7 +134,7 @@ def _call(name, kernel, out_shape, rows, value, interpret, aliases=None):
 
 
 def _queries_last(locations: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, M, L*P, 2, Q] and [B, M, L*P, Q]."""
+    """Lays out locations as [B, M, L*P, 2, Q] and weights as [B, M, L*P, Q]."""
     batch, queries, heads, levels, points, _ = locations.shape
     return (
         locations.transpose(0, 2, 3, 4, 5, 1).reshape(batch, heads, levels * points, 2, queries),
@@ -141,7 +147,7 @@ def _starts(sizes) -> tuple[int, ...]:
 
 
 def _pick(index, begins, *tables):
-    """The entries of each table for the level that holds `index`, where level l begins at begins[l]."""
+    """Returns each table's entry for the level that holds `index`; level l begins at begins[l]."""
     # Typed, because Pallas reads a bare number chosen by `where` as a boolean.
     picked = [jnp.full_like(index, table[0]) for table in tables]
     for level in range(1, len(begins)):
@@ -151,20 +157,20 @@ def _pick(index, begins, *tables):
 
 
 def _pixel_coordinate(location, size):
-    """In float32, clamped to where no pixel is touched any more, so that it fits an integer."""
+    """Converts a location to float32 pixels, clamped where no pixel is touched, so that it fits an integer."""
     size = jnp.asarray(size, jnp.float32)
     return jnp.clip(location.astype(jnp.float32) * size - 0.5, -2, size + 1)
 
 
 def _tile(rows: int, channels: int, block: int):
-    """This program's rows [block] and channels [1, D rounded up], and which of both exist."""
+    """Returns this program's rows [block] and channels [1, D rounded up], and which of each exist."""
     row = pl.program_id(0) * block + jax.lax.iota(jnp.int32, block)
     channel = jax.lax.iota(jnp.int32, pl.next_power_of_2(channels))[None, :]
     return row, row < rows, channel, channel < channels
 
 
 def _sample(locations_ref, weights_ref, at, query, exists, shapes):
-    """Sample at[2] of every query: coordinates in pixels, weight, and its level's height, width and first row."""
+    """Loads sample at[2] of each query: coordinates in pixels, weight, and its level's height, width and first row."""
     points = weights_ref.shape[2] // len(shapes)
     heights, widths = zip(*shapes, strict=True)
     starts = _starts(h * w for h, w in shapes)
@@ -175,7 +181,7 @@ def _sample(locations_ref, weights_ref, at, query, exists, shapes):
 
 
 def _corners(x, y, h, w, start):
-    """The four pixels around each (x, y): row of value, whether inside, share, and the share's slopes by x and y."""
+    """Yields the four pixels around each (x, y): row of value, inside or not, share, the share's slopes by x and y."""
     left, top = jnp.floor(x), jnp.floor(y)
     column, row = left.astype(jnp.int32), top.astype(jnp.int32)
     right_share, bottom_share = x - left, y - top
@@ -206,7 +212,7 @@ def _forward_kernel(value_ref, locations_ref, weights_ref, out_ref, *, shapes, b
 
 
 def _backward_kernel(value_ref, locations_ref, weights_ref, grad_ref, d_locations_ref, d_weights_ref, *, shapes, block):
-    """The gradients of locations and weights."""
+    """Computes the gradients of locations and weights."""
     _, queries, _, channels = grad_ref.shape
     head, image = pl.program_id(1), pl.program_id(2)
     query, exists, channel, real = _tile(queries, channels, block)
@@ -232,7 +238,7 @@ def _backward_kernel(value_ref, locations_ref, weights_ref, grad_ref, d_location
 
 
 def _scatter_kernel(locations_ref, weights_ref, grad_ref, _, d_value_ref, *, shapes, block, interpret):
-    """The value gradient by atomics, onto the zeros that `d_value_ref` starts with."""
+    """Adds the value gradient by atomics to the zeros that `d_value_ref` starts with."""
     _, queries, _, channels = grad_ref.shape
     head, image = pl.program_id(1), pl.program_id(2)
     query, exists, channel, real = _tile(queries, channels, block)
@@ -251,17 +257,17 @@ def _scatter_kernel(locations_ref, weights_ref, grad_ref, _, d_value_ref, *, sha
 
 def _accumulate(ref, where, rows, mask, interpret):
     if interpret:
-        # Interpret mode's atomic_add takes no mask, and of several rows for one pixel it keeps only one.
+        # Interpret mode's atomic_add ignores masks, and of several rows for one pixel it keeps only one.
         jax.ref.addupdate(ref, where, jnp.where(mask, rows, 0))
     else:
         plgpu.atomic_add(ref, where, rows, mask=mask)
 
 
 def _sort_by_cell(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> list[jax.Array]:
-    """Where each cell's samples start in the sorted order, and in that order x, y, weight and query of every sample.
+    """Sorts the samples by cell: returns where each cell starts, and x, y, weight and query of each sample in order.
 
-    A cell is the square between four neighbouring pixels. A level has one more each way than pixels, for the samples
-    half outside; those wholly outside are sorted to the end.
+    A cell is the square between four neighbouring pixels. A level has one more cell than pixels along either axis, for
+    samples half outside; samples wholly outside are sorted to the end.
     """
     batch, heads, samples, queries = weights.shape
     points = samples // len(shapes)
@@ -278,7 +284,7 @@ def _sort_by_cell(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> l
     inside = (column >= 0) & (column <= w) & (row >= 0) & (row <= h)
     plane = jax.lax.iota(jnp.int32, batch * heads).reshape(batch, heads, 1, 1)
     key = jnp.where(inside, plane * cells + begin + row * (w + 1) + column, batch * heads * cells)
-    # One flat array of unsigned 32-bit keys with one 32-bit payload is what XLA hands to CUB's radix sort.
+    # XLA uses CUB's radix sort for one flat array of unsigned 32-bit keys with one 32-bit payload.
     key = key.reshape(-1).astype(jnp.uint32)
     key, order = jax.lax.sort((key, jax.lax.iota(jnp.int32, key.size)), num_keys=1, is_stable=True)
     starts = jnp.searchsorted(key, jax.lax.iota(jnp.uint32, batch * heads * cells + 1))
@@ -287,7 +293,7 @@ def _sort_by_cell(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> l
 
 
 def _d_value_kernel(starts_ref, x_ref, y_ref, weight_ref, query_ref, grad_ref, d_value_ref, *, shapes, block):
-    """The value gradient, every pixel for itself: no atomics.
+    """Computes the value gradient of each pixel on its own, without atomics.
 
     The samples around a pixel lie in four cells, two above and two below. Two cells side by side are one run of the
     sorted order, so a pixel walks two runs, RUN samples at a time.

@@ -1,4 +1,4 @@
-"""Which platform a program is lowered for, said where it is known: JAX lowers long after it traces."""
+"""Logs, or refuses, an implementation when its program is lowered: JAX picks the platform long after it traces."""
 
 import functools
 import logging
@@ -11,9 +11,11 @@ logger = logging.getLogger("pallas_kernels")
 
 
 def note_platform(x: jax.Array, *, name: str, only: str | None, remark: str) -> jax.Array:
-    """Returns x. When the program is lowered, logs once what runs where, or refuses.
+    """Returns x. When the program is lowered, logs once which implementation runs on which platform.
 
-    name: the implementation; only: the one platform that it runs on, None for any; remark: what to add to the log.
+    name: the implementation.
+    only: the platform that it runs on, None for any.
+    remark: text to add to the log.
 
     Raises:
         ValueError: at lowering, for another platform than `only`.
@@ -23,6 +25,7 @@ def note_platform(x: jax.Array, *, name: str, only: str | None, remark: str) -> 
 
 @functools.cache
 def log_once(name: str, platform: str, remark: str) -> None:
+    """Logs an implementation's platform, unless the same line was logged before."""
     logger.info("ms_deform_attn runs as %r on %s%s", name, platform, remark)
 
 
@@ -30,8 +33,8 @@ def _lower(context: mlir.LoweringRuleContext, x, *, name: str, only: str | None,
     for platform in context.module_context.platforms:
         if only not in (None, platform):
             raise ValueError(
-                f"implementation {name!r} runs on {only} alone, and this program is for {platform}; choose 'xla', or"
-                " None for the best of every platform"
+                f"implementation {name!r} runs on {only} only, but this program is for {platform}; choose 'xla', or"
+                " None for each platform's fastest"
             )
         log_once(name, platform, remark)
     return [x]

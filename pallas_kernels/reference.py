@@ -1,4 +1,4 @@
-"""The definition, in plain JAX."""
+"""The definition of deformable attention, in plain JAX: all implementations are judged by it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 def ms_deform_attn(
     value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: tuple[tuple[int, int], ...]
 ) -> jax.Array:
-    """See `pallas_kernels.ms_deform_attn`. Sums in at least float32; one head at a time bounds the memory."""
+    """Computes `pallas_kernels.ms_deform_attn`, in at least float32. One head at a time bounds the memory."""
     accumulate = np.promote_types(value.dtype, jnp.float32)
 
     def one_head(head):
@@ -43,15 +43,15 @@ def ms_deform_attn(
 def backward(
     value: jax.Array, locations: jax.Array, weights: jax.Array, grad: jax.Array, shapes: tuple[tuple[int, int], ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of value, locations and weights for the result's gradient [B, Q, M, D], by JAX's differentiation."""
+    """Returns the gradients of value, locations and weights from the result's, `grad` [B, Q, M, D], by `jax.vjp`."""
     return jax.vjp(lambda *arrays: ms_deform_attn(*arrays, shapes), value, locations, weights)[1](grad)
 
 
 def _bilinear(plane: jax.Array, x: jax.Array, y: jax.Array, h: int, w: int) -> jax.Array:
     """Samples [h * w, D] at pixel coordinates (x, y), [Q] each; neighbours outside the plane count as zero.
 
-    Weights are written so that at a whole coordinate, where bilinear sampling has a kink, their derivatives are those of
-    the interval that begins there, which is what PyTorch's `grid_sample` takes.
+    At a whole coordinate, where bilinear sampling has a kink, these weights have the derivatives of the interval that
+    begins there, as PyTorch's `grid_sample` does.
     """
     left, top = jnp.floor(x), jnp.floor(y)
     right_share, bottom_share = x - left, y - top

@@ -1,14 +1,14 @@
-"""The fast path in plain JAX, forward and backward: for CPUs, and for any platform without a kernel of its own.
+"""Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel of their own.
 
-Every level gets a border of one zero pixel and sample points are moved in to that border, so all four neighbours of a
-point exist and need no masks. Both directions go head by head and so bound the memory. The backward pass stores the
-rows that it gathers, and goes block by block of queries too: a block's rows stay in a CPU's cache. A scan over points
+Each level gets a border of one zero pixel, and points beyond it are moved to it, so all four neighbours of a point
+exist and need no masks. Both directions go head by head, which bounds the memory. The backward pass stores the rows
+that it gathers, and also goes block by block of queries: a block's rows stay in a CPU's cache. A scan over points
 keeps the program small.
 
-Chosen by measurement on a CPU (two cores, float32, the shapes of `pallas_kernels.bench`). Tried and left out because
-they were no faster: scattering windows or packed rows of two or four neighbours, a table of shares made beforehand, all
-points of a block at once; and because they were slower: the scan unrolled, all heads side by side, sums over channels
-as reductions instead of a batched product.
+Chosen by measurement on a CPU (two cores, float32, the shapes of `pallas_kernels.bench`). Variants that were not
+faster: scattering windows or packed rows of two or four neighbours, a precomputed table of shares, all points of a
+block at once. Variants that were slower: the scan unrolled, all heads side by side, sums over channels as reductions
+instead of a batched product.
 """
 
 import jax
@@ -18,14 +18,14 @@ import numpy as np
 # The fastest of 256 to 2048 in the backward pass. The forward pass stores no rows and is faster without blocks.
 QUERIES_PER_BLOCK = 1024
 
-# Neighbours are inside the bordered level by construction, so no index need be checked again.
+# Neighbours are inside the bordered level by construction, so indices need no check.
 IN_BOUNDS = "promise_in_bounds"
 
 Shapes = tuple[tuple[int, int], ...]
 
 
 def forward(value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: Shapes) -> jax.Array:
-    """[B, Q, M, D]; arguments as in `pallas_kernels.ms_deform_attn`."""
+    """Returns the weighted sums of samples, [B, Q, M, D]; arrays as in `pallas_kernels.ms_deform_attn`."""
     batch, queries, heads = weights.shape[:3]
 
     def one_head(arrays):
@@ -51,7 +51,7 @@ def forward(value: jax.Array, locations: jax.Array, weights: jax.Array, shapes: 
 def backward(
     value: jax.Array, locations: jax.Array, weights: jax.Array, grad: jax.Array, shapes: Shapes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of `value`, `locations` and `weights`, from that of the output, [B, Q, M, D]."""
+    """Returns the gradients of value, locations and weights from the result's, `grad` [B, Q, M, D]."""
     batch, queries, heads = weights.shape[:3]
 
     def one_head(arrays):
@@ -87,11 +87,14 @@ def backward(
 def _level_backward(
     plane: jax.Array, d_plane: jax.Array, place: jax.Array, weight: jax.Array, shape: tuple[int, int], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One point of each query in a block, on one level: d_plane with its part; the gradients of place and weight."""
+    """Differentiates one point of each query in a block, on one level.
+
+    Returns d_plane with the point's part added, and the gradients of place and weight.
+    """
     first, x, y, inside = _neighbours(place, shape)
     steps, shares = _steps(shape), _shares(x, y)
     rows = plane.at[first[:, None] + jnp.asarray(steps, first.dtype)[None]].get(mode=IN_BOUNDS)
-    # What the loss gains as a neighbour's share grows.
+    # The loss's slope by each neighbour's share.
     slopes = jnp.einsum("qkd,qd->kq", rows, grad, precision=jax.lax.Precision.HIGHEST)
     left_top, right_top, left_bottom, right_bottom = slopes
     d_weight = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
@@ -104,11 +107,11 @@ def _level_backward(
 
 
 def _neighbours(place: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """For points (x, y) in pixels, [2, q]: the left top neighbour's row in the bordered level, how far the point is to
-    the right of it and below it, and whether any neighbour is inside the level.
+    """Returns, for points (x, y) in pixels, [2, q]: the left top neighbour's row in the bordered level, the point's
+    distance to its right and below it, and whether any neighbour is inside the level.
 
-    A point beyond the border moves to the border's outer edge, where it still reads zero and gives the level nothing.
-    Only its own gradient would differ, the edge having a slope: the caller drops that where nothing is inside.
+    A point beyond the border moves to the border's outer edge, where it still reads zero and adds nothing to the level.
+    Only its own gradient differs, because the edge has a slope: the caller drops it where no neighbour is inside.
     """
     h, w = shape
     x, y = place
@@ -120,20 +123,20 @@ def _neighbours(place: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, ja
 
 
 def _steps(shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """How many rows each neighbour comes after the left top one: left top, right top, left bottom, right bottom."""
+    """Returns each neighbour's rows after the left top one: left top, right top, left bottom, right bottom."""
     return 0, 1, shape[1] + 2, shape[1] + 3
 
 
 def _shares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The neighbours' bilinear weights, in the order of `_steps`."""
+    """Returns the neighbours' bilinear weights, in the order of `_steps`."""
     return (1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y
 
 
 def _points(locations: jax.Array, weights: jax.Array, shapes: Shapes, blocks: int) -> tuple[jax.Array, jax.Array]:
-    """Points in pixels, [B M, blocks, P, L, 2, q], and their weights, [B M, blocks, P, L, q].
+    """Returns points in pixels, [B M, blocks, P, L, 2, q], and their weights, [B M, blocks, P, L, q].
 
-    Pixels are reckoned here and not again for each neighbour: where XLA rounded one of them otherwise, a point beside a
-    whole coordinate would be on one side of it for one neighbour and on the other side for the next.
+    Pixels are computed once, not for each neighbour: if XLA rounded one of these differently, a point beside a whole
+    coordinate would be on one side of it for one neighbour and on the other side for the next.
     """
     accumulator = _accumulator(locations)
     places = locations.astype(accumulator) * _widths_and_heights(shapes, accumulator) - 0.5
@@ -142,7 +145,7 @@ def _points(locations: jax.Array, weights: jax.Array, shapes: Shapes, blocks: in
 
 
 def _split(x: jax.Array, blocks: int) -> jax.Array:
-    """[B, Q, M, ...] to [B M, blocks, q, ...]; zeros fill up the last block: points without weight or gradient."""
+    """Splits [B, Q, M, ...] into [B M, blocks, q, ...]. The last block is padded with zeros, which add nothing."""
     batch, queries, heads, *rest = x.shape
     size = -(-queries // blocks)
     x = jnp.pad(x, [(0, 0), (0, blocks * size - queries)] + [(0, 0)] * (x.ndim - 2))
@@ -150,19 +153,19 @@ def _split(x: jax.Array, blocks: int) -> jax.Array:
 
 
 def _join(x: jax.Array, batch: int, queries: int, heads: int) -> jax.Array:
-    """`_split`, undone."""
+    """Inverts `_split`."""
     _, blocks, size, *rest = x.shape
     return jnp.moveaxis(x.reshape(batch, heads, blocks * size, *rest)[:, :, :queries], 1, 2)
 
 
 def _heads_first(value: jax.Array) -> jax.Array:
-    """[B, N, M, D] to [B M, N, D]."""
+    """Transposes [B, N, M, D] to [B M, N, D], in the accumulator's dtype."""
     batch, count, heads, channels = value.shape
     return value.astype(_accumulator(value)).transpose(0, 2, 1, 3).reshape(batch * heads, count, channels)
 
 
 def _bordered_levels(value: jax.Array, shapes: Shapes) -> tuple[jax.Array, ...]:
-    """[N, D] to the levels' [(h + 2) * (w + 2), D]."""
+    """Splits [N, D] into levels with a border of zeros, [(h + 2) * (w + 2), D]."""
     planes = jnp.split(value, np.cumsum([h * w for h, w in shapes])[:-1])
     border = ((1, 1), (1, 1), (0, 0))
     planes = [jnp.pad(plane.reshape(*shape, -1), border) for plane, shape in zip(planes, shapes, strict=True)]

@@ -1,9 +1,9 @@
-"""Every test runs with strict dtype and rank promotion: an accidental widening or broadcast is an error."""
+"""Strict dtype and rank promotion in every test: an accidental widening or broadcast is an error."""
 
 import os
 import pathlib
 
-# libtpu is installed for its compiler alone: without this JAX would look for a TPU first. Set it to test elsewhere.
+# libtpu is installed for its compiler only: without this JAX would search for a TPU first. Set it to test elsewhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -17,7 +17,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder with the official code's full golden arrays, where a checkout has one beside it."""
+    """The folder with the official code's full golden arrays, beside the checkout; skips the test without one."""
     if not (SHARED / "golden").is_dir():
-        pytest.skip(f"no golden arrays at {SHARED}: they are not part of the project")
+        pytest.skip(f"no golden arrays at {SHARED}: they are no part of the project")
     return SHARED

@@ -1,3 +1,5 @@
+"""Checkpoint directories: the round trip, damage, and what may be overwritten."""
+
 import functools
 import json
 import shutil
@@ -44,7 +46,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def damaged(saved, tmp_path):
-    """A copy to do harm to."""
+    """A copy of `saved`, to be damaged."""
     return shutil.copytree(saved, tmp_path / "damaged")
 
 
@@ -89,7 +91,7 @@ def test_load_compiles_nothing(saved):
         checkpoint.load(saved)
         assert not compiled
         jax.jit(lambda x: x * 3.25)(np.float32(1))
-        assert compiled, "the listener hears nothing, so the test proves nothing"
+        assert compiled, "the listener must see a compilation"
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
 
@@ -107,7 +109,7 @@ def without(name):
     ("change", "complaint"),
     [
         (lambda: without("void_embedding"), "void_embedding is missing;"),
-        (lambda: without("x") | {"extra": np.zeros(3)}, "extra is not known to the model;"),
+        (lambda: without("x") | {"extra": np.zeros(3)}, "the model has no extra;"),
         (
             lambda: without("x") | {"void_embedding": np.zeros(13, np.float32)},
             r"void_embedding is float32\[13\] instead of float32\[12\]",
@@ -121,7 +123,7 @@ def without(name):
 )
 def test_parameters_that_do_not_fit(tmp_path, change, complaint):
     checkpoint.save(tmp_path / "model", contents()._replace(parameters=change()))
-    with pytest.raises(ValueError, match=f"the weights in .* {complaint}") as caught:
+    with pytest.raises(ValueError, match=f"the weights in .* do not fit the model .*{complaint}") as caught:
         checkpoint.load(tmp_path / "model")
     assert "\n" not in str(caught.value)
 
@@ -148,23 +150,31 @@ def write(name, text):
 @pytest.mark.parametrize(
     ("harm", "kind", "complaint"),
     [
-        (lambda path: shutil.rmtree(path), FileNotFoundError, "there is no checkpoint at"),
+        (lambda path: shutil.rmtree(path), FileNotFoundError, "does not exist; check the path, or make one .* fcclip`"),
         (lambda path: (path / "fcclip.json").unlink(), FileNotFoundError, "has no fcclip.json"),
         (lambda path: shutil.rmtree(path / "params"), ValueError, "is missing; copy or convert the checkpoint again"),
         (remove_data, ValueError, "is missing; copy or convert the checkpoint again"),
         (shorten_data, ValueError, r"has \d+ bytes instead of \d+; copy or convert the checkpoint again"),
-        (garble_metadata, ValueError, "cannot be read .*; the checkpoint is damaged: convert it again"),
+        (garble_metadata, ValueError, r"params are damaged \(.*; copy or convert the checkpoint again"),
         (write("fcclip.json", "{"), ValueError, "fcclip.json is not JSON"),
-        (write("fcclip.json", "[]"), ValueError, "an entry is missing or garbled"),
+        (write("fcclip.json", "[]"), ValueError, "an entry of the description is missing or malformed"),
         (write("fcclip.json", "[" * 100_000), ValueError, "fcclip.json is not JSON"),
         (lambda path: (path / "fcclip.json").write_bytes(b"\xff\xfe\xff"), ValueError, "fcclip.json is not JSON"),
-        (lambda path: rewrite(path, format=2), ValueError, "format 2, this fcclip_jax reads 1; install the newest"),
-        (lambda path: rewrite(path, kind="gan"), ValueError, "an entry is missing or garbled"),
-        (lambda path: rewrite(path, source="me"), ValueError, "an entry is missing or garbled"),
-        (lambda path: rewrite(path, training_vocabulary=None), ValueError, "an entry is missing or garbled"),
-        (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary lacks"),
+        (
+            lambda path: rewrite(path, format=2),
+            ValueError,
+            "format 2, but this version of fcclip_jax reads format 1; install the newest",
+        ),
+        (lambda path: rewrite(path, kind="gan"), ValueError, "an entry of the description is missing or malformed"),
+        (lambda path: rewrite(path, source="me"), ValueError, "an entry of the description is missing or malformed"),
+        (
+            lambda path: rewrite(path, training_vocabulary=None),
+            ValueError,
+            "an entry of the description is missing or malformed",
+        ),
+        (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary needs"),
         (lambda path: rewrite(path, description={"clip": 1}), ValueError, "ModelDescription in the model description"),
-        (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is garbled"),
+        (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is malformed"),
     ],
 )
 def test_damage_is_one_sentence(damaged, capfd, harm, kind, complaint):
@@ -180,7 +190,7 @@ def test_sizes_without_a_model(damaged):
     record = json.loads((damaged / "fcclip.json").read_text())["description"]
     record["head"]["encoder_ffn_dim"] = -1
     rewrite(damaged, description=record)
-    with pytest.raises(ValueError, match="fcclip.json: no model can be built of the sizes in its description"):
+    with pytest.raises(ValueError, match="fcclip.json: no model can be built with the described sizes"):
         checkpoint.load(damaged)
     record["head"]["hidden_dim"] = -1
     rewrite(damaged, description=record)
@@ -191,13 +201,13 @@ def test_sizes_without_a_model(damaged):
 def test_a_file_is_no_checkpoint(tmp_path):
     file = tmp_path / "fcclip_cocopan.pth"
     file.write_bytes(b"weights")
-    with pytest.raises(ValueError, match=f"is a file, .*python -m convert fcclip --checkpoint {file}"):
+    with pytest.raises(ValueError, match=f"is a file, .*{checkpoint.convert_command()} fcclip --checkpoint {file}"):
         checkpoint.load(file)
 
 
 def test_a_clip_alone_is_no_model(tmp_path):
     checkpoint.save(tmp_path / "clip", contents(clip_alone=True))
-    with pytest.raises(ValueError, match="holds a CLIP alone, .*python -m convert fcclip --clip"):
+    with pytest.raises(ValueError, match=f"contains a CLIP alone, .*{checkpoint.convert_command()} fcclip --clip"):
         checkpoint.load(tmp_path / "clip")
 
 
@@ -214,7 +224,7 @@ def test_overwriting_is_asked_for(saved, tmp_path):
 
 def test_only_a_checkpoint_is_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="is not a checkpoint, so it will not be overwritten"):
+    with pytest.raises(ValueError, match="is not a checkpoint, so it is not overwritten"):
         checkpoint.save(tmp_path, contents(), overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -237,7 +247,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path, capfd):
-    resource = pytest.importorskip("resource", reason="limits on files are a matter of Unix")
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, old[1]))
     try:

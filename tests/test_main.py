@@ -99,7 +99,7 @@ def test_mistakes_that_show_later(tmp_path):
         *training.command(paths, tmp_path / "file" / "run")[3:]
     )
     assert "asks for 5 devices, and there are 1" in answer(*training.command(paths, workdir, **{"mesh.data": 5})[3:])
-    assert "there is no checkpoint at /nowhere" in answer(*training.command(paths, workdir, init="/nowhere")[3:])
+    assert "the checkpoint /nowhere does not exist" in answer(*training.command(paths, workdir, init="/nowhere")[3:])
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))
     assert "has the category 77, which the vocabulary" in answer(*training.command(paths, workdir)[3:])
 

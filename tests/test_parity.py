@@ -149,14 +149,14 @@ def test_tolerance_decides(small):
     ("change", "name", "reason", "code"),
     [
         (lambda x: x | {"mystery": np.zeros(3)}, "mystery", "no array of this kind is known", 0),
-        (lambda x: x | {"dec9_output": np.zeros(3)}, "dec9_output", "lacks image_u8", 1),
+        (lambda x: x | {"dec9_output": np.zeros(3)}, "dec9_output", "has no image_u8", 1),
         (
             lambda x: {k: v for k, v in x.items() if k != "crafted_mask_pred"},
             "crafted_panoptic_seg",
-            "lacks crafted",
+            "has no crafted",
             1,
         ),
-        (lambda x: x | {"cf_valid0_sem_seg": np.zeros(3)}, "cf_valid0_sem_seg", "lacks cf_pred_masks", 1),
+        (lambda x: x | {"cf_valid0_sem_seg": np.zeros(3)}, "cf_valid0_sem_seg", "has no cf_pred_masks", 1),
     ],
 )
 def test_what_is_not_compared(small, change, name, reason, code):

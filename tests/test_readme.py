@@ -134,11 +134,11 @@ def test_python_blocks_run(folder, page, code):
         arrays = [(1, 20, 2, 8), (1, 3, 2, 2, 4, 2), (1, 3, 2, 2, 4)]
         value, locations, weights = (rng.random(shape, np.float32) for shape in arrays)
         names = {"value": value, "locations": locations, "weights": weights, "shapes": shapes}
-        exec(code, names)
+        exec(code, names)  # noqa: S102  the code is the README's
         assert names["out"].shape == (1, 3, 2, 8)
         return
     names = {}
-    exec(code, names)
+    exec(code, names)  # noqa: S102  the code is the README's
     assert (folder / "out.png").stat().st_size > 1000
     result = names["result"]
     assert result.panoptic.id_map.shape == result.semantic.shape == (60, 80)
@@ -185,7 +185,7 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     elif program.startswith("launch/"):
         subprocess.run(["bash", "-n", ROOT / program], check=True)
     elif arguments[:2] == ["-m", "fcclip_jax.main"]:
-        main.parse(["main", *arguments[2:]])
+        main._parse(["main", *arguments[2:]])
     else:
         module = "fcclip_jax.cli" if program == "fcclip" else arguments[1]
         if importlib.util.find_spec(module).submodule_search_locations is not None:

@@ -1,1 +1,1 @@
-"""The network, one file per part of the picture in the README."""
+"""The network, with one file for each part of the picture in the README."""

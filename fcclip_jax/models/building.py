@@ -1,4 +1,4 @@
-"""Models without values, their variables by name, and values put into them."""
+"""Builds models without values, and lists or fills their variables by name."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ from fcclip_jax.reporting import first_line
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Returns every variable of the model by its dotted path, as checkpoints and conversion tables name it."""
+    """Returns the model's variables by their dotted paths, the names in checkpoints and conversion tables."""
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
-    """Returns the same model with these values in its variables, by name. The model itself stays as it is."""
+    """Returns a copy of the model with these values in its variables, by name. The model itself does not change."""
     graphdef, state = nnx.split(model)
     filled = [(path, variable.replace(values[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
@@ -26,17 +26,22 @@ def abstract_model(description: ModelDescription | ClipDescription) -> nnx.Modul
     """Builds the model without values: nothing is initialised or compiled. A CLIP alone is at `.clip`, as in FC-CLIP.
 
     Raises:
-        ValueError: the sizes in the description do not make a model.
+        ValueError: no model has the sizes in the description.
     """
-    build = FCCLIP if isinstance(description, ModelDescription) else _ClipAlone
+
+    def build() -> nnx.Module:
+        if isinstance(description, ModelDescription):
+            return FCCLIP(description, rngs=nnx.Rngs(0))
+        return _ClipAlone(description, rngs=nnx.Rngs(0))
+
     try:
-        model = nnx.eval_shape(lambda: build(description, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(build)
         for name, variable in named_variables(model).items():
             if min(variable.shape, default=0) < 0:
                 raise ValueError(f"{name} would have the shape {variable.shape}")
         return model
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"no model can be built of the sizes in its description: {first_line(error)}") from None
+        raise ValueError(f"no model can be built with the described sizes: {first_line(error)}") from None
 
 
 class _ClipAlone(nnx.Module):

@@ -1,4 +1,4 @@
-"""From masks and embeddings to class scores: pooling, text logits, and the ensemble of the two classifiers."""
+"""Class scores from masks and embeddings: mask pooling, text logits, and the ensemble of the two classifiers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from fcclip_jax.structs import TextClassifier
 def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) -> Float[Array, "B Q C"]:
     """Averages the features inside each mask.
 
-    An empty mask pools to zeros. No gradient reaches the masks, which are hard.
+    An empty mask pools to zeros. Masks are hard, so no gradient reaches them.
     """
     wide = np.promote_types(features.dtype, jnp.float32)
     area = jnp.sum(masks, axis=(1, 2), dtype=wide)[..., None]
@@ -21,23 +21,23 @@ def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) 
 
 
 def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
-    """Bilinear downsampling by an even factor (align_corners=False, no anti-aliasing): the middle four cells' mean."""
+    """Downsamples bilinearly by an even factor (align_corners=False, no anti-aliasing): means of the middle 4 cells."""
     first = factor // 2 - 1
     rows = x[:, first::factor] + x[:, first + 1 :: factor]
     return 0.25 * (rows[:, :, first::factor] + rows[:, :, first + 1 :: factor])
 
 
 def normalize(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-    """x over its L2 norm."""
+    """Divides x by its L2 norm over the last axis."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def text_logits(
     embeddings: Float[Array, "B Q C"], text: TextClassifier, logit_scale: Float[Array, ""]
 ) -> Float[Array, "B Q K"]:
-    """Scaled cosine similarity with each class: the largest over its synonyms. Padded classes get -inf.
+    """Computes the scaled cosine similarity with each class: the largest over its synonyms. Padded classes get -inf.
 
-    `logit_scale` is a logarithm; the scale itself is at most 100.
+    logit_scale: the logarithm of the scale, which is at most 100.
     """
     scale = jnp.minimum(jnp.exp(logit_scale), 100.0).astype(embeddings.dtype)
     rows = jnp.einsum("bqc,tc->tbq", scale * normalize(embeddings), text.embeddings.astype(embeddings.dtype))
@@ -48,7 +48,7 @@ def text_logits(
 def void_logits(
     embeddings: Float[Array, "B Q C"], void: Float[Array, " C"], logit_scale: Float[Array, ""]
 ) -> Float[Array, "B Q 1"]:
-    """The same similarity with the learned void embedding."""
+    """Computes the same similarity with the learned void embedding."""
     scale = jnp.minimum(jnp.exp(logit_scale), 100.0).astype(embeddings.dtype)
     return jnp.einsum("bqc,c->bq", scale * normalize(embeddings), normalize(void.astype(embeddings.dtype)))[..., None]
 
@@ -62,11 +62,12 @@ def ensemble(
 ) -> Float[Array, "B Q K1"]:
     """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
 
-    Exponents (or, for the arithmetic ensemble, weights) of the out-of-vocabulary probability are alpha for seen
-    classes and beta for the others. The mixture is normalised over the classes, then scaled to leave void what the
-    in-vocabulary classifier gives it. All in log space: the official product of probabilities can underflow to NaN.
+    The exponent (for the arithmetic ensemble, the weight) of the out-of-vocabulary probability is alpha for seen
+    classes and beta for the others. The mixture is normalised over the classes, then scaled so that void keeps the
+    probability that the in-vocabulary classifier gives it. It is computed in log space: the official product of
+    probabilities can underflow to NaN.
 
-    The official code hands log(p + 1e-8) to a last softmax, so a probability here is (p + 1e-8) over their sum.
+    The official code passes log(p + 1e-8) to a last softmax, so a probability here is (p + 1e-8) over their sum.
     """
     real = jnp.isfinite(out_vocab_logits)
     log_in = jnp.where(real, jax.nn.log_softmax(in_vocab_logits[..., :-1], axis=-1), 0.0)
@@ -80,7 +81,7 @@ def ensemble(
         mixed = jnp.log((1 - weight) * jnp.exp(log_in) + weight * jnp.exp(log_out))
     shares = jax.nn.softmax(in_vocab_logits, axis=-1)
     void = shares[..., -1:]
-    # The sum is 1 - void, without the digits that the difference loses where void is all but sure.
+    # The sum equals 1 - void, but keeps the digits that the difference loses where void is close to 1.
     classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * jnp.sum(shares[..., :-1], -1, keepdims=True)
     probs = jnp.concatenate([jnp.where(real, classes + 1e-8, 0.0), void + 1e-8], axis=-1)
     return probs / jnp.sum(probs, axis=-1, keepdims=True)

@@ -32,7 +32,7 @@ class ResidualAttentionBlock(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Token ids to features in CLIP's joint space, not normalised."""
+    """Maps token ids to features in CLIP's joint space, not normalised."""
 
     def __init__(self, description: TextDescription, *, rngs: nnx.Rngs):
         width = description.width
@@ -46,9 +46,9 @@ class TextTower(nnx.Module):
         self.text_projection = Frozen(normal(rngs.params(), (width, description.embed_dim)))
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N E"]:
-        """Features at each text's end token, which has the largest id.
+        """Returns the features at each text's end token, which has the largest id.
 
-        Attention is causal, so cutting every row just after the longest text's end token changes nothing.
+        Attention is causal, so cutting the rows after the longest text's end token changes nothing.
         """
         x = self.token_embedding[...][tokens] + self.positional_embedding[: tokens.shape[1]][None, :, :]
         x = self.ln_final(self.resblocks(x))

@@ -14,7 +14,7 @@ from fcclip_jax.structs import Features
 
 
 class Block(nnx.Module):
-    """x + gamma * fc2(gelu(fc1(norm(depthwise 7x7(x)))))."""
+    """ConvNeXt's residual block: x + gamma * fc2(gelu(fc1(norm(depthwise 7x7(x)))))."""
 
     def __init__(self, dim: int, eps: float, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
         self.conv_dw = Depthwise(dim, kind=kind, rngs=rngs)
@@ -30,7 +30,7 @@ class Block(nnx.Module):
 
 
 class Depthwise(nnx.Module):
-    """A 7x7 convolution of each channel alone. `weight` is [7, 7, C]."""
+    """A 7x7 convolution of each channel on its own. `weight` is [7, 7, C]."""
 
     def __init__(self, dim: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
         self.weight = kind(torch_default(rngs.params(), (7, 7, 1, dim))[:, :, 0])
@@ -41,7 +41,7 @@ class Depthwise(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Halve the resolution (all stages but the first), then equal blocks."""
+    """Halves the resolution (except in the first stage), then applies equal blocks."""
 
     def __init__(
         self, in_dim: int, dim: int, depth: int, eps: float, *, first: bool, kind: type[nnx.Variable], rngs: nnx.Rngs
@@ -79,24 +79,25 @@ class ConvNeXt(nnx.Module):
         self.head_kind = description.head
 
     def stem(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Normalised images to stride 4."""
+        """Maps normalised images to features at stride 4."""
         return self.stem_norm(self.stem_conv(images))
 
     def __call__(self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"]) -> Features:
-        """Dense features of normalised images; cells beyond `valid_hw` hold nothing of meaning."""
+        """Returns dense features of normalised images. Cells beyond `valid_hw` are arbitrary."""
         x, outputs = self.stem(images), []
         for i, stage in enumerate(self.stages):
-            shape = (images.shape[1] // (4 << i), images.shape[2] // (4 << i))
-            mask = valid_mask(valid_hw, shape, 4 << i)[..., None].astype(x.dtype)
+            stride = 4 << i
+            shape = (images.shape[1] // stride, images.shape[2] // stride)
+            mask = valid_mask(valid_hw, shape, stride)[..., None].astype(x.dtype)
             x = stage(x, mask)
             outputs.append(x)
-        # timm's norm_pre is the identity in these models, whose norm sits in the head: the dense features are res5.
+        # timm's norm_pre is the identity in these models, whose norm is in the head: the dense features are res5.
         return Features(*outputs, clip_dense=outputs[-1])
 
     def embed_masks(
         self, clip_dense: Float[Array, "B h w C"], valid_hw: Int[Array, "B 2"], masks: Bool[Array, "B h w Q"]
     ) -> Float[Array, "B Q E"]:
-        """Each mask in CLIP's joint space: its mean feature, through CLIP's own head."""
+        """Embeds each mask in CLIP's joint space: its mean feature, through CLIP's own head."""
         inside = masks & valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
         x = self.head_norm(mask_pool(clip_dense, inside))
         if self.head_kind == "mlp":

@@ -10,7 +10,7 @@ from pallas_kernels import ms_deform_attn
 
 
 class DeformableAttention(nnx.Module):
-    """Every token attends to a few points around itself on every level (ops/modules/ms_deform_attn.py)."""
+    """Attention of each token to a few points around itself on every level (ops/modules/ms_deform_attn.py)."""
 
     def __init__(self, features: int, heads: int, levels: int, points: int, *, rngs: nnx.Rngs):
         self.sampling_offsets = Linear(features, heads * levels * points * 2, init=nnx.initializers.zeros, rngs=rngs)
@@ -20,7 +20,7 @@ class DeformableAttention(nnx.Module):
         self.output_proj = Linear(features, features, init=xavier_uniform, rngs=rngs)
         self.heads, self.levels, self.points = heads, levels, points
         self.precision: str | None = None
-        """Of the TPU kernel's products, as in `ms_deform_attn`: None is exact, "bfloat16" several times faster."""
+        """Precision of the TPU kernel's products, as in `ms_deform_attn`: None is exact, "bfloat16" is faster."""
 
     def __call__(
         self,
@@ -30,9 +30,13 @@ class DeformableAttention(nnx.Module):
         mask: Float[Array, "B N 1"],
         shapes: tuple[tuple[int, int], ...],
     ) -> Float[Array, "B N C"]:
-        """`reference` is each token's own centre as (x, y) in [0, 1] of the bucket; `mask` is 0 on padding.
+        """Attends from `query` to `tokens`.
 
-        Outside the image values are zero, which is what the sampler reads outside the official code's feature map.
+        Outside the image values are zero, as the sampler reads outside the official code's feature map.
+
+        reference: each token's centre, as (x, y) in [0, 1] of the bucket.
+        mask: 0 on padding, else 1.
+        shapes: (height, width) of each level.
         """
         batch, count, _ = query.shape
         dtype = query.dtype
@@ -48,7 +52,7 @@ class DeformableAttention(nnx.Module):
 
 
 def _ring_of_offsets(heads: int, levels: int, points: int) -> Float[Array, " O"]:
-    """The initial offsets: one direction a head, on a square around the token, one ring further out a point."""
+    """Returns the initial offsets: one direction a head, on a square around the token, one ring further out a point."""
     angle = jnp.arange(heads, dtype=jnp.float32) * (2 * jnp.pi / heads)
     direction = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     direction = direction / jnp.max(jnp.abs(direction), axis=-1, keepdims=True)

@@ -1,14 +1,16 @@
-"""Depthwise convolution, written for the platform that it runs on."""
+"""Depthwise convolution, with one formulation for CPUs and one for accelerators."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fcclip_jax.conventions import ceil_div
+
 STRIPS = 4
 
 
 def depthwise_conv(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
-    """Convolves every channel with its own odd k x k kernel; zeros outside, same size."""
+    """Convolves each channel with its own odd k x k kernel, zero-padded to the same size."""
     return jax.lax.platform_dependent(x, weight, cpu=_shifted_sum, default=_convolution)
 
 
@@ -25,13 +27,13 @@ def _convolution(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> F
 
 
 def _shifted_sum(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
-    """XLA's CPU backend runs a depthwise convolution about ten times slower than this sum of shifted products.
+    """Sums shifted products. XLA's CPU backend takes about ten times as long for a depthwise convolution.
 
-    The loop over strips is there to end the fusion: without it the compiler copies the whole sum into every reader of
-    the result, and a layer norm has three (measured on ConvNeXt-L's blocks: 2 to 3 times the time, 3 the compilation).
+    The loop over strips ends the fusion: without it the compiler copies the whole sum into every reader of the result,
+    and a layer norm has three (measured on ConvNeXt-L's blocks: 2 to 3 times the time, 3 times the compilation).
     """
     size, (batch, h, w, channels) = weight.shape[0], x.shape
-    half, rows = size // 2, -(-h // STRIPS)
+    half, rows = size // 2, ceil_div(h, STRIPS)
     padded = jnp.pad(x, ((0, 0), (half, half + STRIPS * rows - h), (half, half), (0, 0)))
 
     def strip(index: Int[Array, ""]) -> Float[Array, "B rows w C"]:

@@ -1,4 +1,4 @@
-"""Every model as data: sizes only, nothing is looked up by name after this file.
+"""Descriptions of models: sizes only. No other module finds a model by its name.
 
 The CLIP sizes are OpenCLIP's model configurations; the head's are the official configs/coco/panoptic-segmentation yaml.
 """
@@ -16,7 +16,7 @@ class ConvNeXtDescription:
     dims: tuple[int, int, int, int]
     embed_dim: int
     head: Literal["mlp", "linear"]
-    """mlp: hidden layer of 2 x embed_dim (the `_d` models); linear: one matrix."""
+    """mlp: a hidden layer of 2 x embed_dim (the `_d` models); linear: one matrix."""
     norm_eps: float = 1e-6
     family: Literal["convnext"] = "convnext"
 
@@ -58,7 +58,7 @@ class TextDescription:
     layers: int
     embed_dim: int
     quick_gelu: bool
-    """x * sigmoid(1.702 x) instead of the exact GELU: a property of the weights (OpenAI's), not of the architecture."""
+    """Whether x * sigmoid(1.702 x) replaces the exact GELU: a property of the weights (OpenAI's)."""
     context_length: int = 77
     vocab_size: int = 49408
 
@@ -83,20 +83,23 @@ class HeadDescription:
     def __post_init__(self):
         _check_heads(self.hidden_dim, self.heads)
         if self.hidden_dim % 32 or self.mask_dim < 1 or self.num_queries < 1:
-            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 32, mask_dim and num_queries above 0")
+            raise ValueError(
+                f"hidden_dim is {self.hidden_dim}, mask_dim {self.mask_dim}, num_queries {self.num_queries}; hidden_dim"
+                " must be a multiple of 32, the others at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnsembleDescription:
-    """How in- and out-of-vocabulary scores mix (equation 7): weights are of the out-of-vocabulary branch."""
+    """The mixture of in- and out-of-vocabulary scores (equation 7)."""
 
     alpha: float = 0.4
-    """for classes seen in training"""
+    """Weight of the out-of-vocabulary scores for classes seen in training."""
     beta: float = 0.8
-    """for all others"""
+    """Weight of the out-of-vocabulary scores for all other classes."""
     mode: Literal["geometric", "arithmetic"] = "geometric"
     valid_masks_only: bool = False
-    """Queries whose mask is empty at stride 32 trust the in-vocabulary branch alone (all ResNet models)."""
+    """Whether queries whose mask is empty at stride 32 have in-vocabulary scores alone (all ResNet models)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,41 +170,41 @@ SMALL = ModelDescription(
         num_queries=50,
     ),
 )
-"""A whole FC-CLIP that a laptop runs in a blink: for trying things out, with random weights or by training it."""
+"""A whole FC-CLIP small enough for a laptop, to try things out with random weights or a short training."""
 
 
 def clip_description(name: str, *, quick_gelu: bool = False) -> ClipDescription:
-    """The towers of OpenCLIP's model `name` (a `-quickgelu` suffix is honoured).
+    """Returns the towers of an OpenCLIP model by its name, which may end in -quickgelu.
 
     Raises:
-        ValueError: the name is unknown, or is a ConvNeXt asked for with quick GELU, which none was trained with.
+        ValueError: the name is unknown, or a ConvNeXt is requested with QuickGELU, which none was trained with.
     """
     base = name.removesuffix("-quickgelu")
     quick_gelu = quick_gelu or base != name
     if base not in CLIP_MODELS:
         close = difflib.get_close_matches(base, CLIP_MODELS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown CLIP model {name!r}; {hint}known models are {', '.join(CLIP_MODELS)}")
+        raise ValueError(f"unknown CLIP model {name!r}; {hint}choose from {', '.join(CLIP_MODELS)}")
     description = CLIP_MODELS[base]
     if not quick_gelu:
         return description
     if description.image.family == "convnext":
-        raise ValueError(f"{name!r} has exact GELU: no ConvNeXt CLIP was trained with quick GELU")
+        raise ValueError(f"{name!r} has exact GELU: no ConvNeXt CLIP was trained with QuickGELU; remove --quick-gelu")
     return dataclasses.replace(description, text=dataclasses.replace(description.text, quick_gelu=True))
 
 
 def fcclip_description(clip: ClipDescription) -> ModelDescription:
-    """The official head and ensemble on a CLIP model (configs/coco/panoptic-segmentation/fcclip/*.yaml)."""
+    """Adds the official head and ensemble to a CLIP model (configs/coco/panoptic-segmentation/fcclip/*.yaml)."""
     return ModelDescription(clip=clip, ensemble=EnsembleDescription(valid_masks_only=clip.image.family == "resnet"))
 
 
 def to_json(description: ModelDescription | ClipDescription) -> dict[str, Any]:
-    """Plain dictionaries and lists, for the description that travels with a checkpoint."""
+    """Returns plain dictionaries and lists, for the description inside a checkpoint."""
     return dataclasses.asdict(description)
 
 
 def clip_from_json(data: dict[str, Any]) -> ClipDescription:
-    """The inverse of `to_json`.
+    """Reads the description of a CLIP that `to_json` wrote.
 
     Raises:
         ValueError: a field is missing, unknown or of the wrong type.
@@ -210,14 +213,18 @@ def clip_from_json(data: dict[str, Any]) -> ClipDescription:
     _check_fields(ClipDescription, data)
     family = data["image"].get("family") if isinstance(data["image"], dict) else None
     if family not in families:
-        raise ValueError(f"the model description names image trunk family {family!r}; known are {', '.join(families)}")
+        raise ValueError(f"the model description has the trunk family {family!r}; choose from {', '.join(families)}")
     return ClipDescription(
         image=_from_json(families[family], data["image"]), text=_from_json(TextDescription, data["text"])
     )
 
 
 def model_from_json(data: dict[str, Any]) -> ModelDescription:
-    """The inverse of `to_json`, like `clip_from_json`."""
+    """Reads the description of a whole FC-CLIP that `to_json` wrote.
+
+    Raises:
+        ValueError: as `clip_from_json`.
+    """
     _check_fields(ModelDescription, data)
     return ModelDescription(
         clip=clip_from_json(data["clip"]),
@@ -228,7 +235,7 @@ def model_from_json(data: dict[str, Any]) -> ModelDescription:
 
 def _check_fields(cls: type, data: Any) -> None:
     if not isinstance(data, dict):
-        raise ValueError(f"the model description holds {data!r} where {cls.__name__} is expected")
+        raise ValueError(f"the model description has {data!r:.80} where {cls.__name__} is expected")
     expected = {field.name for field in dataclasses.fields(cls)}
     if set(data) != expected:
         raise ValueError(

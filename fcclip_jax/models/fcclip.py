@@ -1,4 +1,4 @@
-"""The whole model on one screen."""
+"""The whole model."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
 
 
 class CLIP(nnx.Module):
-    """Both frozen towers."""
+    """CLIP's two frozen towers."""
 
     def __init__(self, description: ClipDescription, *, rngs: nnx.Rngs):
         trunk = {"convnext": ConvNeXt, "resnet": ResNet}[description.image.family]
@@ -45,7 +45,7 @@ class FCCLIP(nnx.Module):
     def __call__(
         self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"], text: TextClassifier
     ) -> tuple[Prediction, Features]:
-        """The last layer's masks, with their in-vocabulary scores, and the trunk's features, for `classify`."""
+        """Returns the last layer's masks with their in-vocabulary scores, and the trunk's features, for `classify`."""
         features = jax.lax.stop_gradient(self.clip.image(images, valid_hw))
         pixels = self.pixel_decoder(features, valid_hw)
         queries = self.mask_decoder(pixels, valid_hw)[-1]
@@ -60,9 +60,9 @@ class FCCLIP(nnx.Module):
         text: TextClassifier,
         offered: Bool[Array, "B K"] | None = None,
     ) -> Float[Array, "B Q K1"]:
-        """Class probabilities: seen classes lean on the trained classifier, unseen ones on CLIP. Void comes last.
+        """Computes class probabilities, void last: seen classes lean on the trained classifier, unseen ones on CLIP.
 
-        offered: leaves each image only some of the classes, as if its vocabulary had no others.
+        offered: the classes that each image may have, as if its vocabulary had no others; by default all.
         """
         masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
@@ -77,7 +77,7 @@ class FCCLIP(nnx.Module):
         mixing: EnsembleDescription,
         offered: Bool[Array, "B K"] | None = None,
     ) -> Float[Array, "B Q K1"]:
-        """Class probabilities from CLIP's embeddings of the masks, as `classify` says.
+        """Computes the class probabilities of `classify` from CLIP's embeddings of the masks.
 
         valid_masks: whether a mask has any cell at stride 32.
         """
@@ -90,14 +90,18 @@ class FCCLIP(nnx.Module):
 
 
 def dense_masks(logits: Float[Array, "B h w Q"], valid_hw: Int[Array, "B 2"]) -> Bool[Array, "B h w Q"]:
-    """The masks at stride 32, where CLIP's features are pooled."""
+    """Binarises mask logits at stride 32, where CLIP's features are pooled."""
     return (logits > 0) & valid_mask(valid_hw, logits.shape[1:3], STRIDE)[..., None]
 
 
 def normalize_images(
     images: UInt8[Array, "B H W 3"], image_hw: Int[Array, "B 2"], dtype: DTypeLike = jnp.float32
 ) -> tuple[Float[Array, "B H W 3"], Int[Array, "B 2"]]:
-    """Normalised images, zero outside `image_hw`, and the size that the network sees of each."""
+    """Normalises images, with zeros outside `image_hw`.
+
+    Returns:
+        The images, and `valid_hw`: each image's size rounded up to a multiple of 32.
+    """
     mean, std = (jnp.asarray(values, dtype)[None, None, None, :] for values in (PIXEL_MEAN, PIXEL_STD))
     rows = jnp.arange(images.shape[1], dtype=image_hw.dtype)[None, :, None, None] < image_hw[:, 0][:, None, None, None]
     columns = (

@@ -1,6 +1,6 @@
-"""The few layers that everything is made of. Attributes carry PyTorch's names, so that conversion is a table.
+"""The network's basic layers. Attributes have PyTorch's names, so that conversion is a table.
 
-Weights are [in, out] and [kh, kw, in, out]. Every layer computes in its input's dtype: feed it bfloat16 and it runs in
+Weights are [in, out] and [kh, kw, in, out]. Each layer computes in its input's dtype: with bfloat16 inputs it runs in
 bfloat16. `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
 """
 
@@ -33,7 +33,7 @@ Kind = type[nnx.Variable]
 
 
 class Linear(nnx.Module):
-    """y = x @ weight + bias. With PyTorch's default weights comes its default bias, else zeros."""
+    """A linear layer: y = x @ weight + bias. The initial bias is PyTorch's if the weights are, else zero."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class MLP(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis; statistics in at least float32."""
+    """Layer normalisation over the last axis, with statistics in at least float32."""
 
     def __init__(self, features: int, *, eps: float = 1e-5, kind: Kind = nnx.Param, rngs: nnx.Rngs):
         del rngs  # nothing random
@@ -118,7 +118,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation whose statistics see the image only, not the padding of its bucket."""
+    """Group normalisation with statistics of the image only, without the padding of its bucket."""
 
     def __init__(self, features: int, *, groups: int = 32, eps: float = 1e-5, rngs: nnx.Rngs):
         del rngs  # nothing random
@@ -161,7 +161,7 @@ class Attention(nnx.Module):
         value: Float[Array, "B N C"],
         mask: Bool[Array, "#B #S #N"] | None = None,
     ) -> Float[Array, "B S C"]:
-        """Attends where `mask` is True (everywhere without one); a row with nothing to attend to is undefined."""
+        """Attends where `mask` is True, by default everywhere. A row that is False throughout gives NaN."""
         weights = jnp.split(self.in_proj_weight[...].astype(query.dtype), 3, axis=1)
         biases = jnp.split(self.in_proj_bias[...].astype(query.dtype), 3)
         q, k, v = (
@@ -179,17 +179,17 @@ class Attention(nnx.Module):
 class Stack(nnx.Module):
     """Equal modules with their parameters stacked along a leading axis, applied one after the other by a scan.
 
-    One copy of the code is compiled instead of `length`: a ConvNeXt-L compiles many times faster, at the same speed.
+    One copy of the code is compiled instead of `length`: a ConvNeXt-L compiles many times faster, and runs as fast.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
         self.length = length
         self.remat = False
-        """Whether training computes what is inside a module a second time instead of keeping it."""
+        """Whether training recomputes the values inside a module instead of keeping them."""
         self.stacked = nnx.vmap(make, axis_size=length)(rngs.split(length)) if length else None
 
     def __call__(self, x: Float[Array, "..."], *args: Any) -> Float[Array, "..."]:
-        """`args` are handed to every module unchanged."""
+        """Applies all modules; each gets the same `args`."""
         if not self.length:
             return x
         graphdef, stacked = nnx.split(self.stacked)
@@ -201,12 +201,15 @@ class Stack(nnx.Module):
 
 
 def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Float[Array, "*ones C"]:
-    """The vector with `like`'s dtype and rank."""
+    """Reshapes a vector to the dtype and rank of `like`."""
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 def valid_mask(valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"]:
-    """Which cells of a [h, w] feature map at `stride` belong to the image. `valid_hw` is in input pixels."""
+    """Returns which cells of a feature map of `shape` [h, w] at `stride` belong to the image.
+
+    valid_hw: the images' sizes in input pixels.
+    """
     h, w = shape
     rows = jnp.arange(h, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, :1] // stride)
     columns = jnp.arange(w, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, 1:] // stride)
@@ -216,13 +219,13 @@ def valid_mask(valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int)
 def sine_positions(
     valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int, features: int, dtype: jnp.dtype
 ) -> Float[Array, "B h w C"]:
-    """Mask2Former's normalised sine embedding (position_encoding.py), over the image's own size.
+    """Returns Mask2Former's normalised sine embedding (position_encoding.py), over the image's own size.
 
-    Per axis `features / 2` channels, sine and cosine interleaved, y before x; positions count from 1 and are scaled
-    so that the last is 2 pi.
+    Each axis has `features / 2` channels, sine and cosine interleaved, y before x. Positions count from 1 and are
+    scaled so that the last is 2 pi.
     """
     pairs = features // 4
-    # bfloat16 cannot tell neighbours apart.
+    # In bfloat16, neighbouring positions would round to the same value.
     wide = np.promote_types(dtype, jnp.float32)
     frequency = 10000.0 ** (-jnp.arange(pairs, dtype=wide) / pairs)
 

@@ -1,4 +1,4 @@
-"""The mask decoder: queries that look for one segment each (fcclip_transformer_decoder.py, after Mask2Former)."""
+"""The mask decoder: each query becomes one mask (fcclip_transformer_decoder.py, after Mask2Former)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from fcclip_jax.conventions import MASK_STRIDE
 from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
 from fcclip_jax.models.descriptions import HeadDescription
 from fcclip_jax.models.layers import (
@@ -23,7 +24,7 @@ from fcclip_jax.structs import PixelFeatures, Prediction, TextClassifier
 
 
 class DecoderLayer(nnx.Module):
-    """Masked cross-attention, self-attention, feed-forward: each post-norm."""
+    """Masked cross-attention, self-attention and feed-forward, each post-norm."""
 
     def __init__(self, description: HeadDescription, *, rngs: nnx.Rngs):
         dim, ffn_dim = description.hidden_dim, description.decoder_ffn_dim
@@ -35,23 +36,32 @@ class DecoderLayer(nnx.Module):
         self.linear2 = Linear(ffn_dim, dim, init=xavier_uniform, rngs=rngs)
         self.ffn_norm = LayerNorm(dim, rngs=rngs)
 
-    def cross_attend(self, queries, query_positions, tokens, positions, attend) -> Float[Array, "B Q C"]:
-        """Cross-attention to the cells that `attend` [B, Q, N] allows."""
+    def cross_attend(
+        self,
+        queries: Float[Array, "B Q C"],
+        query_positions: Float[Array, "1 Q C"],
+        tokens: Float[Array, "B N C"],
+        positions: Float[Array, "B N C"],
+        attend: Bool[Array, "B Q N"],
+    ) -> Float[Array, "B Q C"]:
+        """Attends to the tokens that `attend` allows."""
         found = self.cross_attn(queries + query_positions, tokens + positions, tokens, attend)
         return self.cross_norm(queries + found)
 
-    def self_attend(self, queries, query_positions) -> Float[Array, "B Q C"]:
-        """Self-attention among the queries."""
+    def self_attend(
+        self, queries: Float[Array, "B Q C"], query_positions: Float[Array, "1 Q C"]
+    ) -> Float[Array, "B Q C"]:
+        """Attends among the queries."""
         keys = queries + query_positions
         return self.self_norm(queries + self.self_attn(keys, keys, queries))
 
-    def feed_forward(self, queries) -> Float[Array, "B Q C"]:
-        """Feed-forward."""
+    def feed_forward(self, queries: Float[Array, "B Q C"]) -> Float[Array, "B Q C"]:
+        """Applies the feed-forward network to each query."""
         return self.ffn_norm(queries + self.linear2(jax.nn.relu(self.linear1(queries))))
 
 
 class MaskDecoder(nnx.Module):
-    """Learned queries to masks and class embeddings."""
+    """Turns learned queries into masks and class embeddings."""
 
     def __init__(self, description: HeadDescription, embed_dim: int, *, rngs: nnx.Rngs):
         dim, count = description.hidden_dim, description.num_queries
@@ -66,10 +76,10 @@ class MaskDecoder(nnx.Module):
         self.class_embed = MLP(dim, dim, embed_dim, 3, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
         self.remat = False
-        """Whether training computes a round over the levels a second time instead of keeping what is inside it."""
+        """Whether training recomputes the values inside a round over the levels instead of keeping them."""
 
     def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
-        """The normalised queries before the first layer and after each, all of which `predict` can read."""
+        """Returns the normalised queries before the first layer and after each, all valid inputs of `predict`."""
         tokens, positions, masks, small_features = self.inputs(pixels, valid_hw)
         queries = self.learned_queries(tokens[0])
         query_positions = self.query_embed[...].astype(queries.dtype)[None]
@@ -86,7 +96,7 @@ class MaskDecoder(nnx.Module):
         outputs = [queries]
         rounds, rest = divmod(len(self.layers), len(tokens))
         if rounds:
-            # Every round over the levels is the same code, compiled once.
+            # Each round over the levels is the same code, compiled once.
             graphdefs, states = zip(*map(nnx.split, self.layers[: rounds * len(tokens)]), strict=True)
             starts = [states[i : i + len(tokens)] for i in range(0, len(states), len(tokens))]
             stacked = jax.tree.map(lambda *values: jnp.stack(values), *starts)
@@ -103,12 +113,12 @@ class MaskDecoder(nnx.Module):
         return [self.decoder_norm(queries) for queries in outputs]
 
     def learned_queries(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B Q C"]:
-        """The same for every image, in the tokens' dtype."""
+        """Returns the initial queries, the same for each image, in the tokens' dtype."""
         queries = self.query_feat[...].astype(tokens.dtype)
         return jnp.broadcast_to(queries[None], (tokens.shape[0], *queries.shape))
 
     def inputs(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]):
-        """Per level: tokens with their level embedding, positions, valid masks, and mask_features at its stride.
+        """Returns, by level, tokens with level embedding, positions, valid masks, and mask_features at its stride.
 
         Resizing is linear, so the official attention mask, which resizes mask_embed . mask_features, is mask_embed .
         (resized mask_features): one small product a layer instead of a full-resolution one.
@@ -121,14 +131,14 @@ class MaskDecoder(nnx.Module):
             position = sine_positions(valid_hw, (h, w), stride, dim, level.dtype)
             positions.append(position.reshape(batch, h * w, dim))
             masks.append(valid_mask(valid_hw, (h, w), stride).reshape(batch, 1, h * w))
-            small = shrink(pixels.mask_features, stride // 4)
+            small = shrink(pixels.mask_features, stride // MASK_STRIDE)
             small_features.append(small.reshape(batch, h * w, -1))
         return tokens, positions, masks, small_features
 
     def attention_mask(
         self, queries: Float[Array, "B Q C"], features: Float[Array, "B N D"], valid: Bool[Array, "B 1 N"]
     ) -> Bool[Array, "B Q N"]:
-        """A query looks inside its own mask so far; one whose mask is empty looks everywhere."""
+        """Returns the cells that each query attends to: those inside its current mask, or all if that is empty."""
         inside = (jnp.einsum("bqc,bnc->bqn", self.mask_embed(queries), features) >= 0) & valid
         return jnp.where(jnp.any(inside, axis=-1, keepdims=True), inside, valid)
 
@@ -140,7 +150,7 @@ class MaskDecoder(nnx.Module):
         text: TextClassifier,
         void: Float[Array, " E"],
     ) -> Prediction:
-        """Masks, and in-vocabulary class logits of what lies under them; both in at least float32.
+        """Returns masks and their in-vocabulary class logits, both in at least float32.
 
         Unlike the paper's figure, the query itself is added to its pooled features
         (fcclip_transformer_decoder.py:482-490).
@@ -159,7 +169,7 @@ class MaskDecoder(nnx.Module):
         mask_features: Float[Array, "B h w D"],
         valid_hw: Int[Array, "B 2"],
     ) -> Float[Array, "B Q E"]:
-        """The query and what lies under its mask, in CLIP's joint space."""
-        inside = (mask_logits > 0) & valid_mask(valid_hw, mask_logits.shape[1:3], 4)[..., None]
+        """Embeds each query, and the features under its mask, in CLIP's joint space."""
+        inside = (mask_logits > 0) & valid_mask(valid_hw, mask_logits.shape[1:3], MASK_STRIDE)[..., None]
         pooled = self.pool_proj(self.pool_norm(mask_pool(mask_features, inside)))
         return self.class_embed(pooled + queries)

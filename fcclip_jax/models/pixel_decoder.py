@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from fcclip_jax.conventions import MASK_STRIDE
 from fcclip_jax.models.deform_attn import DeformableAttention
 from fcclip_jax.models.descriptions import HeadDescription
 from fcclip_jax.models.layers import (
@@ -23,11 +24,11 @@ from fcclip_jax.models.layers import (
 from fcclip_jax.structs import Features, PixelFeatures
 
 LEVEL_STRIDES = (32, 16, 8)
-"""Levels run from coarse to fine: res5, res4, res3."""
+"""Strides of the levels, from coarse to fine: res5, res4, res3."""
 
 
 class EncoderLayer(nnx.Module):
-    """Deformable self-attention and feed-forward, post-norm."""
+    """Deformable self-attention and feed-forward, each post-norm."""
 
     def __init__(self, description: HeadDescription, *, rngs: nnx.Rngs):
         dim, ffn_dim = description.hidden_dim, description.encoder_ffn_dim
@@ -53,7 +54,7 @@ class EncoderLayer(nnx.Module):
 
 
 class NormedConv(nnx.Module):
-    """Convolution without bias, then group normalisation: detectron2's Conv2d with a norm."""
+    """A convolution without bias, then group normalisation: detectron2's Conv2d with a norm."""
 
     def __init__(self, in_dim: int, dim: int, kernel: int, *, rngs: nnx.Rngs):
         self.conv = Conv(in_dim, dim, kernel, padding=kernel // 2, bias=False, init=c2_xavier, rngs=rngs)
@@ -64,7 +65,7 @@ class NormedConv(nnx.Module):
 
 
 class InputProjection(nnx.Module):
-    """A level's features to the hidden size: 1x1 convolution with bias, group normalisation."""
+    """Projects a level's features to the hidden size: 1x1 convolution with bias, then group normalisation."""
 
     def __init__(self, in_dim: int, dim: int, *, rngs: nnx.Rngs):
         self.conv = Conv(in_dim, dim, 1, init=xavier_uniform, rngs=rngs)
@@ -75,7 +76,7 @@ class InputProjection(nnx.Module):
 
 
 class PixelDecoder(nnx.Module):
-    """Trunk features to per-pixel embeddings at stride 4 and three levels for the mask decoder."""
+    """Turns trunk features into per-pixel embeddings at stride 4, and three levels for the mask decoder."""
 
     def __init__(self, feature_dims: tuple[int, int, int, int], description: HeadDescription, *, rngs: nnx.Rngs):
         dim = description.hidden_dim
@@ -93,7 +94,7 @@ class PixelDecoder(nnx.Module):
         return PixelFeatures(self.pyramid(features.res2, levels[-1], valid_hw), levels)
 
     def flatten(self, features: Features, valid_hw: Int[Array, "B 2"]):
-        """The encoder's inputs: tokens, positions, reference points (x, y), mask, level shapes (h, w)."""
+        """Returns the encoder's inputs: tokens, positions, reference points (x, y), mask, level shapes (h, w)."""
         inputs = (features.res5, features.res4, features.res3)
         shapes = tuple((x.shape[1], x.shape[2]) for x in inputs)
         batch, dtype = inputs[0].shape[0], inputs[0].dtype
@@ -112,7 +113,7 @@ class PixelDecoder(nnx.Module):
         return *join, shapes
 
     def unflatten(self, tokens: Float[Array, "B N C"], shapes: tuple[tuple[int, int], ...]) -> tuple[Array, ...]:
-        """Tokens back to one [B, h, w, C] map a level."""
+        """Splits tokens into one [B, h, w, C] map a level."""
         starts = [sum(h * w for h, w in shapes[:i]) for i in range(1, len(shapes))]
         parts = jnp.split(tokens, starts, axis=1)
         return tuple(
@@ -122,14 +123,17 @@ class PixelDecoder(nnx.Module):
     def pyramid(
         self, res2: Float[Array, "B H W I"], finest: Float[Array, "B h w C"], valid_hw: Int[Array, "B 2"]
     ) -> Float[Array, "B H W D"]:
-        """The finest level, upsampled and joined with res2, to per-pixel mask embeddings."""
-        mask = valid_mask(valid_hw, (res2.shape[1], res2.shape[2]), 4)[..., None].astype(res2.dtype)
-        joined = self.adapter(res2, mask) + upsample_twice(finest, valid_hw // 8)
+        """Adds the upsampled finest level to res2, and returns per-pixel mask embeddings."""
+        mask = valid_mask(valid_hw, (res2.shape[1], res2.shape[2]), MASK_STRIDE)[..., None].astype(res2.dtype)
+        joined = self.adapter(res2, mask) + upsample_twice(finest, valid_hw // LEVEL_STRIDES[-1])
         return self.mask_features(jax.nn.relu(self.fpn(joined, mask)))
 
 
 def upsample_twice(x: Float[Array, "B h w C"], valid: Int[Array, "B 2"]) -> Float[Array, "B H W C"]:
-    """Bilinear, align_corners=False. Reads no cell beyond the first `valid` rows and columns: it clamps there."""
+    """Doubles the resolution bilinearly (align_corners=False), clamping at the edge of the image.
+
+    valid: the image's rows and columns in `x`; no cell beyond them is read.
+    """
 
     def along(x: Float[Array, "B h w C"], axis: int) -> Float[Array, "B h2 w2 C"]:
         index = jnp.arange(x.shape[axis], dtype=valid.dtype)

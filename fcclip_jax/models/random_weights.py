@@ -1,4 +1,4 @@
-"""Random weights, for trying things out: drawn on the host, so that nothing is compiled and every platform agrees."""
+"""Random weights, to try things out. They are drawn on the host: nothing is compiled, and all platforms agree."""
 
 import math
 import zlib
@@ -15,9 +15,10 @@ EMBEDDINGS = ("token_embedding", "query_feat", "query_embed", "level_embed", "vo
 
 
 def random_model(description: ModelDescription, seed: int = 0) -> FCCLIP:
-    """A model whose activations keep their size from layer to layer, with masks that are neither empty nor full.
+    """Builds a model whose activations keep their size from layer to layer, and whose masks are neither empty nor full.
 
-    Training starts from the layers' own initialisers instead, which let a fresh ConvNeXt do next to nothing.
+    Training starts from the layers' own initialisers instead, with which a fresh ConvNeXt's blocks are nearly the
+    identity.
     """
     model = nnx.eval_shape(lambda: FCCLIP(description, rngs=nnx.Rngs(0)))
     for name, variable in named_variables(model).items():
@@ -37,6 +38,6 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Float[
     if own_rank == 1:
         return np.full(shape, float(name.endswith(("weight", "running_var"))), np.float32)
     drawn = rng.standard_normal(shape, np.float32)
-    # Blind to what all inputs share, such as the mean that a ReLU leaves: else every query would find the same class.
+    # Each output ignores the mean of its inputs, such as a ReLU's: otherwise all queries would have the same class.
     drawn -= drawn.mean(axis=-2, keepdims=True)
     return drawn / np.float32(math.sqrt(math.prod(shape[-own_rank:-1])))

@@ -12,7 +12,7 @@ from fcclip_jax.structs import Features
 
 
 class BatchNorm(nnx.Module):
-    """With frozen statistics: CLIP stays in evaluation mode even while the head trains."""
+    """Batch normalisation with frozen statistics: CLIP stays in evaluation mode while the head trains."""
 
     def __init__(self, features: int, *, kind: type[nnx.Variable]):
         self.weight = kind(jnp.ones(features))
@@ -27,7 +27,7 @@ class BatchNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 with a residual. A stride is an average pool before the last convolution, never a strided one."""
+    """1x1, 3x3 and 1x1 convolutions with a residual. A stride is an average pool before the last convolution."""
 
     def __init__(
         self,
@@ -50,7 +50,10 @@ class Bottleneck(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W I"], mask: Float[Array, "B H W 1"]) -> Float[Array, "B h w C"]:
-        """`mask` is at the resolution of `x`: the 3x3 convolution must read zeros beyond the image."""
+        """Applies the block.
+
+        mask: 0 beyond the image, at the resolution of `x`: the 3x3 convolution reads zeros there.
+        """
         y = jax.nn.relu(self.bn1(self.conv1(x))) * mask
         y = jax.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(average_pool(y, self.stride)))
@@ -60,7 +63,7 @@ class Bottleneck(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One resolution: a first block that changes the shape, then equal ones."""
+    """The blocks of one resolution: a first one that changes the shape, then equal ones."""
 
     def __init__(self, in_dim: int, width: int, depth: int, stride: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
         self.first = Bottleneck(in_dim, width, stride=stride, downsample=True, kind=kind, rngs=rngs)
@@ -73,7 +76,7 @@ class Layer(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """CLIP's attention pooling, turned by FC-CLIP into pooling over masks (modeling/backbone/clip.py)."""
+    """CLIP's attention pooling, restricted to masks as in FC-CLIP (modeling/backbone/clip.py)."""
 
     def __init__(self, grid: int, dim: int, heads: int, embed_dim: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
         self.positional_embedding = kind(unit_normal(rngs.params(), (grid * grid + 1, dim)) / dim**0.5)
@@ -91,8 +94,8 @@ class AttentionPool(nnx.Module):
     ) -> Float[Array, "B Q E"]:
         """Pools the features under each mask.
 
-        Unlike CLIP's own pooling, keys and values are the spatial features alone, without the mean token; a mask
-        that is empty gives c_proj's bias.
+        Unlike CLIP's own pooling, keys and values are the spatial features alone, without the mean token. An empty mask
+        gives c_proj's bias.
         """
         batch, h, w, dim = features.shape
         dtype = features.dtype
@@ -109,7 +112,7 @@ class AttentionPool(nnx.Module):
         scale = (dim // self.heads) ** -0.5
         logits = jnp.einsum("bmd,bnmd->bnm", split_heads(query * scale), split_heads(key))[:, :, :, None]
         inside = (masks & (valid > 0)).reshape(batch, h * w, 1, -1)
-        # The softmax over a mask's cells, with the largest logit inside that mask taken out first.
+        # The softmax over a mask's cells, after subtracting the largest logit inside that mask.
         largest = jnp.max(jnp.where(inside, logits, -jnp.inf), axis=1, keepdims=True)
         largest = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
         weights = jnp.where(inside, jnp.exp(logits - largest), jnp.zeros_like(logits))
@@ -121,7 +124,7 @@ class AttentionPool(nnx.Module):
     def positions(
         self, valid_hw: Int[Array, "B 2"], shape: tuple[int, int], dtype: jnp.dtype
     ) -> Float[Array, "B h w C"]:
-        """The spatial position table, bilinearly resized (align_corners=False) to each image's own grid."""
+        """Resizes the spatial position table bilinearly (align_corners=False) to each image's own grid."""
         table = self.positional_embedding[1:].astype(dtype).reshape(self.grid, self.grid, -1)
 
         def interpolation(length: int, valid: Int[Array, " B"]) -> Float[Array, "B length grid"]:
@@ -153,7 +156,7 @@ class ResNet(nnx.Module):
             ]
         )
         self.attnpool = AttentionPool(
-            description.image_size // 32,
+            description.image_size // STRIDE,
             width * 32,
             description.heads,
             description.embed_dim,
@@ -162,13 +165,13 @@ class ResNet(nnx.Module):
         )
 
     def stem(self, images: Float[Array, "B H W 3"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
-        """Normalised images to stride 2; `mask` is at stride 2."""
+        """Maps normalised images to features at stride 2; `mask` is at stride 2."""
         x = jax.nn.relu(self.bn1(self.conv1(images))) * mask
         x = jax.nn.relu(self.bn2(self.conv2(x))) * mask
         return jax.nn.relu(self.bn3(self.conv3(x)))
 
     def __call__(self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"]) -> Features:
-        """Dense features of normalised images, which are zero beyond `valid_hw`; so are not the features."""
+        """Returns dense features of normalised images, which are zero beyond `valid_hw`; the features are not."""
 
         def mask_at(stride: int) -> Float[Array, "B h w 1"]:
             shape = (images.shape[1] // stride, images.shape[2] // stride)
@@ -184,12 +187,12 @@ class ResNet(nnx.Module):
     def embed_masks(
         self, clip_dense: Float[Array, "B h w C"], valid_hw: Int[Array, "B 2"], masks: Bool[Array, "B h w Q"]
     ) -> Float[Array, "B Q E"]:
-        """Each mask in CLIP's joint space, by CLIP's own attention pooling restricted to the mask."""
+        """Embeds each mask in CLIP's joint space, by CLIP's own attention pooling restricted to the mask."""
         return self.attnpool(clip_dense, valid_hw, masks)
 
 
 def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
-    """Means of size x size cells."""
+    """Averages size x size cells."""
     if size == 1:
         return x
     batch, h, w, channels = x.shape

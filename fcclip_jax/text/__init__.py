@@ -1,1 +1,1 @@
-"""Words in, numbers out: the vocabularies of class names, and CLIP's tokenizer for their prompts."""
+"""From class names to numbers: vocabularies, CLIP's tokenizer for their prompts, and the classifier."""

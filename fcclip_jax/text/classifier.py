@@ -1,11 +1,9 @@
-"""From words to the classifier that the network reads: prompts through CLIP's text tower, once, then from a disk cache."""
+"""The text classifier of a vocabulary: CLIP's text tower embeds its prompts once, later runs read a disk cache."""
 
 import hashlib
 import io
 import logging
-import os
 import pathlib
-import uuid
 
 import jax
 import numpy as np
@@ -13,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from fcclip_jax.files import replacing
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.tokenizer import tokenize
@@ -23,23 +22,27 @@ log = logging.getLogger(__name__)
 BATCH = 64
 
 CLASS_BUCKETS = (2048, 8192, 32768, 131072)
-"""Text rows and classes. The first holds all shipped vocabularies: padded classes cost next to nothing."""
+"""Sizes that text rows and classes are padded to: cheap, and all shipped vocabularies fit the first."""
 
 TEXT_LENGTHS = (16, 32, 77)
-"""Tokens of a prompt: attention is causal, so the text tower stops at the end of the longest."""
+"""Prompts are cut to these numbers of tokens: attention is causal, so nothing after the end token matters."""
 
 
 class TextEncoder:
-    """The text tower, ready to embed prompts; few compiled programs, whatever the prompts."""
+    """Embeds prompts by the text tower, with one compiled program for each of `TEXT_LENGTHS`."""
 
     def __init__(self, tower: TextTower, *, fingerprint: str, cache_dir: pathlib.Path | None):
-        """`fingerprint` names the tower's weights; `cache_dir` keeps embeddings between runs, None does not."""
+        """Prepares a tower.
+
+        fingerprint: identifies the tower's weights in the cache.
+        cache_dir: the folder that keeps embeddings between runs, None to keep none.
+        """
         graphdef, self._state = nnx.split(tower)
         self._embed_dim = tower.text_projection.shape[1]
         self._context_length = tower.positional_embedding.shape[0]
 
         def run(state: nnx.State, tokens: Int[Array, "B T"]) -> Float[Array, "B C"]:
-            # In float32 everywhere: what is kept on disk serves every platform.
+            # In float32 on all platforms, because they share the embeddings on disk.
             with jax.default_matmul_precision("highest"):
                 return nnx.merge(graphdef, state)(tokens)
 
@@ -47,11 +50,11 @@ class TextEncoder:
         self._fingerprint, self._cache_dir = fingerprint, cache_dir
 
     def classifier(self, vocabulary: Vocabulary, training: Vocabulary) -> TextClassifier:
-        """The vocabulary as padded arrays, for a model trained on the classes of `training`."""
+        """Returns the vocabulary as padded arrays, for a model trained with the vocabulary `training`."""
         return pad_classifier(self.embed(vocabulary), vocabulary, vocabulary.seen_by(training))
 
     def embed(self, vocabulary: Vocabulary) -> Float[np.ndarray, "T C"]:
-        """One normalised row a synonym, from the cache if it has it."""
+        """Returns one normalised row a synonym, from the cache if possible."""
         if self._cache_dir is None:
             return aggregate(self.encode(vocabulary.prompts()))
         key = hashlib.sha256(f"{self._fingerprint} {vocabulary.prompts_sha256}".encode()).hexdigest()
@@ -64,11 +67,11 @@ class TextEncoder:
         return cached
 
     def encode(self, prompts: list[str]) -> Float[np.ndarray, "N C"]:
-        """The tower's features, not normalised, in the order of the prompts."""
+        """Returns the tower's features, not normalised, in the order of the prompts."""
         tokens = tokenize(prompts, self._context_length)
         lengths = np.argmax(tokens, axis=1) + 1
         features = np.empty((len(prompts), self._embed_dim), np.float32)
-        with tqdm(total=len(prompts), desc="reading prompts", unit="", leave=False, disable=None) as progress:
+        with tqdm(total=len(prompts), desc="embedding prompts", unit="", leave=False, disable=None) as progress:
             limits = sorted({min(limit, self._context_length) for limit in TEXT_LENGTHS} | {self._context_length})
             for shortest, longest in zip([0, *limits], limits, strict=False):
                 rows = np.flatnonzero((lengths > shortest) & (lengths <= longest))
@@ -82,7 +85,7 @@ class TextEncoder:
 
 
 def aggregate(features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "T C"]:
-    """Prompt features to one row a synonym: normalise, average over the templates, normalise again (fcclip.py)."""
+    """Averages prompt features to one row a synonym: normalise, average over the templates, normalise (fcclip.py)."""
     by_template = _normalize(features).reshape(-1, len(PROMPT_TEMPLATES), features.shape[1])
     return _normalize(by_template.mean(axis=1))
 
@@ -90,7 +93,7 @@ def aggregate(features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "T C"]:
 def pad_classifier(
     embeddings: Float[np.ndarray, "T C"], vocabulary: Vocabulary, seen: tuple[bool, ...]
 ) -> TextClassifier:
-    """Rows and classes padded to their bucket."""
+    """Pads rows and classes to their bucket."""
     rows, count = len(embeddings), len(vocabulary.classes)
     bucket = class_bucket(rows)
     return TextClassifier(
@@ -102,14 +105,14 @@ def pad_classifier(
 
 
 def class_bucket(count: int) -> int:
-    """How many text rows or classes to pad `count` to.
+    """Returns the bucket that `count` text rows or classes are padded to.
 
     Raises:
-        ValueError: there are more than the largest bucket holds.
+        ValueError: `count` is above the largest bucket.
     """
     fitting = [bucket for bucket in CLASS_BUCKETS if bucket >= count]
     if not fitting:
-        raise ValueError(f"{count} names are more than the {CLASS_BUCKETS[-1]} that a vocabulary may have; split it")
+        raise ValueError(f"the vocabulary has {count} names, more than the limit of {CLASS_BUCKETS[-1]}; split it")
     return fitting[0]
 
 
@@ -123,23 +126,18 @@ def _read_cached(path: pathlib.Path, shape: tuple[int, int]) -> Float[np.ndarray
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        log.warning("the cached embeddings in %s are unreadable and will be made again: %s", path, error)
+        log.warning("the cached embeddings in %s are damaged (%s); they are computed again", path, error)
         return None
     usable = cached.shape == shape and cached.dtype == np.float32 and np.isfinite(cached).all()
     return cached if usable else None
 
 
 def _write_cached(path: pathlib.Path, embeddings: Float[np.ndarray, "T C"]) -> None:
-    """A cache that cannot be written is a pity, not an error."""
+    """Writes embeddings to the cache. A failure is logged, not raised: the next run computes them again."""
     buffer = io.BytesIO()
     np.save(buffer, embeddings, allow_pickle=False)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("the text embeddings could not be kept in %s: %s", path.parent, error)
+        log.warning("the text embeddings cannot be cached in %s: %s", path.parent, error)

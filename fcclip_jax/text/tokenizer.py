@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: the ids that OpenCLIP's SimpleTokenizer gives, without importing torch."""
+"""CLIP's tokenizer: the same ids as OpenCLIP's SimpleTokenizer, without importing torch."""
 
 import functools
 import gzip
@@ -15,15 +15,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 CONTEXT_LENGTH = 77
 START, END = "<start_of_text>", "<end_of_text>"
 START_ID, END_ID = 49406, 49407
-NUM_MERGES = END_ID + 1 - 2 * 256 - 2  # the file goes on; CLIP's ids are 256 bytes, 256 final bytes, merges, START, END
+# CLIP's ids are 256 bytes, 256 final bytes, merges, START, END. The file has more merges.
+NUM_MERGES = END_ID + 1 - 2 * 256 - 2
 
-# Words are split here and not by `tokenizers`, whose regex engine follows an older Unicode than OpenCLIP's `regex`: some
-# 17,000 letters and digits that joined Unicode later would be taken for punctuation.
+# `regex`, which OpenCLIP uses too, splits the words. `tokenizers` would treat some 17,000 letters and digits as
+# punctuation: its regex engine follows an older Unicode.
 WORD = regex.compile(rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
 
 
 def tokenize(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Int[np.ndarray, "N L"]:
-    """Encodes each text as start, words, end, and zeros after it; a text that is too long still ends in the end token."""
+    """Encodes each text as start, words, end and zeros. A text that is too long is cut, and ends in the end token."""
     bpe = _load_bpe()
     ids = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(ids, texts, strict=True):
@@ -41,11 +42,11 @@ def _clean(text: str) -> str:
 
 @functools.cache
 def _load_bpe() -> Tokenizer:
-    """Byte-pair encoding of one word at a time: its UTF-8 bytes, the last one marked </w>, merged in the file's order."""
+    """Builds the byte-pair encoding of a word: its UTF-8 bytes, the last marked </w>, merged in the file's order."""
     file = resources.files(__package__) / "bpe" / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 1 + NUM_MERGES]]  # line 0 is a version
-    # CLIP numbers the bytes as GPT-2 did: those that print first, in order, then the others.
+    # CLIP numbers the bytes as GPT-2 does: printable ones first, in order, then the others.
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
     ids = {token: i for i, token in enumerate(vocabulary)}

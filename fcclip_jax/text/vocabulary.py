@@ -1,4 +1,4 @@
-"""A vocabulary is a value: the classes to find, each with its synonyms, whether it is a thing, a colour and an id."""
+"""Vocabularies: the classes to find, each with its synonyms, thing or stuff, a colour and an id."""
 
 import colorsys
 import dataclasses
@@ -30,7 +30,7 @@ PROMPT_TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyClass:
-    """One class: `id` is its number in the data set's annotations, `color` is RGB in 0..255."""
+    """One class. `id` is its number in the data set's annotations; `color` is RGB, 0 to 255."""
 
     names: tuple[str, ...]
     is_thing: bool
@@ -44,7 +44,10 @@ class VocabularyClass:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Classes in the order of the model's logits; `ignore_label` marks unlabelled pixels in the annotations, if any do."""
+    """Classes, in the order of the model's logits.
+
+    `ignore_label` marks unlabelled pixels in the annotations, None if no label does.
+    """
 
     name: str
     classes: tuple[VocabularyClass, ...]
@@ -52,22 +55,30 @@ class Vocabulary:
 
     @classmethod
     def load(cls, name: str) -> "Vocabulary":
-        """Returns a vocabulary that ships with the package; raises ValueError for a name that is not in `shipped()`."""
+        """Loads a vocabulary that ships with the package.
+
+        Raises:
+            ValueError: the name is not in `shipped()`.
+        """
         if name not in shipped():
             close = difflib.get_close_matches(str(name), shipped(), n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? There are" if close else "there are"
+            hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(
-                f"no vocabulary is called {name!r}: {hint} {', '.join(shipped())}; words of your own go in a list"
+                f"no vocabulary is called {name!r}: {hint}choose from {', '.join(shipped())}; or give your own words"
+                " as a list"
             )
         return cls.from_json((_FOLDER / f"{name}.json").read_text("utf-8"))
 
     @classmethod
     def from_words(cls, words: Sequence[str], stuff: Sequence[str] = ()) -> "Vocabulary":
-        """Makes a vocabulary of your own: `from_words(["cat, kitten", "sky", "grass"], stuff=["sky", "grass"])`.
+        """Makes a vocabulary of your own words: `from_words(["cat, kitten", "sky", "grass"], stuff=["sky", "grass"])`.
 
-        Each word is one class, its synonyms parted by commas, the first of them its name. Classes are things (counted one
-        by one) unless `stuff` names them. Raises ValueError for no words, an empty one, a name that two classes share
-        (CLIP does not see capitals), or unknown stuff.
+        Each word is one class; commas separate its synonyms, and the first synonym is its name. Classes are things,
+        counted one by one, unless `stuff` names them.
+
+        Raises:
+            ValueError: the list is empty, a word is empty, two classes have the same name (CLIP ignores case), or
+                `stuff` names no class.
         """
         for what, given in (("the classes", words), ("stuff", stuff)):
             if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
@@ -77,10 +88,10 @@ class Vocabulary:
         synonyms = [_split_synonyms(word) for word in words]
         counts = Counter(" ".join(names[0].lower().split()) for names in synonyms)
         if repeated := [name for name, count in counts.items() if count > 1]:
-            raise ValueError(f"the class {repeated[0]!r} is there {counts[repeated[0]]} times; name each class once")
+            raise ValueError(f"the class {repeated[0]!r} is named {counts[repeated[0]]} times; name each class once")
         stuff_names = {_split_synonyms(word)[0] for word in stuff}
         if unknown := sorted(stuff_names - {names[0] for names in synonyms}):
-            raise ValueError(f"stuff {unknown[0]!r} is not among the classes; name a class by its first word")
+            raise ValueError(f"stuff {unknown[0]!r} is not among the classes; name a class by its first synonym")
         classes = (
             VocabularyClass(names, names[0] not in stuff_names, color_of(names[0]), id)
             for id, names in enumerate(synonyms, start=1)
@@ -89,7 +100,7 @@ class Vocabulary:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The class index of each synonym, in the order of `prompts`."""
+        """Class index of each synonym, in the order of `prompts`."""
         return tuple(index for index, entry in enumerate(self.classes) for _ in entry.names)
 
     @property
@@ -97,7 +108,7 @@ class Vocabulary:
         return tuple(entry.is_thing for entry in self.classes)
 
     def prompts(self) -> list[str]:
-        """Every synonym in every template, the templates innermost."""
+        """Returns each synonym in each template, the templates innermost."""
         names = (name for entry in self.classes for name in entry.names)
         return [template.format(name) for name in names for template in PROMPT_TEMPLATES]
 
@@ -106,12 +117,12 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.prompts()).encode("utf-8", "surrogatepass")).hexdigest()
 
     def seen_by(self, training: "Vocabulary") -> tuple[bool, ...]:
-        """Says of each class whether one of its synonyms is, letter for letter, a synonym in the training vocabulary."""
+        """Returns whether each class has a synonym that is, letter for letter, a synonym in the training vocabulary."""
         trained = {name for entry in training.classes for name in entry.names}
         return tuple(not trained.isdisjoint(entry.names) for entry in self.classes)
 
     def to_json(self) -> str:
-        """Writes one class a line; the check sum notices prompts that no longer are what the model was used with."""
+        """Writes one class a line, and a checksum of the prompts, which shows whether names were changed."""
         head = {"name": self.name, "ignore_label": self.ignore_label, "prompts_sha256": self.prompts_sha256}
         classes = (
             {"id": entry.id, "names": entry.names, "thing": entry.is_thing, "color": entry.color}
@@ -122,7 +133,11 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
-        """Reads what `to_json` writes, trusting none of it; raises ValueError with the first thing that is wrong."""
+        """Reads the text that `to_json` writes, without trusting it.
+
+        Raises:
+            ValueError: the text is no vocabulary; the message names the first fault.
+        """
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -135,26 +150,29 @@ class Vocabulary:
             } if not isinstance(ignore_label, bool):
                 vocabulary = cls(name, tuple(map(_parse_class, classes)), ignore_label)
             case _:
-                raise ValueError('the vocabulary lacks a "name", an "ignore_label" (or null), or a list of "classes"')
+                raise ValueError(
+                    'the vocabulary needs a "name", an "ignore_label" (a number or null), and a list of "classes"; one'
+                    " is missing or malformed"
+                )
         id, count = Counter(entry.id for entry in vocabulary.classes).most_common(1)[0]
         if count > 1:
             raise ValueError(f"the vocabulary {name!r} gives the id {id} to {count} classes; ids must differ")
         if record.get("prompts_sha256", vocabulary.prompts_sha256) != vocabulary.prompts_sha256:
             raise ValueError(
-                f"the names in the vocabulary {name!r} do not give the prompts of its prompts_sha256; restore the file,"
-                " or remove the prompts_sha256 if the names were changed on purpose"
+                f"the names in the vocabulary {name!r} do not match its prompts_sha256; restore the file, or remove"
+                " prompts_sha256 if the names were changed on purpose"
             )
         return vocabulary
 
 
 @functools.cache
 def shipped() -> tuple[str, ...]:
-    """The names that `Vocabulary.load` knows."""
+    """Returns the names that `Vocabulary.load` accepts."""
     return tuple(sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir()))
 
 
 def color_of(name: str) -> tuple[int, int, int]:
-    """A colour that belongs to the name, in every vocabulary and every run; neither dark nor pale."""
+    """Returns a name's colour, RGB: the same in all vocabularies and runs, neither dark nor pale."""
     hue, saturation, value = (byte / 255 for byte in hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:3])
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.5 + 0.5 * saturation, 0.6 + 0.4 * value)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -166,7 +184,7 @@ _FOLDER = resources.files(__package__) / "vocabularies"
 def _split_synonyms(word: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in word.split(",") if name.strip())
     if not names:
-        raise ValueError(f"the class name {word!r} is empty; write a word, or several synonyms parted by commas")
+        raise ValueError(f"the class name {word!r} is empty; write a word, or several synonyms separated by commas")
     return names
 
 

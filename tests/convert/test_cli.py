@@ -1,4 +1,4 @@
-"""`python -m convert` in this process, on tiny models of both families."""
+"""`python -m convert`, run in this process on tiny models of both families."""
 
 import dataclasses
 import hashlib
@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import __main__ as cli
-from convert import fcclip
+from convert import commands, fcclip
 from convert.__main__ import main
-from convert.files import read
+from convert.weight_files import read
 from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import directory
 from fcclip_jax.models import descriptions
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.convert.tiny import CLIPS, HEAD, model_description, official_tensors
 
-CONVERT = cli._convert
+WRITE_CHECKPOINT = commands.write_checkpoint
 
 
 def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch reads and writes .pth files; it comes with the convert extra")
+    return pytest.importorskip("torch", reason="PyTorch reads and writes .pth files (extra: convert)")
 
 
 def write_weights(path, tensors, *, wrap=lambda tensors: tensors):
@@ -73,7 +73,7 @@ def tensors(family):
 
 @pytest.fixture
 def model(family, tmp_path):
-    """A description with the head left out: it is read from the shapes."""
+    """A file that describes CLIP only: the head is read from the shapes."""
     path = tmp_path / "clip.json"
     path.write_text(json.dumps(descriptions.to_json(CLIPS[family])))
     return path
@@ -81,7 +81,7 @@ def model(family, tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """convert(command, option=value, ...) runs it and gives the folder or file that it made."""
+    """A function, convert(command, output, option=value, ...), that runs a command and returns its output's path."""
 
     def convert(command, output, *flags, **options):
         pairs = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -99,8 +99,10 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     loaded = checkpoint.load(folder)
     assert loaded.description == model_description(family)
     assert loaded.training_vocabulary == Vocabulary.load("coco_panoptic")
-    assert loaded.source == checkpoint.Origin(weights.name, hashlib.sha256(weights.read_bytes()).hexdigest())
-    # By hand, one of each kind of transform, so that the tables are not only judged by themselves.
+    assert checkpoint.read(folder).source == checkpoint.Origin(
+        weights.name, hashlib.sha256(weights.read_bytes()).hexdigest()
+    )
+    # One of each kind of transform by hand: converting there and back alone would not show a wrong one.
     pixel = "sem_seg_head.pixel_decoder"
     fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()
     np.testing.assert_array_equal(fpn, tensors[f"{pixel}.layer_1.weight"].transpose(2, 3, 1, 0))
@@ -152,7 +154,7 @@ def test_clip_apart(tmp_path, files, tensors, model):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_becomes_single(tmp_path, suffix, dtype):
     torch = need_torch()
-    save = pytest.importorskip("safetensors.torch", reason="it writes bfloat16").save_file
+    save = pytest.importorskip("safetensors.torch", reason="safetensors.torch writes bfloat16").save_file
     halves = {"a": torch.randn(3, 5).to(getattr(torch, dtype)), "steps": torch.tensor(7)}
     path = tmp_path / f"half{suffix}"
     save(halves, path) if suffix == ".safetensors" else torch.save(halves, path)
@@ -162,7 +164,7 @@ def test_half_precision_becomes_single(tmp_path, suffix, dtype):
 
 def test_a_description_file_may_hold_any_head(tmp_path, files):
     model = dataclasses.replace(model_description("convnext"), head=dataclasses.replace(HEAD, heads=2))
-    # Twice the offsets and weights a head belong to four times fewer heads: only the description can tell.
+    # The same shapes fit other numbers of heads and points: only the description has them.
     model = dataclasses.replace(model, head=dataclasses.replace(model.head, sampling_points=12))
     (tmp_path / "model.json").write_text(json.dumps(descriptions.to_json(model)))
     weights = write_weights(tmp_path / "w.safetensors", official_tensors(model))
@@ -175,11 +177,14 @@ def test_a_description_file_may_hold_any_head(tmp_path, files):
 
 @pytest.fixture
 def described(monkeypatch):
-    """described(arguments...) converts nothing, but gives the description by which it would; names are of tiny models."""
+    """A function, described(arguments...), that returns a conversion's description without converting.
+
+    Two of OpenCLIP's names stand for tiny models.
+    """
     monkeypatch.setitem(descriptions.CLIP_MODELS, "RN50", CLIPS["resnet"])
     monkeypatch.setitem(descriptions.CLIP_MODELS, "convnext_large_d_320", CLIPS["convnext"])
     seen = []
-    monkeypatch.setattr(cli, "_convert", lambda arguments, description, *rest: seen.append(description))
+    monkeypatch.setattr(commands, "write_checkpoint", lambda arguments, description, *rest: seen.append(description))
 
     def run(*arguments):
         assert main([str(argument) for argument in (*arguments, "--output", "nowhere")]) == 0
@@ -219,7 +224,7 @@ def test_quick_gelu_of_a_description_file(tmp_path, described, resnet):
 
 
 def test_tags_come_from_open_clip(tmp_path, files, described, monkeypatch):
-    package = pytest.importorskip("open_clip", reason="OpenCLIP resolves its own tags")
+    package = pytest.importorskip("open_clip", reason="OpenCLIP resolves its tags (extra: convert)")
     tensors = official_tensors(model_description("resnet"))
     downloaded = write_weights(tmp_path / "open_clip_model.safetensors", clip_part(tensors))
     head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
@@ -228,8 +233,8 @@ def test_tags_come_from_open_clip(tmp_path, files, described, monkeypatch):
     assert described("openclip", "--pretrained", "openai", "--model", "RN50").text.quick_gelu
     assert described("fcclip", "--checkpoint", head, "--clip", "openai", "--model", "RN50").clip.text.quick_gelu
     assert asked == [package.get_pretrained_cfg("RN50", "openai")] * 2
-    # The ResNets' default gives way to what is known of the weights.
-    monkeypatch.setattr(cli, "_convert", CONVERT)
+    # The default of the ResNets yields to the checkpoint of CLIP.
+    monkeypatch.setattr(commands, "write_checkpoint", WRITE_CHECKPOINT)
     exact = files("openclip", "exact", "--no-quick-gelu", pretrained="openai", model="RN50")
     assert checkpoint.read(exact).source.name == "openai"
     made = files("fcclip", "made", checkpoint=head, clip=exact, model="RN50")
@@ -237,7 +242,7 @@ def test_tags_come_from_open_clip(tmp_path, files, described, monkeypatch):
 
 
 class Harm:
-    """Unpickling this makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -248,7 +253,7 @@ class Harm:
 
 @pytest.fixture
 def refused(tmp_path, capfd):
-    """refused(sentence, arguments...) expects exit code 2, that sentence and no other, and nothing new on the disk."""
+    """A function, refused(sentence, arguments...), that expects exit code 2, one sentence and no new files."""
 
     def run(sentence, *arguments):
         before = sorted(tmp_path.rglob("*"))
@@ -263,7 +268,7 @@ def refused(tmp_path, capfd):
 
 @pytest.fixture
 def resnet(tmp_path):
-    """(tensors, options): a good checkpoint's tensors, and what every conversion of it is asked with."""
+    """A good checkpoint's tensors, and the options of every conversion of it."""
     (tmp_path / "clip.json").write_text(json.dumps(descriptions.to_json(CLIPS["resnet"])))
     options = ["--model", tmp_path / "clip.json", "--output", tmp_path / "made"]
     return official_tensors(model_description("resnet")), options
@@ -281,7 +286,7 @@ def test_a_pickle_bomb_is_not_run(tmp_path, refused, resnet):
         archive.writestr("archive/version", "3")
     for name in (*bombs, "zip.pth", "old.pth"):
         refused(
-            "or holds more than plain tensors, and such files can run code",
+            "or contains more than plain tensors, which can run code",
             "fcclip",
             "--checkpoint",
             tmp_path / name,
@@ -289,7 +294,7 @@ def test_a_pickle_bomb_is_not_run(tmp_path, refused, resnet):
         )
         refused("is refused", "openclip", "--pretrained", tmp_path / name, *resnet[1])
         assert not marker.exists()
-    # The bombs are live.
+    # Unpickled without the check, they do create the file.
     pickle.loads((tmp_path / "old.pth").read_bytes()).close()
     assert marker.exists()
 
@@ -302,32 +307,38 @@ def test_files_that_are_no_weights(tmp_path, refused, resnet):
         refused(sentence, "fcclip", "--checkpoint", tmp_path / name, *options)
 
     (tmp_path / "text.pth").write_text("these are no weights\n")
-    expect("is no file of PyTorch's, or one that was cut short", "text.pth")
+    expect("is no PyTorch file, or is cut short", "text.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
-    expect("is no file of PyTorch's, or one that was cut short", "empty.pth")
+    expect("is no PyTorch file, or is cut short", "empty.pth")
     torch.save({"a": torch.zeros(1000)}, tmp_path / "short.pth")
     (tmp_path / "short.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:2000])
-    expect("is no file of PyTorch's, or one that was cut short", "short.pth")
+    expect("is no PyTorch file, or is cut short", "short.pth")
     (tmp_path / "old.pth").write_bytes(b"\x80\x02 these are no weights")
     expect("is refused: it is damaged", "old.pth")
     (tmp_path / "text.safetensors").write_text("these are no weights\n")
-    expect("is no safetensors file, or a damaged one", "text.safetensors")
+    expect("is no safetensors file, or is damaged", "text.safetensors")
     safetensors.numpy.save_file({"a": np.zeros(1000)}, tmp_path / "short.safetensors")
     (tmp_path / "short.safetensors").write_bytes((tmp_path / "short.safetensors").read_bytes()[:2000])
-    expect("is no safetensors file, or a damaged one", "short.safetensors")
+    expect("is no safetensors file, or is damaged", "short.safetensors")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    expect("holds a list, not a dictionary of tensors", "list.pth")
+    expect("contains a list, not a dictionary of tensors", "list.pth")
     torch.save({"epoch": 3}, tmp_path / "number.pth")
     expect("'epoch' is a int, not a plain tensor", "number.pth")
     torch.save({"model": {}}, tmp_path / "nothing.pth")
-    expect("holds no tensors", "nothing.pth")
-    # What torch.jit.save writes, which recent Python versions can no longer make.
+    expect("contains no tensors", "nothing.pth")
+    # The format of torch.jit.save, which fails on recent Python versions.
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("script/constants.pkl", b"")
         archive.writestr("script/code/model.py", "")
     expect("is a TorchScript archive, which is a program", "script.pt")
-    expect("there is no weight file", "absent.pth")
-    refused("there is no weight file", "openclip", "--pretrained", tmp_path / "absent.safetensors", *options)
+    expect("absent.pth does not exist; check the path", "absent.pth")
+    refused(
+        "absent.safetensors does not exist; check the path",
+        "openclip",
+        "--pretrained",
+        tmp_path / "absent.safetensors",
+        *options,
+    )
 
 
 def test_an_older_pytorchs_file(tmp_path, files, resnet):
@@ -350,26 +361,26 @@ def test_every_misfit_is_listed(tmp_path, resnet, capsys):
     assert sorted(capsys.readouterr().err.splitlines()) == [
         "  mask_decoder.query_feat: no key in the checkpoint fills it",
         "  pixel_decoder.layers.stacked.norm2.bias (layers 1): no key in the checkpoint fills it",
-        "  surprise: no rule knows this key",
+        "  surprise: matches no rule",
         "  void_embedding.weight: shape [1, 5] does not fit void_embedding of shape [12]",
-        "error: 4 problems in converting the weights:",
+        "error: the weights do not fit the model (4 problems):",
     ]
     assert not (tmp_path / "made").exists()
 
 
-def test_questions_about_clip(tmp_path, refused, resnet):
+def test_clip_weights_missing_or_given_twice(tmp_path, refused, resnet):
     tensors, options = resnet
     whole = write_weights(tmp_path / "whole.safetensors", tensors)
     head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
     clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
-    refused("holds no CLIP weights; say with --clip", "fcclip", "--checkpoint", head, *options)
-    refused("already; leave out --clip", "fcclip", "--checkpoint", whole, "--clip", clip, *options)
-    refused("holds no FC-CLIP; convert a CLIP alone with", "fcclip", "--checkpoint", clip, *options)
-    refused("is a whole FC-CLIP; convert it with", "openclip", "--pretrained", whole, *options)
+    refused("contains no CLIP weights; add --clip", "fcclip", "--checkpoint", head, *options)
+    refused("already; remove --clip", "fcclip", "--checkpoint", whole, "--clip", clip, *options)
+    refused("contains no FC-CLIP; convert a CLIP alone with", "fcclip", "--checkpoint", clip, *options)
+    refused("contains a whole FC-CLIP; convert it with", "openclip", "--pretrained", whole, *options)
 
 
 def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
-    package = pytest.importorskip("open_clip", reason="OpenCLIP knows its tags")
+    package = pytest.importorskip("open_clip", reason="OpenCLIP lists its tags (extra: convert)")
     tensors, options = resnet
     whole = write_weights(tmp_path / "whole.safetensors", tensors)
     clip = write_weights(tmp_path / "c.safetensors", clip_part(tensors))
@@ -382,7 +393,7 @@ def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
     )
     refused("no vocabulary is called", "fcclip", "--checkpoint", whole, *options, "--vocabulary", "cocos")
     refused(
-        "bad.json: the vocabulary lacks",
+        "bad.json: the vocabulary needs",
         "fcclip",
         "--checkpoint",
         whole,
@@ -405,8 +416,8 @@ def test_missing_packages(tmp_path, refused, resnet, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    refused("pip install torch,", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
-    refused("pip install open_clip_torch", "openclip", "--pretrained", "openai", *options)
+    refused("which is not installed: pip install torch,", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
+    refused("is not installed: pip install open_clip_torch", "openclip", "--pretrained", "openai", *options)
 
 
 def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):
@@ -416,14 +427,14 @@ def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):
     refused("exists already", "fcclip", "--checkpoint", weights, *options)
     files("fcclip", "made", "--overwrite", checkpoint=weights, model=tmp_path / "clip.json")
     there = ["torch", "--checkpoint", made, "--output"]
-    refused("exists already; choose another name, or add --overwrite", *there, weights)
-    refused("must end in .safetensors or .pth", *there, tmp_path / "back.npz")
-    refused("there is no folder", *there, tmp_path / "absent" / "back.pth")
+    refused("exists already; choose another name, or overwrite it (--overwrite)", *there, weights)
+    refused("back.npz ends in .npz; end it in .safetensors or .pth", *there, tmp_path / "back.npz")
+    refused("absent does not exist; create it first", *there, tmp_path / "absent" / "back.pth")
     refused("is a file, not a checkpoint directory", "torch", "--checkpoint", weights, *there[3:], tmp_path / "x.pth")
 
 
 def test_a_full_disk(tmp_path, files, refused, resnet):
-    resource = pytest.importorskip("resource", reason="limits on files are a matter of Unix")
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
     need_torch()
     tensors, options = resnet
     weights = write_weights(tmp_path / "w.safetensors", tensors)
@@ -446,7 +457,7 @@ def test_interrupted(tmp_path, resnet, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_put_in_place", interrupt)
+    monkeypatch.setattr(directory, "_put_in_place", interrupt)
     before = sorted(tmp_path.iterdir())
     assert main(["fcclip", "--checkpoint", str(weights), *map(str, options)]) == 130
     assert capsys.readouterr().err == "interrupted\n" and sorted(tmp_path.iterdir()) == before

@@ -1,4 +1,4 @@
-"""Every key of the official checkpoints, by their lists of keys and shapes (fcclip_cocopan.pth and its RN50 sibling)."""
+"""Every key of the official checkpoints fcclip_cocopan.pth and its RN50 sibling, by lists of their keys and shapes."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from convert import fcclip
-from convert.__main__ import count_parameters
+from convert.commands import count_parameters
 from convert.rules import Rule, to_ours, to_torch
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import HeadDescription, clip_description, fcclip_description
@@ -21,7 +21,7 @@ MODELS = {"convnext_large": "convnext_large_d_320", "r50": "RN50"}
 
 @pytest.fixture(scope="module", params=MODELS)
 def official(request):
-    """The manifest, the tables, and the variables of our model."""
+    """The manifest, the table, and our model's variables."""
     manifest = json.loads((MANIFESTS / f"{request.param}.json").read_text())
     description = fcclip_description(clip_description(MODELS[request.param]))
     rules = fcclip.rules(description.clip.image.family)
@@ -29,7 +29,7 @@ def official(request):
 
 
 def matching(template: str, names) -> dict[str, dict[str, int]]:
-    """The names that fit, with their numbers."""
+    """Returns the names that match, each with the numbers of its placeholders."""
     pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
     found = {name: pattern.fullmatch(name) for name in names}
     return {name: {k: int(v) for k, v in match.groupdict().items()} for name, match in found.items() if match}
@@ -54,14 +54,14 @@ def test_every_key_and_every_parameter_has_one_rule(official):
 
 
 def test_there_and_back(official):
-    """Rule by rule, which converts the same as all at once in a tenth of the memory."""
+    """Converts rule by rule: the same values as all at once, in a tenth of the memory."""
     manifest, rules, variables = official
     for rule in rules:
         tensors = {key: manifest["tensors"][key] for key in keys_of(rule, manifest["tensors"])}
         targets = {name: variables[name].shape for name in matching(rule.target, variables)}
 
         def constant(key, shape):
-            # A different number for every key; how elements move is test_rules' and the parity tests' matter.
+            # A different number for every key; test_rules and the parity tests check how elements move.
             return np.broadcast_to(np.float32(zlib.crc32(key.encode())), shape)
 
         loaders = {key: lambda key=key, shape=shape: constant(key, shape) for key, shape in tensors.items()}

@@ -1,4 +1,4 @@
-"""Real OpenCLIP modules against their conversion: the tables and the towers, at full size, judged by another's code."""
+"""Real OpenCLIP modules of full size, against their conversion: the tables and the towers."""
 
 import zlib
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from fcclip_jax.models.fcclip import CLIP
 from fcclip_jax.models.resnet import ResNet
 from fcclip_jax.text.tokenizer import tokenize
 
-torch = pytest.importorskip("torch", reason="OpenCLIP's modules are PyTorch; they come with the convert extra")
-package = pytest.importorskip("open_clip", reason="the modules to compare with; they come with the convert extra")
+torch = pytest.importorskip("torch", reason="OpenCLIP's modules are PyTorch (extra: convert)")
+package = pytest.importorskip("open_clip", reason="OpenCLIP has the modules to compare with (extra: convert)")
 
 TOLERANCE = 1e-4
-"""Of the largest value: float32 sums of up to 27 blocks in another order. A wrong layout or GELU is off by 1e-2."""
+"""Relative to the largest value: float32 sums of up to 27 blocks in another order. A wrong GELU is off by 1e-2."""
 
 HEIGHT, WIDTH = 64, 96
 IMAGES = np.random.default_rng(0).standard_normal((2, HEIGHT, WIDTH, 3), np.float32)
@@ -31,7 +31,7 @@ TOKENS = tokenize(["a photo of a cat.", "There is the umbrella in the scene", "c
 
 
 def excite(module) -> None:
-    """Values that a fresh module has at 0 or 1 become ones that matter."""
+    """Replaces the values that a fresh module has at 0 or 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -48,7 +48,7 @@ def excite(module) -> None:
 
 
 class Expected(NamedTuple):
-    """What OpenCLIP answers."""
+    """The results of OpenCLIP's module."""
 
     stages: list[np.ndarray]
     pooled: np.ndarray | None
@@ -56,7 +56,7 @@ class Expected(NamedTuple):
 
 
 def convert(name: str, stages, *, pooled: bool) -> tuple[CLIP, Expected]:
-    """Ours, filled through the tables from OpenCLIP's module with random weights, and the module's own answers."""
+    """Converts OpenCLIP's module with random weights, and returns our CLIP and the module's own results."""
     torch.manual_seed(0)
     module = package.create_model(name).eval()
     excite(module)
@@ -74,7 +74,7 @@ def convert(name: str, stages, *, pooled: bool) -> tuple[CLIP, Expected]:
     sums = {key: (tuple(tensor.shape), zlib.crc32(tensor.numpy())) for key, tensor in state.items()}
     del module
     table = open_clip.rules(description.image.family)
-    # Tensors are let go as they are read: the suite should not need memory for two copies.
+    # Tensors are freed as they are read, so that two copies need not fit into memory.
     parameters, ignored = to_ours(
         {key: lambda key=key: state.pop(key).numpy() for key in list(state)},
         table,
@@ -92,7 +92,7 @@ def convert(name: str, stages, *, pooled: bool) -> tuple[CLIP, Expected]:
 
 
 def run(part: nnx.Module, function, *arguments):
-    """A program with the weights as an argument, not as constants."""
+    """Runs a compiled program with the weights as an argument, not as constants."""
     graphdef, state = nnx.split(part)
     return jax.jit(lambda state, *arguments: function(nnx.merge(graphdef, state), *arguments))(state, *arguments)
 
@@ -118,7 +118,7 @@ def test_convnext_base():
     clip, expected = convert("convnext_base", stages, pooled=True)
     features = run(clip.image, ConvNeXt.__call__, IMAGES, VALID_HW)
     assert_features(features, expected)
-    # CLIP's global average is the pooling under a mask of everything.
+    # CLIP's global average is the pooling under a mask of the whole image.
     everything = np.ones((2, HEIGHT // 32, WIDTH // 32, 1), bool)
     pooled = run(clip.image, ConvNeXt.embed_masks, features.clip_dense, VALID_HW, everything)
     assert_close(pooled[:, 0], expected.pooled)
@@ -132,7 +132,7 @@ def test_rn50():
             x = layer(x)
             yield x
 
-    # Its own pooling takes in the mean of the features, which FC-CLIP's leaves out, and fits one image size only.
+    # Its own pooling includes the mean of the features, which FC-CLIP's omits, and accepts one image size only.
     clip, expected = convert("RN50", stages, pooled=False)
     assert_features(run(clip.image, ResNet.__call__, IMAGES, VALID_HW), expected)
     assert_close(run(clip.text, TextTower.__call__, TOKENS), expected.text)

@@ -64,11 +64,11 @@ def test_one_error_lists_everything():
         }
     )
     assert problems(changed, RULES, IGNORED, TARGETS) == [
-        "6 problems in converting the weights:",
+        "the weights do not fit the model (6 problems):",
         "  a.0.weight: shape [2, 3] does not fit x.0.w of shape [2, 3]",
-        "  a.1.weight: holds int32, but x.1.w is a parameter of floating point",
-        "  blocks.3.bias: the model as described has no place for it (it would be x.stacked.b)",
-        "  stranger: no rule knows this key",
+        "  a.1.weight: its dtype is int32, but x.1.w needs floating point",
+        "  blocks.3.bias: the described model has no layer 3 in x.stacked.b",
+        "  stranger: matches no rule",
         "  x.stacked.b (layers 1): no key in the checkpoint fills it",
         "  x.first.b: no key in the checkpoint fills it",
     ]
@@ -77,7 +77,7 @@ def test_one_error_lists_everything():
 def test_a_key_that_two_rules_know():
     rules = [*RULES, Rule("a.1.weight", "x.1.w", linear)]
     assert problems(tensors(), rules, IGNORED, TARGETS) == [
-        "2 problems in converting the weights:",
+        "the weights do not fit the model (2 problems):",
         "  a.1.weight: matches several rules (x.{i}.w, x.1.w)",
         "  x.1.w: no key in the checkpoint fills it",
     ]
@@ -86,16 +86,16 @@ def test_a_key_that_two_rules_know():
 def test_two_keys_for_one_parameter():
     rules = [*RULES, Rule("alias", "x.first.b")]
     assert problems(tensors(alias=np.zeros(4)), rules, IGNORED, TARGETS) == [
-        "one problem in converting the weights:",
+        "the weights do not fit the model (one problem):",
         "  alias: x.first.b is already filled by another key",
     ]
 
 
 def test_back_is_strict_too():
     twice = [*RULES, Rule("other.{i}", "x.{i}.w")]
-    with pytest.raises(ConversionError, match="x.0.w: 2 rules know this parameter, expected one"):
+    with pytest.raises(ConversionError, match="x.0.w: matches 2 rules, expected one"):
         to_torch({"x.0.w": np.zeros((2, 3))}, twice, {})
-    with pytest.raises(ConversionError, match="y: 0 rules know this parameter, expected one"):
+    with pytest.raises(ConversionError, match="y: matches 0 rules, expected one"):
         to_torch({"y": np.zeros(1)}, RULES, {})
 
 

@@ -1,4 +1,4 @@
-"""Models small enough to convert in a blink, and their weights by the official keys."""
+"""Tiny models, and their weights by the official keys."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ HEAD = HeadDescription(
     decoder_ffn_dim=28,
     num_queries=10,
 )
-"""No two sizes alike, and 8 heads, which no tensor's shape shows."""
+"""All sizes differ; 8 heads, which no tensor's shape shows."""
 
 
 def model_description(family: str) -> ModelDescription:
@@ -45,7 +45,7 @@ def model_description(family: str) -> ModelDescription:
 
 
 def official_tensors(description: ModelDescription) -> dict[str, np.ndarray]:
-    """Random values that hang on the key alone, and the tensors that conversion ignores."""
+    """Draws values that depend on the key only, and adds the tensors that conversion ignores."""
     return dict(_official_tensors(description))
 
 

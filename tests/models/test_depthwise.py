@@ -1,4 +1,4 @@
-"""Both formulations of the depthwise convolution, whatever the platform of the test, against its definition."""
+"""Both formulations of the depthwise convolution against its definition, on any platform."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Padding cannot be seen: an image gives the same answer in any bucket, beside any others."""
+"""Padding is invisible: an image gives the same result in any bucket, beside any other images."""
 
 import functools
 
@@ -38,7 +38,7 @@ HEAD = HeadDescription(
     num_queries=6,
 )
 OWN_SIZES = ((32, 64), (64, 96), (96, 64))
-"""Multiples of 32 that images are compared at; an image is up to 31 pixels smaller."""
+"""Multiples of 32 that images are padded to for comparison; an image is up to 31 pixels smaller."""
 BUCKETS = ((96, 96), (128, 160))
 
 
@@ -72,7 +72,7 @@ class Network:
         self.run = run
 
     def __call__(self, images: list[np.ndarray], bucket: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Mask logits inside each image's own multiple of 32, and class probabilities. The padding holds rubbish."""
+        """Returns mask logits inside each image's own multiple of 32, and class probabilities. The padding is noise."""
         batch = np.random.default_rng(2).integers(0, 256, (len(images), *bucket, 3), dtype=np.uint8)
         for row, image in enumerate(images):
             batch[row, : image.shape[0], : image.shape[1]] = image
@@ -86,7 +86,7 @@ network = functools.cache(Network)
 
 
 def make_image(size: tuple[int, int], seed: int) -> np.ndarray:
-    """Noise over a gradient: no two cells alike."""
+    """Draws noise over a gradient, so that all cells differ."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 150, size[0])[:, None, None] + np.linspace(0, 50, size[1])[None, :, None]
     return (ramp + rng.integers(0, 56, (*size, 3))).astype(np.uint8)
@@ -113,9 +113,9 @@ def x64():
 
 @pytest.mark.parametrize("family", TRUNKS)
 def test_any_size_in_any_bucket_beside_any_other(x64, family):
-    """Float64, so that only a cell that leaked through could make a difference of 1e-9."""
+    """In float64, a difference of 1e-9 would show that a padding cell was read."""
 
-    # Without shrinking, which would run the network hundreds of times over.
+    # Shrinking would run the network hundreds of times.
     @settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
     @given(st.lists(sizes, min_size=2, max_size=2), st.sampled_from(BUCKETS), st.integers(0, 2**31))
     def any_mix(shapes, bucket, seed):
@@ -127,6 +127,6 @@ def test_any_size_in_any_bucket_beside_any_other(x64, family):
 
 @pytest.mark.parametrize("family", TRUNKS)
 def test_in_float32(family):
-    """What users run: sums of another length round otherwise, far below 1e-4 while no mask logit sits at zero."""
+    """In float32, sums of another length round differently: far below 1e-4 unless a mask logit is close to zero."""
     images = [make_image(shape, seed) for seed, shape in enumerate([(20, 50), (64, 90)])]
     check(family, np.float32, images, BUCKETS[1], 1e-4)

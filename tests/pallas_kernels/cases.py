@@ -1,4 +1,4 @@
-"""Inputs that excite every path of deformable attention."""
+"""Inputs that exercise every path of deformable attention."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ class Case(NamedTuple):
         return self._replace(arrays=tuple(np.asarray(x, jnp.dtype(dtype)) for x in self.arrays))
 
     def ambiguous(self) -> np.ndarray:
-        """[B, Q, M, L, P, 2]: whether float32 may put a point on either side of a kink, in either direction.
+        """Returns whether float32 may put a point on either side of a kink, [B, Q, M, L, P, 2].
 
-        On levels of 2^n pixels it cannot: coordinates are exact.
+        On levels of 2^n pixels it may not: coordinates are exact.
         """
         level_wh = np.asarray([(w, h) for h, w in self.shapes], np.float64)[:, None, :]
         pixels = self.arrays[1].astype(np.float64) * level_wh - 0.5
@@ -36,7 +36,7 @@ def random_case(
     sigma: float = 2.0,
     seed: int = 0,
 ) -> Case:
-    """Queries anywhere, with points around them: `sigma` is in pixels of the level that is sampled."""
+    """Draws queries anywhere, and points around them; `sigma` is in pixels of the sampled level."""
     rng = np.random.default_rng(seed)
     levels = len(shapes)
     level_wh = np.asarray([(w, h) for h, w in shapes])[:, None, :]
@@ -59,7 +59,7 @@ def with_locations(locations: np.ndarray, shapes: tuple[tuple[int, int], ...], *
 
 
 def points_on_lines(*, seed: int) -> Case:
-    """Pixel coordinates in halves, from well outside to well outside: pixel centres, grid lines, borders."""
+    """Draws pixel coordinates in halves, inside and well outside: pixel centres, grid lines, borders."""
     rng = np.random.default_rng(seed)
     shapes = ((4, 8), (8, 2), (1, 4))
     level_wh = np.asarray([(w, h) for h, w in shapes])[:, None, :]
@@ -68,7 +68,7 @@ def points_on_lines(*, seed: int) -> Case:
 
 
 def far_outside(*, seed: int) -> Case:
-    """Some points near, some where a careless conversion to integers overflows."""
+    """Draws some points near, and some so far away that an unclamped conversion to integers overflows."""
     case = random_case(PYRAMID, seed=seed)
     rng = np.random.default_rng(seed)
     far = rng.choice([0.0, 30.0, -1e3, 1e6, -1e9, 1e12], case.arrays[1].shape)
@@ -77,7 +77,7 @@ def far_outside(*, seed: int) -> Case:
 
 PYRAMID = ((3, 5), (6, 9), (11, 18))
 
-# The first three are of one shape, to be compiled once.
+# The first three have one shape, so they are compiled once.
 CASES = {
     "any sizes": random_case(PYRAMID),
     "no offsets": random_case(PYRAMID, sigma=0.0),
@@ -94,7 +94,7 @@ CASES = {
 
 
 def by_numpy(case: Case) -> tuple[np.ndarray, ...]:
-    """The result and the gradients of value, locations and weights, corner by corner in float64; kinks as in PyTorch."""
+    """Computes the result and the gradients of value, locations and weights in float64; kinks are PyTorch's."""
     value, locations, weights, grad = (np.asarray(x, np.float64) for x in case.arrays)
     image, _, head = np.indices(weights.shape[:3])
     out, d_value, d_locations, d_weights = (np.zeros_like(x) for x in (grad, value, locations, weights))
@@ -122,7 +122,7 @@ def by_numpy(case: Case) -> tuple[np.ndarray, ...]:
 
 
 def grid_sample(case: Case) -> tuple[np.ndarray, ...]:
-    """The result and the gradients of value, locations and weights by PyTorch's `grid_sample`, in float64."""
+    """Computes the result and the gradients of value, locations and weights by PyTorch's `grid_sample`, in float64."""
     import torch
 
     value, locations, weights, grad = (torch.tensor(x, dtype=torch.float64) for x in case.arrays)

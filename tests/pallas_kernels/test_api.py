@@ -1,4 +1,4 @@
-"""What the entry point adds to the implementations: checks, the choice by platform, gradients, sharding."""
+"""The entry point: its checks, the choice by platform, gradients."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ def loss(value, locations, weights, **options):
 
 @pytest.mark.parametrize("implementation", [None, "xla", "reference"])
 def test_result_and_gradients(implementation):
-    """Eagerly and traced, what the definition gives; the tolerance is of rounding."""
+    """Compares with the definition, up to rounding."""
     found = jax.value_and_grad(loss, argnums=(0, 1, 2))(VALUE, LOCATIONS, WEIGHTS, implementation=implementation)
     out = reference.ms_deform_attn(*map(jnp.asarray, CASE.arrays[:3]), PYRAMID)
     expected = (out * GRAD).sum(), reference.backward(*map(jnp.asarray, CASE.arrays), PYRAMID)
@@ -37,14 +37,14 @@ def test_vmap_is_another_batch():
     np.testing.assert_allclose(found, np.stack([expected, expected[::-1]]), rtol=1e-6, atol=1e-6)  # rounding
 
 
-# JAX says so at every lowering since 0.12; gpu.py says what follows from it.
+# JAX warns at every lowering since 0.12; gpu.py has the consequences.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_one_traced_program_has_the_kernel_of_every_platform(direction):
-    """Lowered for a TPU and a GPU that are not here: the Mosaic and the Triton kernel, and neither on a CPU."""
+    """Lowered for a TPU and a GPU without either: the Mosaic and the Triton kernel, and neither for a CPU."""
     function = loss if direction == "forward" else jax.grad(loss, argnums=(0, 1, 2))
     calls = {}
-    # JAX 0.12 asks which GPU it is for.
+    # JAX 0.12 needs the name of the GPU.
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="cuda")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), (), abstract_device=device)):
         traced = jax.jit(function).trace(VALUE, LOCATIONS, WEIGHTS)
@@ -77,7 +77,7 @@ def test_the_choice_is_logged_once(caplog):
 
 @pytest.mark.parametrize(("implementation", "platform"), [("tpu", "tpu"), ("gpu", "cuda")])
 def test_a_named_kernel_on_another_platform(implementation, platform):
-    with pytest.raises(ValueError, match=f"{implementation!r} runs on {platform} alone, and this program is for cpu"):
+    with pytest.raises(ValueError, match=f"{implementation!r} runs on {platform} only, but this program is for cpu"):
         ms_deform_attn(VALUE, LOCATIONS, WEIGHTS, PYRAMID, implementation=implementation)
 
 

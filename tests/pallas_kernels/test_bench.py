@@ -1,4 +1,4 @@
-"""The benchmark's counts, its rival's numbers, its table and its refusals; no time is judged."""
+"""The benchmark's counts, its baseline's values, its table and its refusals. Times are not checked."""
 
 import importlib.util
 
@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import bench, reference
+from pallas_kernels import bench, measuring, problems, reference, torch_rival
 
-TINY = bench.Problem(((2, 3), (4, 6)), batch=2, heads=3, channels=5, points=2)
+TINY = problems.Problem(((2, 3), (4, 6)), batch=2, heads=3, channels=5, points=2)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 
@@ -17,15 +17,15 @@ def test_counts_by_hand():
     assert TINY.samples == 2 * 30 * 3 * 2 * 2
     value = out = 2 * 30 * 3 * 5
     inputs = value + TINY.samples * 3
-    assert bench.least_bytes(TINY, backward=False) == 4 * (inputs + out)
-    assert bench.least_bytes(TINY, backward=True) == 4 * ((inputs + out) + (inputs + out) + inputs)
-    assert bench.least_bytes(TINY._replace(dtype="bfloat16"), backward=True) == 2 * (3 * inputs + 2 * out)
-    assert bench.least_flops(TINY, backward=False) == TINY.samples * 4 * 5 * 2
-    assert bench.least_flops(TINY, backward=True) == TINY.samples * 4 * 5 * 2 * 3
+    assert problems.least_bytes(TINY, backward=False) == 4 * (inputs + out)
+    assert problems.least_bytes(TINY, backward=True) == 4 * ((inputs + out) + (inputs + out) + inputs)
+    assert problems.least_bytes(TINY._replace(dtype="bfloat16"), backward=True) == 2 * (3 * inputs + 2 * out)
+    assert problems.least_flops(TINY, backward=False) == TINY.samples * 4 * 5 * 2
+    assert problems.least_flops(TINY, backward=True) == TINY.samples * 4 * 5 * 2 * 3
 
 
 def test_points_lie_around_their_query():
-    value, locations, weights, grad = bench.random_arrays(TINY, sigma=0.0)
+    value, locations, weights, grad = problems.random_arrays(TINY, sigma=0.0)
     assert value.shape == grad.shape == (2, 30, 3, 5)
     np.testing.assert_allclose(locations[1, 0, 2, 1, 1], [0.5 / 3, 0.5 / 2], rtol=1e-6)  # the first token's own centre
     np.testing.assert_allclose(locations[0, -1, 0, 0, 0], [5.5 / 6, 3.5 / 4], rtol=1e-6)
@@ -36,18 +36,18 @@ def test_points_lie_around_their_query():
 def test_pytorch_formulation_is_the_definition():
     import torch
 
-    *inputs, _ = bench.random_arrays(TINY, sigma=2.0)
+    *inputs, _ = problems.random_arrays(TINY, sigma=2.0)
     expected = reference.ms_deform_attn(*map(jax.numpy.asarray, inputs), TINY.shapes)
-    actual = bench.torch_ms_deform_attn(*map(torch.from_numpy, inputs), TINY.shapes)
+    actual = torch_rival.torch_ms_deform_attn(*map(torch.from_numpy, inputs), TINY.shapes)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_peak_memory_is_what_a_call_adds():
     kept = np.ones(2**22)
-    size, peak = bench.measure_peak(lambda: np.ones(2**24).size)
+    size, peak = measuring.measure_peak(lambda: np.ones(2**24).size)
     assert size == 2**24
     if peak is None:
-        pytest.skip("this system does not tell a process's peak memory")
+        pytest.skip("a process's peak memory can be read on Linux only")
     assert 0.9 * 2**27 < peak < 1.2 * 2**27  # a few pages more or less are the system's
     del kept
 
@@ -72,7 +72,7 @@ def test_table(capsys):
         (["--implementation", "cuda"], "'cuda' is not an implementation; choose from reference, xla, tpu, gpu"),
         (
             ["--implementation", "xla", "tpu"],
-            "implementation 'tpu' does not run on this machine's cpu; reference, xla do",
+            "implementation 'tpu' does not run on this machine's cpu; choose from reference, xla",
         ),
         (["--repeats", "0"], "'0' is not a whole number above zero"),
         (["--batch", "-1"], "'-1' is not a whole number above zero"),

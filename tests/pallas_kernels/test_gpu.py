@@ -1,4 +1,4 @@
-"""What is special to the GPU kernels: lowering for CUDA, building for real GPUs, the deterministic option."""
+"""The GPU kernels alone: lowering for CUDA, building for real GPUs, the deterministic option."""
 
 import functools
 import importlib.util
@@ -12,7 +12,7 @@ import pytest
 from pallas_kernels import compile_gpu, gpu
 from tests.pallas_kernels.cases import Case, random_case, with_locations
 
-# JAX says so at every lowering since 0.12; gpu.py says what follows from it.
+# JAX warns at every lowering since 0.12; gpu.py has the consequences.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 SHAPES = ((4, 6), (8, 12))
@@ -54,7 +54,7 @@ def test_without_triton_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compile_gpu"])
     assert compile_gpu.main() == 2
     assert capsys.readouterr().err.splitlines() == [
-        "compile_gpu needs Triton to compile for a GPU; on Linux: pip install triton"
+        "compile_gpu needs Triton, which is not installed; on Linux: pip install triton"
     ]
 
 
@@ -64,7 +64,7 @@ def backward(value, locations, weights, grad, shapes, deterministic):
 
 
 def crowd() -> Case:
-    """Every sample in one of two cells: the longest runs there can be, and the most atomics on one row."""
+    """Draws all samples in one of two cells: the longest possible runs, and the most atomics on one row."""
     locations = np.random.default_rng(0).uniform(0.55, 0.6, (1, 37, 2, 2, 4, 2))
     return with_locations(locations, SHAPES, channels=16, seed=0)
 

@@ -1,4 +1,4 @@
-"""One judge for all implementations: result and gradients against a float64 evaluation; Pallas kernels interpreted."""
+"""Judges all implementations, Pallas kernels interpreted: result and gradients against a float64 evaluation."""
 
 import functools
 
@@ -13,7 +13,7 @@ from pallas_kernels import gpu, reference, tpu, xla
 from tests.pallas_kernels.cases import CASES, Case, by_numpy, grid_sample, points_on_lines, random_case
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2}
-"""Of the largest value of each array: some hundred roundings of the arrays' own dtype (24 and 8 bits)."""
+"""Relative to the largest value of each array: some hundred roundings of the arrays' own dtype (24 and 8 bits)."""
 
 FORWARD = {
     "reference": reference.ms_deform_attn,
@@ -38,14 +38,14 @@ def both_ways(value, locations, weights, grad, implementation: str, shapes: tupl
 
 
 def run(implementation: str, case: Case) -> dict[str, np.ndarray]:
-    """The result and the three gradients."""
+    """Computes the result and the three gradients."""
     arrays = both_ways(*case.arrays, implementation, case.shapes)
     assert all(array.dtype == case.arrays[0].dtype for array in arrays)
     return dict(zip(NAMES, map(np.asarray, arrays), strict=True))
 
 
 def truth(case: Case) -> dict[str, np.ndarray]:
-    """Of the numbers that the arrays hold, in float64."""
+    """Computes the same in float64, from the values that the arrays hold."""
     return dict(zip(NAMES, by_numpy(case), strict=True))
 
 
@@ -87,7 +87,7 @@ def test_drawn(implementation: str, seed: int, shapes, sizes, channels: int, sig
 @pytest.mark.parametrize("name", ["any sizes", "on grid lines"])
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_in_float64(implementation: str, name: str):
-    """The definition is the evaluation that all are judged by; what is left is rounding."""
+    """The definition equals the evaluation that judges all implementations, up to rounding."""
     case = CASES[name]
     with jax.enable_x64(True):
         found = run(implementation, case.cast("float64"))
@@ -97,7 +97,7 @@ def test_in_float64(implementation: str, name: str):
 @pytest.mark.parametrize("implementation", BACKWARD)
 @pytest.mark.parametrize("name", ["some pixels around", "on grid lines"])
 def test_as_pytorch(implementation: str, name: str):
-    """PyTorch's `grid_sample` itself, kinks included: on levels of 2^n pixels both compute coordinates exactly."""
+    """Compares with PyTorch's `grid_sample`, kinks included: on levels of 2^n pixels both compute exact coordinates."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     case = CASES[name]
     judge(run(implementation, case), dict(zip(NAMES, grid_sample(case), strict=True)), case, 1e-5)
@@ -105,7 +105,7 @@ def test_as_pytorch(implementation: str, name: str):
 
 @pytest.mark.parametrize("implementation", BACKWARD)
 def test_as_recorded(implementation: str, shared):
-    """The official code's own arrays, but for location gradients where its float32 may fall on either side of a kink."""
+    """Compares with the official code's arrays, except location gradients that its float32 may put beyond a kink."""
     recorded = np.load(shared / "golden" / "extra" / "multi_scale_deform.npz")
     shapes = {0: ((6, 7), (3, 5)), 1: ((4, 8), (8, 4)), 2: ((4, 8), (8, 4)), 3: ((4, 8), (8, 4)), 4: ((6, 7), (3, 5))}
     for index, level_shapes in shapes.items():
@@ -125,14 +125,14 @@ def test_as_recorded(implementation: str, shared):
 
 @pytest.mark.parametrize("implementation", BACKWARD)
 def test_two_runs_are_equal_to_the_last_bit(implementation: str):
-    """Interpreted, the GPU's atomics are too; on a GPU only its deterministic option promises it."""
+    """Holds for the GPU's atomics only because they are interpreted: a GPU needs `deterministic=True`."""
     case = CASES["some pixels around"]
     first, second = run(implementation, case), run(implementation, case)
     assert all(first[name].tobytes() == second[name].tobytes() for name in NAMES)
 
 
 def test_the_judge_is_strict():
-    """Of errors of the size that it must see: one sample at one corner, and one gradient of the wrong side of a kink."""
+    """The judge rejects an error of 1e-4 in a single value of any of the arrays."""
     case = points_on_lines(seed=3)
     expected = truth(case)
     judge(expected, expected, case, 1e-5)
@@ -145,7 +145,7 @@ def test_the_judge_is_strict():
 
 
 def test_by_hand():
-    """Two by two pixels: the centre of all is their mean; half a pixel past the right border is half of a pixel."""
+    """Samples two by two pixels: their centre is their mean; half a pixel past the right border is half of a pixel."""
     value = jnp.asarray([1.0, 2.0, 3.0, 6.0], jnp.float32).reshape(1, 4, 1, 1)
     locations = jnp.asarray([[0.5, 0.5], [1.0, 0.25]], jnp.float32).reshape(1, 2, 1, 1, 1, 2)
     weights = jnp.asarray([1.0, 10.0], jnp.float32).reshape(1, 2, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Four virtual devices: they share the batch, and no value crosses from one to another."""
+"""Four virtual devices share the batch, and exchange no values."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ CASES = [
 
 
 def test_in_a_process_with_four_devices():
-    """The number of devices is fixed when a process starts."""
+    """Runs in a process of its own: the number of devices is fixed when a process starts."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.pallas_kernels.test_sharding"]
     done = subprocess.run(command, check=False, env={**os.environ, **flags}, capture_output=True, text=True)
@@ -48,7 +48,7 @@ def check(implementation: str, batch: int, context: str) -> None:
 
     kind = AxisType.Explicit if context == "explicit mesh" else AxisType.Auto
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(kind, kind))
-    # What divides the batch, both axes, one, or none; along explicit axes what the arrays are shared by.
+    # The axes that divide the batch: both, one, or none. Explicit axes: those that the arrays are sharded over.
     axes = {4: ("data", "fsdp"), 2: ("data",), 3: ()}[batch] if kind is AxisType.Auto else ("fsdp",)
     spec = P(axes or None)
     arrays = jax.device_put(case.arrays, NamedSharding(mesh, spec))

@@ -1,4 +1,4 @@
-"""What is special to the TPU kernels: the real compiler, the rows they visit, the precision option, what they refuse."""
+"""The TPU kernels alone: the real compiler, the rows that they visit, the precision option, what they refuse."""
 
 import functools
 import importlib.util
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_tpu, ms_deform_attn, tpu
+from pallas_kernels import compile_tpu, ms_deform_attn, tpu, tpu_layout
 from tests.pallas_kernels.cases import random_case
 
 needs_compiler = pytest.mark.skipif(
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 
 @needs_compiler
 def test_the_tpu_compiler_takes_both_passes_on_one_device_and_shards_them_on_four():
-    """In a process of its own: libtpu serves one at a time, and stays loaded."""
+    """Runs in a process of its own: libtpu serves one at a time, and stays loaded."""
     command = [sys.executable, "-m", "tests.pallas_kernels.test_tpu"]
     done = subprocess.run(
         command, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
@@ -32,28 +32,28 @@ def test_the_tpu_compiler_takes_both_passes_on_one_device_and_shards_them_on_fou
 
 def compile_for_v5e() -> None:
     devices = compile_tpu.devices(compile_tpu.TOPOLOGIES["v5e"])
-    made = compile_tpu.compile_for(devices[0], "forward+backward", "1024x1024", 4, "bfloat16")
+    made = compile_tpu.compile_for(devices[0], compile_tpu.BOTH, "1024x1024", 4, "bfloat16")
     assert 2**20 < made.vmem < tpu.VMEM
     assert made.hbm_temporaries < 2**30
-    # Mosaic refuses indices of 64 bits, which Python's numbers become there.
+    # Mosaic rejects indices of 64 bits, which Python's numbers become with x64.
     with jax.enable_x64(True):
         inputs = compile_tpu.arguments(((8, 8),), 1, jnp.float32, jax.sharding.SingleDeviceSharding(devices[0]))
-        jax.jit(compile_tpu.passes(((8, 8),))["forward+backward"]).lower(*inputs).compile()
+        jax.jit(compile_tpu.passes(((8, 8),))[compile_tpu.BOTH]).lower(*inputs).compile()
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=devices[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     shapes = compile_tpu.SIZES["1024x1024"]
     inputs = compile_tpu.arguments(shapes, 4, jnp.float32, sharding)
-    text = jax.jit(compile_tpu.passes(shapes)["forward+backward"]).lower(*inputs).compile().as_text()
+    text = jax.jit(compile_tpu.passes(shapes)[compile_tpu.BOTH]).lower(*inputs).compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2
     assert f"f32[1,8,3,12,{sum(h * w for h, w in shapes)}]" in text  # one image a device
     assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter", text)
 
 
 def test_rows_by_hand():
-    """Two levels, one head, one block: rows 2 to 4 and their lower neighbour of ten, and all points above three."""
-    y = np.full((1, 1, 2, 1, 1, tpu.BLOCK), -5.0, np.float32)
+    """Two levels, one head, one block: points in rows 2 to 5 of ten, and points above all three rows."""
+    y = np.full((1, 1, 2, 1, 1, tpu_layout.BLOCK), -5.0, np.float32)
     y[0, 0, 0, 0, 0, :3] = 2.5, 3.0, 4.25
-    first, bands = tpu.row_ranges(jnp.asarray(y), ((10, 4), (3, 4)), 2)
+    first, bands = tpu_layout.row_ranges(jnp.asarray(y), ((10, 4), (3, 4)), 2)
     np.testing.assert_array_equal(first[:, :, 0], [[[2]]])
     np.testing.assert_array_equal(bands, [[[[2], [0]]]])  # rows 2, 3 and 4, 5
 
@@ -69,15 +69,15 @@ def test_rows_by_hand():
     ],
 )
 def test_rows_at_the_border(y: float, first: int, bands: int):
-    points = jnp.full((1, 1, 1, 1, 1, tpu.BLOCK), y, jnp.float32)
-    found_first, found_bands = tpu.row_ranges(points, ((10, 4),), 8)
+    points = jnp.full((1, 1, 1, 1, 1, tpu_layout.BLOCK), y, jnp.float32)
+    found_first, found_bands = tpu_layout.row_ranges(points, ((10, 4),), 8)
     assert found_bands.item() == bands
     if bands:
         assert found_first.item() == first
 
 
 def test_precision_is_what_it_says():
-    """Float32 arrays with products of bfloat16: errors of its eight bits, and far above those of float32."""
+    """Products of bfloat16 have errors of eight bits: far above those of float32."""
     case = random_case(((9, 14),), queries=150, heads=1)
     exact, rounded = (
         jax.jit(functools.partial(tpu.forward, shapes=case.shapes, precision=precision, interpret=True))(
@@ -92,7 +92,7 @@ def test_precision_is_what_it_says():
 def test_three_terms_hold_every_bit_of_float32():
     x = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.arange(-15, 10).repeat(40)
     x = x.astype(np.float32)
-    terms = jax.jit(tpu._split)(x)
+    terms = jax.jit(tpu_layout.split_terms)(x)
     np.testing.assert_array_equal(sum(np.asarray(term, np.float64) for term in terms), x.astype(np.float64))
 
 

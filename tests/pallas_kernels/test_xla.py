@@ -1,4 +1,4 @@
-"""What only the plain-JAX path has: a bound on memory, blocks of queries, and coordinates that are rounded once."""
+"""The plain-JAX path alone: its bound on memory, blocks of queries, and coordinates that are rounded once."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_more_queries_than_a_block_holds():
 
 
 def test_no_jump_beside_whole_coordinates():
-    """Whatever way XLA rounds a coordinate, all four neighbours of a point must agree on it."""
+    """All four neighbours of a point must use the same rounded coordinate."""
     shapes = ((1, 49),)  # 1 / 49 is not a float32, so pixels beside whole ones come out on both sides of them
     pixels = np.repeat(np.arange(-1, 50), 9)
     locations = ((pixels + 0.5) / 49).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The embeddings of a vocabulary: their average, their padding, their cache."""
+"""Embeddings of a vocabulary: their average, their padding, their cache."""
 
 import dataclasses
 
@@ -21,19 +21,19 @@ def tower():
 
 
 def test_the_shortcut_is_exact(tower, monkeypatch):
-    """Stopping at the longest end token gives the features of all 77 positions: attention is causal."""
+    """Stopping at the longest end token gives the same features as all 77 positions: attention is causal."""
     encoder = TextEncoder(tower, fingerprint="a", cache_dir=None)
     prompts = WORDS.prompts()
     lengths = tokenize(prompts).argmax(axis=1) + 1
     assert lengths.min() <= 16 and lengths.max() > 32
-    # The order of summation differs with the length: float32 noise only.
+    # The order of summation differs with the length: float32 rounding only.
     short = encoder.encode(prompts)
     monkeypatch.setattr(classifier, "TEXT_LENGTHS", (77,))
     np.testing.assert_allclose(short, encoder.encode(prompts), atol=2e-6 * np.abs(short).max())
 
 
 def test_products_are_float32_on_every_platform(tower):
-    """Accelerators would take fewer bits, and what is kept on disk serves all."""
+    """Accelerators would use fewer bits by default, but all platforms share the cache."""
     encoder = TextEncoder(tower, fingerprint="a", cache_dir=None)
     program = encoder._run.lower(encoder._state, np.zeros((64, 16), np.int32)).as_text()
     products = program.count("stablehlo.dot_general")
@@ -60,7 +60,7 @@ def test_padding():
 
 
 def test_the_cache(tower, tmp_path, monkeypatch, caplog):
-    """A second reading runs nothing; other weights or words do; a damaged file is made again."""
+    """A second call reads the cache, other weights or words do not, and a damaged file is computed again."""
     calls = []
     encode = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, prompts: calls.append(1) or encode(self, prompts))
@@ -74,18 +74,18 @@ def test_the_cache(tower, tmp_path, monkeypatch, caplog):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     np.testing.assert_array_equal(encoder.embed(WORDS), first)
-    assert len(calls) == 4 and "will be made again" in caplog.text
+    assert len(calls) == 4 and "they are computed again" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written(tower, tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
     encoder = TextEncoder(tower, fingerprint="a", cache_dir=tmp_path / "file" / "cache")
     assert encoder.embed(WORDS).shape == (4, SMALL.clip.text.embed_dim)
-    assert "could not be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_quick_gelu_is_another_function(tower):
-    """It belongs to the weights: the same ones give other features."""
+    """The same weights give other features with QuickGELU."""
     text = dataclasses.replace(SMALL.clip.text, quick_gelu=True)
     model = dataclasses.replace(SMALL, clip=dataclasses.replace(SMALL.clip, text=text))
     towers = tower, random_model(model).clip.text
@@ -95,5 +95,5 @@ def test_quick_gelu_is_another_function(tower):
 
 def test_class_buckets():
     assert [class_bucket(n) for n in (1, 2048, 2049, 100_000)] == [2048, 2048, 8192, 131072]
-    with pytest.raises(ValueError, match="131073 names are more than the 131072"):
+    with pytest.raises(ValueError, match="131073 names, more than the limit of 131072"):
         class_bucket(131073)

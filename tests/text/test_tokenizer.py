@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fcclip_jax.text.tokenizer import END_ID, START_ID, WORD, tokenize
 
-# Ids that OpenCLIP's SimpleTokenizer gives, without the start and end tokens around them.
+# The ids of OpenCLIP's SimpleTokenizer, without the start and end tokens around them.
 CASES = {
     "": [],
     "a photo of a cat.": [320, 1125, 539, 320, 2368, 269],
@@ -17,7 +17,7 @@ CASES = {
     "日本語": [39121, 44353, 34002, 508],
     "😀👍🏽": [12832, 43722],
     "\u0130\u212a": [328, 16384, 330],
-    # ftfy mends text that was decoded wrongly, half surrogate pairs and, where there is no <, entities.
+    # ftfy repairs text that was decoded wrongly, half surrogate pairs and, in text without <, entities.
     "cafÃ©": [15304],
     "\ud800": [39802],
     "Tom &amp;amp; Jerry &lt;3": [2435, 261, 9164, 283, 274],
@@ -25,7 +25,7 @@ CASES = {
     # OpenCLIP's two special tokens may be spelt out, in any case; OpenAI's names for them are ordinary text.
     "&lt;START_OF_TEXT&gt; cat<end_of_text>": [49406, 2368, 49407],
     "<|startoftext|>": [27, 347, 993, 6659, 4160, 91, 285],
-    # Where case is ignored the long s equals s: the first of these is one word, but not the special token.
+    # Ignoring case, the long s equals s: the first of these is one word, but not the special token.
     "<\u017ftart_of_text>": [27, 129, 123, 16707, 62, 684, 62, 18169, 285],
     "don't DON\u2019T '\u017f": [847, 713, 847, 713, 6, 129, 379],
     # A letter since Unicode 15, so one word; engines with older tables split it in three.
@@ -35,7 +35,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def open_clip_tokenizer():
-    pytest.importorskip("open_clip", reason="needs open_clip, the reference (the extra 'test' has it)")
+    pytest.importorskip("open_clip", reason="OpenCLIP's tokenizer is the reference (extra: convert)")
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -77,7 +77,7 @@ def test_every_code_point_splits_as_in_open_clip(open_clip_tokenizer):
     assert WORD.findall(text) == open_clip_tokenizer.pat.findall(text)
 
 
-# Ordinary strings seldom hold an entity, a contraction or a special token: let them be built from such pieces too.
+# Random strings seldom contain an entity, a contraction or a special token, so these pieces are mixed in.
 PIECES = [
     "<start_of_text>",
     "<END_OF_TEXT>",

@@ -145,8 +145,8 @@ def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys, mo
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "fcclip_jax.training.states", None)  # its import fails
         assert convert(["run", "--run", str(straight), "--step", "6", "--output", str(tmp_path / "none")]) == 2
-    assert "a run is read with what training needs: pip install '.[train]'" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"`python -m convert run --run .* makes one"):
+    assert "install them: pip install '.[train]'" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"make one of this training run: `.* run --run "):
         checkpoint.read(straight / "checkpoints" / "6")
 
 

@@ -1,0 +1,143 @@
+"""The four commands, each a function of its parsed arguments."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+
+from flax import nnx
+from tqdm import tqdm
+
+from fcclip_jax import checkpoint
+from fcclip_jax.models import descriptions
+from fcclip_jax.models.building import abstract_model, named_variables
+from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
+from fcclip_jax.text.vocabulary import Vocabulary
+
+from . import PROG, fcclip, rules, weight_files
+from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, table_of
+
+
+def from_openclip(arguments: argparse.Namespace) -> None:
+    """Converts a CLIP of OpenCLIP's to a checkpoint of CLIP alone."""
+    checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    read_description(arguments.model, arguments.quick_gelu, False)  # refuses a wrong name before gigabytes are read
+    weights, quick_gelu = read_clip(arguments.pretrained, arguments.model)
+    if any(key.startswith((fcclip.CLIP_PREFIX, fcclip.HEAD_PREFIX)) for key in weights.tensors):
+        raise ValueError(f"{arguments.pretrained} contains a whole FC-CLIP; convert it with `{PROG} fcclip`")
+    description = read_description(arguments.model, arguments.quick_gelu, quick_gelu or False)
+    if isinstance(description, ModelDescription):
+        description = description.clip
+    write_checkpoint(arguments, description, weights, None, None)
+
+
+def from_fcclip(arguments: argparse.Namespace) -> None:
+    """Converts an official FC-CLIP checkpoint."""
+    checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    vocabulary = read_vocabulary(arguments.vocabulary)
+    read_description(arguments.model, arguments.quick_gelu, False)  # refuses a wrong name before gigabytes are read
+    weights = read_weights(arguments.checkpoint)
+    if not any(key.startswith(fcclip.HEAD_PREFIX) for key in weights.tensors):
+        raise ValueError(f"{arguments.checkpoint} contains no FC-CLIP; convert a CLIP alone with `{PROG} openclip`")
+    complete = any(key.startswith(fcclip.CLIP_PREFIX) for key in weights.tensors)
+    if complete and arguments.clip:
+        raise ValueError(f"{arguments.checkpoint} contains CLIP's weights already; remove --clip {arguments.clip}")
+    if not complete and not arguments.clip:
+        raise ValueError(
+            f"{arguments.checkpoint} contains no CLIP weights; add --clip with their tag or file (the official models"
+            " have OpenCLIP's laion2b_s29b_b131k_ft_soup for convnext_large_d_320, openai for RN50 and other ResNets)"
+        )
+    clip_source, quick_gelu = None, None
+    if arguments.clip:
+        clip, quick_gelu = read_clip(arguments.clip, arguments.model)
+        clip_source = clip.source
+        weights.tensors.update({fcclip.CLIP_PREFIX + key: tensor for key, tensor in clip.tensors.items()})
+        clip.tensors.clear()
+    if quick_gelu is None:
+        # The official ResNet models have OpenAI's weights, also where the name has no -quickgelu.
+        quick_gelu = arguments.model.startswith("RN")
+    description = read_description(arguments.model, arguments.quick_gelu, quick_gelu)
+    if isinstance(description, ClipDescription):
+        head = fcclip.head_description({key: tensor.shape for key, tensor in weights.tensors.items()})
+        description = dataclasses.replace(descriptions.fcclip_description(description), head=head)
+    write_checkpoint(arguments, description, weights, clip_source, vocabulary)
+
+
+def to_torch(arguments: argparse.Namespace) -> None:
+    """Converts a checkpoint back to a file with the official keys."""
+    weight_files.check_free(arguments.output, overwrite=arguments.overwrite)
+    print(f"reading {arguments.checkpoint}", flush=True)
+    contents = checkpoint.read(arguments.checkpoint)
+    tensors = rules.to_torch(contents.parameters, table_of(contents.description).rules, contents.ignored)
+    print(f"writing {len(tensors)} tensors, {in_units(sum(a.nbytes for a in tensors.values()))}", flush=True)
+    weight_files.write(arguments.output, tensors)
+    print(f"wrote {arguments.output}")
+
+
+def from_run(arguments: argparse.Namespace) -> None:
+    """Makes a checkpoint of a training run, at one of its steps."""
+    try:
+        from fcclip_jax.training.states import read_model
+    except ImportError as error:
+        raise ValueError(
+            f"reading a run needs packages of the train extra ({error}); install them: pip install '.[train]' in the"
+            " project's folder"
+        ) from None
+    checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
+    print(f"wrote {arguments.output}")
+
+
+def write_checkpoint(
+    arguments: argparse.Namespace,
+    description: ModelDescription | ClipDescription,
+    weights: weight_files.Weights,
+    clip_source: checkpoint.Origin | None,
+    vocabulary: Vocabulary | None,
+) -> None:
+    """Converts weights by the model's table, writes the checkpoint, and prints a summary."""
+    variables = named_variables(abstract_model(description))
+    table = table_of(description)
+    with tqdm(total=len(weights.tensors), desc="converting", unit=" tensors", disable=None) as progress:
+        parameters, ignored = rules.to_ours(
+            {key: tensor.load for key, tensor in weights.tensors.items()},
+            *table,
+            {name: variable.shape for name, variable in variables.items()},
+            on_key=lambda key: progress.update(),
+        )
+    # Closes the mapped file: its pages count as this process's memory while the checkpoint is written.
+    weights.tensors.clear()
+    print(f"writing {len(parameters)} parameters, {in_units(sum(a.nbytes for a in parameters.values()))}", flush=True)
+    contents = checkpoint.Checkpoint(
+        description=description,
+        parameters=parameters,
+        training_vocabulary=vocabulary,
+        text_sha256=checkpoint.text_fingerprint(description, parameters),
+        source=weights.source,
+        clip_source=clip_source,
+        ignored=ignored,
+    )
+    checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
+    _report(arguments.output, contents, variables, table)
+
+
+def _report(output: str, contents: checkpoint.Checkpoint, variables: Mapping[str, nnx.Variable], table: Table) -> None:
+    trainable, frozen = count_parameters(variables)
+    print(f"wrote {output}")
+    print(f"  {trainable:,} trainable and {frozen:,} frozen parameters")
+    description = contents.description
+    clip = description.clip if isinstance(description, ModelDescription) else description
+    print(f"  CLIP with {'quick' if clip.text.quick_gelu else 'exact'} GELU")
+    if contents.training_vocabulary:
+        vocabulary = contents.training_vocabulary
+        print(f"  trained with the vocabulary {vocabulary.name}, {len(vocabulary.classes)} classes")
+    for entry in table.ignored:
+        keys = [key for key in contents.ignored if entry.matches(key)]
+        if keys:
+            print(f"  ignored {keys[0] if len(keys) == 1 else f'{len(keys)} x {entry.source}'}: {entry.reason}")
+
+
+def count_parameters(variables: Mapping[str, nnx.Variable]) -> tuple[int, int]:
+    """Counts trainable and frozen parameters; the statistics of batch norms are neither."""
+    trainable = sum(v.size for v in variables.values() if isinstance(v, nnx.Param))
+    statistics = sum(v.size for name, v in variables.items() if name.endswith(("running_mean", "running_var")))
+    return trainable, sum(v.size for v in variables.values()) - trainable - statistics

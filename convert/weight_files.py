@@ -1,0 +1,189 @@
+"""Reads PyTorch's weight files without running code that they contain, and writes them."""
+
+import functools
+import hashlib
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  a dependency of jax, which adds bfloat16 to NumPy
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fcclip_jax.checkpoint import Origin
+from fcclip_jax.files import check_space, replacing
+from fcclip_jax.reporting import first_line
+
+WRAPPERS = ("model", "state_dict")
+"""Entries that hold the weights in files which training codes write, beside optimisers and counters."""
+PREFIXES = ("module.", "model.")
+"""Prefixes that DistributedDataParallel and other wrappers add to every key."""
+SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+
+
+class Tensor(NamedTuple):
+    """A tensor of an opened file. `load` reads it; half precision becomes float32."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+class Weights(NamedTuple):
+    """An opened weight file."""
+
+    source: Origin
+    tensors: dict[str, Tensor]
+    size: int
+    """Size of the file, in bytes."""
+
+
+def read(path: pathlib.Path, *, name: str | None = None) -> Weights:
+    """Opens a .safetensors file, or any file that torch.save wrote.
+
+    name: the name of the weights' origin; by default the file's.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it has no plain tensors, or would run code, or the package that reads it is missing.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the weight file inside it")
+    if not path.is_file():
+        raise FileNotFoundError(f"the weight file {path} does not exist; check the path")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if not tensors:
+        raise ValueError(f"{path} contains no tensors; give the file with the model's weights")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Weights(Origin(name or path.name, sha256), tensors, path.stat().st_size)
+
+
+def check_free(path: pathlib.Path, *, overwrite: bool) -> None:
+    """Checks that the output file can be written.
+
+    Raises:
+        FileExistsError: the path exists and is a folder, or is a file and `overwrite` is False.
+        FileNotFoundError: its folder does not exist.
+        ValueError: its suffix is neither .safetensors nor .pth.
+    """
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"the output {path} ends in {path.suffix or 'no suffix'}; end it in .safetensors or .pth")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the output's folder {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise FileExistsError(f"the output {path} is a folder; choose another name")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"the output {path} exists already; choose another name, or overwrite it (--overwrite)")
+
+
+def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes .safetensors, or .pth with the tensors under `model`: the whole file, or nothing.
+
+    Raises:
+        OSError: the file cannot be written, because the disk is full for example.
+        ValueError: the suffix is .pth, and PyTorch is missing.
+    """
+    torch = _import_torch(path) if path.suffix == ".pth" else None
+    try:
+        check_space(path.parent, sum(array.nbytes for array in tensors.values()))
+        with replacing(path) as temporary:
+            if torch is None:
+                temporary.touch()
+                mode = os.stat(temporary).st_mode
+                safetensors.numpy.save_file(dict(tensors), temporary)
+                os.chmod(temporary, mode)  # only the owner may read files that safetensors creates
+            else:
+                torch.save({"model": {key: torch.from_numpy(array) for key, array in tensors.items()}}, temporary)
+    # Neither library passes on the system's own error.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+    tensors = {}
+    try:
+        file = safetensors.safe_open(path, "np")
+        for key in file.keys():  # noqa: SIM118  a safe_open cannot be iterated over
+            header = file.get_slice(key)
+            if header.get_dtype() not in SAFETENSORS_DTYPES:
+                raise ValueError(f"{path}: {key} has dtype {header.get_dtype()}; save the weights as float32 first")
+            tensors[key] = Tensor(tuple(header.get_shape()), functools.partial(_load_safetensors, file, key))
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or is damaged ({first_line(error)}); download or save it again"
+        ) from None
+    return tensors
+
+
+def _load_safetensors(file: Any, key: str) -> np.ndarray:
+    array = file.get_tensor(key)
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
+    torch = _import_torch(path)
+    zipped = zipfile.is_zipfile(path)
+    if not zipped and not _is_pickle(path):
+        raise ValueError(f"{path} is no PyTorch file, or is cut short; download or save it again")
+    try:
+        if zipped and _is_torchscript(path):
+            raise ValueError(
+                f"{path} is a TorchScript archive, which is a program; save its state_dict() with PyTorch instead"
+            )
+        # Files from before PyTorch 1.6 are not zip archives, and cannot be mapped.
+        loaded = torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
+    except (OSError, ValueError):
+        raise
+    # PyTorch has one type of error for files that could run code; a damaged file can raise any other.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is refused: it is damaged, or contains more than plain tensors, which can run code; save the"
+            " model's state_dict() alone, preferably as .safetensors"
+        ) from error
+    while isinstance(loaded, dict) and (name := next((w for w in WRAPPERS if isinstance(loaded.get(w), dict)), None)):
+        loaded = loaded[name]
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} contains a {type(loaded).__name__}, not a dictionary of tensors; save a state_dict()")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not _is_plain(torch, value):
+            raise ValueError(
+                f"{path}: {key!r} is a {type(value).__name__}, not a plain tensor; save the model's state_dict() alone"
+            )
+    return {key: Tensor(tuple(value.shape), functools.partial(_load_torch, value)) for key, value in loaded.items()}
+
+
+def _import_torch(path: pathlib.Path) -> ModuleType:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path} needs PyTorch, which is not installed: pip install torch, or use a .safetensors file"
+        ) from None
+    return torch
+
+
+def _is_pickle(path: pathlib.Path) -> bool:
+    """Returns whether a file begins like a pickle of protocol 2 or later, as PyTorch's do from before version 1.6."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
+
+
+def _is_torchscript(path: pathlib.Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _is_plain(torch: ModuleType, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _load_torch(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()

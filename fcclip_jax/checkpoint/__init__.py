@@ -1,0 +1,25 @@
+"""Checkpoints: a directory that describes itself, so that loading one needs no configuration.
+
+    fcclip.json   describes the weights: sizes, the vocabulary that they were trained with, their origin
+    params/       orbax: a flat dictionary of arrays by `models.building.named_variables`
+
+A `clip` checkpoint contains the two CLIP towers alone, an `fcclip` checkpoint the whole model; names are the same in
+both.
+"""
+
+from fcclip_jax.checkpoint.contents import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.checkpoint.directory import Loaded, check_free, load, read, resolve, save
+from fcclip_jax.checkpoint.record import convert_command
+
+__all__ = [
+    "Checkpoint",
+    "Loaded",
+    "Origin",
+    "check_free",
+    "convert_command",
+    "load",
+    "read",
+    "resolve",
+    "save",
+    "text_fingerprint",
+]

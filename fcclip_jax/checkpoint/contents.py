@@ -1,0 +1,50 @@
+"""A checkpoint in memory."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fcclip_jax.models import descriptions
+from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
+from fcclip_jax.text.vocabulary import Vocabulary
+
+
+class Origin(NamedTuple):
+    """The file that weights were converted from: its name (or OpenCLIP's tag) and checksum."""
+
+    name: str
+    sha256: str
+
+
+class Checkpoint(NamedTuple):
+    """The contents of a checkpoint directory, in host memory."""
+
+    description: ModelDescription | ClipDescription
+    parameters: Mapping[str, np.ndarray]
+    training_vocabulary: Vocabulary | None
+    """None for a CLIP alone."""
+    text_sha256: str
+    """`text_fingerprint` of the weights."""
+    source: Origin
+    clip_source: Origin | None
+    """The origin of CLIP's weights, if they were not in `source`."""
+    ignored: Mapping[str, np.ndarray]
+    """PyTorch tensors that the model does not use, kept for converting back."""
+
+
+def text_fingerprint(
+    description: ModelDescription | ClipDescription, parameters: Mapping[str, np.ndarray | jax.Array]
+) -> str:
+    """Returns the sha256 of all that the text tower's results depend on: the key of cached embeddings."""
+    clip = description.clip if isinstance(description, ModelDescription) else description
+    digest = hashlib.sha256(json.dumps(descriptions.to_json(clip)["text"], sort_keys=True).encode())
+    for name in sorted(parameters):
+        if name.startswith("clip.text."):
+            array = np.ascontiguousarray(parameters[name])
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,232 @@
+"""A checkpoint directory: written whole or not at all, read into host memory or onto the device."""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+
+from fcclip_jax.checkpoint.contents import Checkpoint
+from fcclip_jax.checkpoint.record import DESCRIPTION, PARAMETERS, convert_command, read_record, write_record
+from fcclip_jax.files import check_space, check_writable
+from fcclip_jax.models.building import abstract_model, named_variables
+from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
+from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.reporting import first_line
+from fcclip_jax.text.vocabulary import Vocabulary
+
+
+class Loaded(NamedTuple):
+    """A model with its weights on the device."""
+
+    model: FCCLIP
+    description: ModelDescription
+    training_vocabulary: Vocabulary
+    text_sha256: str
+
+
+def resolve(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns an absolute path, local or on any storage that etils.epath supports, such as gs://.
+
+    Raises:
+        ValueError: the storage needs a package that is not installed.
+    """
+    resolved = epath.Path(path).expanduser()
+    if "://" not in os.fspath(resolved):
+        return resolved.resolve()
+    try:
+        resolved.exists()
+    except ImportError as error:
+        raise ValueError(
+            f"{resolved} needs a package that is not installed ({first_line(error)}): pip install 'etils[epath-gcs]'"
+        ) from None
+    return resolved
+
+
+def save(path: str | os.PathLike[str], checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
+    """Writes the directory under a temporary name and renames it, so that an incomplete checkpoint is never visible.
+
+    Raises:
+        ValueError, FileExistsError: as `check_free`.
+        OSError: the directory cannot be written, because the disk is full for example; nothing is left behind.
+    """
+    folder = resolve(path)
+    check_free(folder, overwrite=overwrite)
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    temporary = _sibling(folder, "tmp")
+    try:
+        temporary.mkdir(parents=True)
+        check_space(temporary, sum(array.nbytes for array in checkpoint.parameters.values()))
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary / PARAMETERS, args=ocp.args.PyTreeSave(dict(checkpoint.parameters)))
+        write_record(temporary, checkpoint)
+        _put_in_place(temporary, folder)
+    # Tensorstore reports the file system's errors as ValueError, orbax as several types.
+    except Exception as error:
+        raise OSError(f"the checkpoint {folder} cannot be written: {first_line(error)}") from error
+    finally:
+        _remove(temporary)
+        if not folder.exists():
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Checks that `save` may write to a path.
+
+    Raises:
+        FileExistsError: the path exists, and `overwrite` is False.
+        ValueError: the path exists and is no checkpoint.
+        OSError: the path cannot be written.
+    """
+    folder = resolve(path)
+    if not folder.exists():
+        check_writable(folder)
+        return
+    if not overwrite:
+        raise FileExistsError(f"the output {folder} exists already; choose another name, or overwrite it (--overwrite)")
+    replaceable = folder.is_dir() and ((folder / DESCRIPTION).exists() or not any(folder.iterdir()))
+    if not replaceable:
+        raise ValueError(f"the output {folder} is not a checkpoint, so it is not overwritten; choose another name")
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint of either kind into host memory.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or is no checkpoint.
+        ValueError: the path is a file, or the checkpoint is damaged.
+    """
+    folder = resolve(path)
+    contents = read_record(folder)
+    variables = named_variables(_abstract_model(folder, contents.description))
+    arrays = _restore(folder, variables, ocp.RestoreArgs(restore_type=np.ndarray))
+    return contents._replace(parameters=cast(dict[str, np.ndarray], arrays))
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """Loads an FC-CLIP onto the device, without compiling anything.
+
+    path: a checkpoint directory, local or on any storage that etils.epath supports, such as gs://.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`; or the checkpoint contains a CLIP alone.
+    """
+    folder = resolve(path)
+    contents = read_record(folder)
+    if not isinstance(contents.description, ModelDescription) or contents.training_vocabulary is None:
+        raise ValueError(
+            f"{folder} contains a CLIP alone, without FC-CLIP's head; combine it with an FC-CLIP checkpoint, and load"
+            f" the result: {convert_command()} fcclip --clip {folder} --checkpoint FILE --model MODEL --output DIR"
+        )
+    model = _abstract_model(folder, contents.description)
+    variables = named_variables(model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arrays = _restore(folder, variables, ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=device))
+    for name, variable in variables.items():
+        variable.set_value(arrays[name])
+    return Loaded(cast(FCCLIP, model), contents.description, contents.training_vocabulary, contents.text_sha256)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # Each of several processes reads and writes independently, without waiting for the others.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    # Trained weights hardly compress, and trying doubles the memory and the time of writing.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _sibling(path: epath.Path, suffix: str) -> epath.Path:
+    return path.parent / f".{path.name}.{uuid.uuid4().hex}.{suffix}"
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder, repeatedly: after a failure, orbax's threads may still write files into it for a moment."""
+    for _ in range(20):
+        if not folder.exists():
+            return
+        with contextlib.suppress(OSError):
+            folder.rmtree()
+        time.sleep(0.1)
+
+
+def _put_in_place(temporary: epath.Path, path: epath.Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = _sibling(path, "old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    old.rmtree()
+
+
+def _abstract_model(path: epath.Path, description: ModelDescription | ClipDescription) -> nnx.Module:
+    try:
+        return abstract_model(description)
+    except ValueError as error:
+        raise ValueError(f"{path / DESCRIPTION}: {error}") from None
+
+
+def _restore(
+    path: epath.Path, variables: Mapping[str, nnx.Variable], how: ocp.RestoreArgs
+) -> dict[str, np.ndarray | jax.Array]:
+    """Restores exactly the variables' arrays, after checking their names, shapes and dtypes."""
+    parameters = path / PARAMETERS
+    with _checkpointer() as checkpointer:
+        with _damage_reported(parameters):
+            tree = checkpointer.metadata(parameters).item_metadata.tree
+            found = {name: _type_of(array) for name, array in tree.items()}
+        _check_parameters(path, found, {name: _type_of(variable) for name, variable in variables.items()})
+        with _damage_reported(parameters):
+            return checkpointer.restore(parameters, args=ocp.args.PyTreeRestore(restore_args=dict.fromkeys(found, how)))
+
+
+@contextlib.contextmanager
+def _damage_reported(parameters: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    # The errors that orbax and tensorstore raise for damaged files have no common type.
+    except Exception as error:
+        raise ValueError(
+            f"the weights in {parameters} are damaged ({first_line(error)}); copy or convert the checkpoint again"
+        ) from error
+
+
+def _type_of(array: Any) -> str:
+    return f"{np.dtype(array.dtype)}{list(array.shape)}"
+
+
+def _check_parameters(path: epath.Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"the model has no {name}" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {found[name]} instead of {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights in {path} do not fit the model that its {DESCRIPTION} describes: {_some(sorted(problems))};"
+            " convert the checkpoint again"
+        )
+
+
+def _some(problems: Iterable[str], limit: int = 10) -> str:
+    problems = list(problems)
+    rest = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    return ", ".join(problems[:limit] + rest)

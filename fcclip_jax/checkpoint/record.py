@@ -1,0 +1,146 @@
+"""fcclip.json, the description inside a checkpoint directory: written, and read without trusting it."""
+
+import base64
+import importlib.util
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fcclip_jax.checkpoint.contents import Checkpoint, Origin
+from fcclip_jax.models import descriptions
+from fcclip_jax.models.descriptions import ModelDescription
+from fcclip_jax.reporting import first_line
+from fcclip_jax.text.vocabulary import Vocabulary
+
+FORMAT = 1
+DESCRIPTION, PARAMETERS = "fcclip.json", "params"
+
+
+def convert_command() -> str:
+    """Returns the command that converts checkpoints: fcclip-convert, or python -m convert if it is not installed."""
+    return "fcclip-convert" if importlib.util.find_spec("fcclip_jax.convert") else "python -m convert"
+
+
+def write_record(path: epath.Path, checkpoint: Checkpoint) -> None:
+    """Writes the description into the directory `path`, which has the parameters already."""
+    record = {**_to_json(checkpoint), "files": _file_sizes(path / PARAMETERS)}
+    (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_record(path: epath.Path) -> Checkpoint:
+    """Reads all but the parameters, and checks that no file below `path` is missing or cut short.
+
+    Raises:
+        FileNotFoundError: `path` does not exist, or contains no description.
+        ValueError: `path` is a file, or the checkpoint is damaged or has another format.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"the checkpoint {path} does not exist; check the path, or make one from the official weights with"
+            f" `{convert_command()} fcclip`"
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is a file, not a checkpoint directory; convert it first:"
+            f" {convert_command()} fcclip --checkpoint {path} --model MODEL --output DIR"
+        )
+    file = path / DESCRIPTION
+    if not file.exists():
+        raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DESCRIPTION}; {_suggest(path)}")
+    try:
+        record = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
+    try:
+        contents = _from_json(record)
+    except ValueError as error:
+        raise ValueError(f"{file}: {first_line(error)}") from None
+    found = _file_sizes(path / PARAMETERS)
+    for name, size in record["files"].items():
+        if found.get(name) != size:
+            state = f"has {found[name]} bytes instead of {size}" if name in found else "is missing"
+            raise ValueError(f"{path / PARAMETERS / name} {state}; copy or convert the checkpoint again")
+    return contents
+
+
+def _suggest(path: epath.Path) -> str:
+    """Returns the next step for a folder without a description, which may be a training run's."""
+    runs = (folder for folder in (path, *path.parents[:2]) if (folder / "start" / DESCRIPTION).exists())
+    run = next(runs, None)
+    if run is None:
+        return "give the folder that contains it"
+    convert = f"make one of this training run: `{convert_command()} run --run {run} --output DIR`"
+    return f"give {run / 'final'}, or {convert}" if (run / "final").exists() else convert
+
+
+def _file_sizes(folder: epath.Path) -> dict[str, int]:
+    """Returns the size of each file below: orbax reports a short or missing file less clearly, or not at all."""
+    files = [parent / name for parent, _, names in folder.walk() for name in names]
+    return {file.relative_to(folder).as_posix(): file.stat().length for file in files}
+
+
+def _to_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    vocabulary = checkpoint.training_vocabulary
+    return {
+        "format": FORMAT,
+        "kind": "fcclip" if isinstance(checkpoint.description, ModelDescription) else "clip",
+        "description": descriptions.to_json(checkpoint.description),
+        "source": checkpoint.source._asdict(),
+        "clip_source": checkpoint.clip_source and checkpoint.clip_source._asdict(),
+        "text_sha256": checkpoint.text_sha256,
+        "training_vocabulary": vocabulary and json.loads(vocabulary.to_json()),
+        "ignored": {
+            key: {
+                "dtype": array.dtype.name,
+                "shape": array.shape,
+                "base64": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode(),
+            }
+            for key, array in checkpoint.ignored.items()
+        },
+    }
+
+
+def _from_json(record: Any) -> Checkpoint:
+    match record:
+        case {"format": version} if version != FORMAT:
+            raise ValueError(
+                f"the checkpoint has format {version!r:.80}, but this version of fcclip_jax reads format {FORMAT};"
+                " install the newest version"
+            )
+        case {
+            "format": _,
+            "kind": "fcclip" | "clip" as kind,
+            "description": dict(description),
+            "source": {"name": str(), "sha256": str()} as source,
+            "clip_source": None | {"name": str(), "sha256": str()} as clip_source,
+            "text_sha256": str(text_sha256),
+            "training_vocabulary": None | dict() as vocabulary,
+            "ignored": dict(ignored),
+            "files": {**files},
+        } if files and (kind == "fcclip") == (vocabulary is not None):
+            parse = descriptions.model_from_json if kind == "fcclip" else descriptions.clip_from_json
+            return Checkpoint(
+                description=parse(description),
+                parameters={},
+                training_vocabulary=None if vocabulary is None else Vocabulary.from_json(json.dumps(vocabulary)),
+                text_sha256=text_sha256,
+                source=_origin(source),
+                clip_source=clip_source and _origin(clip_source),
+                ignored={key: _parse_array(key, value) for key, value in ignored.items()},
+            )
+    raise ValueError("an entry of the description is missing or malformed; convert the checkpoint again")
+
+
+def _origin(record: Mapping[str, str]) -> Origin:
+    return Origin(record["name"], record["sha256"])
+
+
+def _parse_array(key: str, record: Any) -> np.ndarray:
+    try:
+        data = base64.b64decode(record["base64"], validate=True)
+        return np.frombuffer(data, np.dtype(record["dtype"])).reshape(record["shape"]).copy()
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"the tensor {key!r} is malformed; convert the checkpoint again") from None
