@@ -23,6 +23,7 @@ from fcclip_jax.models import descriptions
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.training.parameters import is_statistic, is_trainable
 
 from . import fcclip, files, open_clip, rules, tags
 
@@ -240,10 +241,10 @@ def _report(output: str, contents: checkpoint.Checkpoint, variables: Mapping[str
 
 
 def count_parameters(variables: Mapping[str, nnx.Variable]) -> tuple[int, int]:
-    """Trainable and frozen ones; batch norm's statistics are neither."""
-    trainable = sum(v.size for v in variables.values() if isinstance(v, nnx.Param))
-    statistics = sum(v.size for name, v in variables.items() if name.endswith(("running_mean", "running_var")))
-    return trainable, sum(v.size for v in variables.values()) - trainable - statistics
+    """Returns how many train and how many are frozen. Batch normalisation's statistics are neither."""
+    sizes = {name: variable.size for name, variable in variables.items() if not is_statistic(name)}
+    trainable = sum(size for name, size in sizes.items() if is_trainable(name, train_trunk=False))
+    return trainable, sum(sizes.values()) - trainable
 
 
 def _read(path: pathlib.Path, *, name: str | None = None) -> files.Weights:

@@ -23,8 +23,9 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training import sharding
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.optim import optimizer
+from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.start import model_description
-from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, is_trainable, make_train_step, skeleton
+from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, make_train_step, skeleton
 from pallas_kernels.compile_tpu import devices
 
 GIB = 2**30

@@ -21,6 +21,7 @@ from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings, LossSums, mean_losses, output_losses, weighted_total
 from fcclip_jax.training.losses.points import RandomDraws
 from fcclip_jax.training.optim import OptimSettings, learning_rate, optimizer
+from fcclip_jax.training.parameters import is_statistic, is_trainable
 
 Parameters = Mapping[str, Array]
 """By `named_variables`' names."""
@@ -76,14 +77,6 @@ class StepMetrics(NamedTuple):
     """The sum of squares of each parameter's gradient, by sorted names."""
 
 
-def is_trainable(name: str, train_trunk: bool) -> bool:
-    """Whether training changes a parameter. CLIP's own head and its batch statistics never change."""
-    if not name.startswith("clip."):
-        return True
-    in_trunk = name.startswith("clip.image.") and not name.startswith(("clip.image.head", "clip.image.attnpool"))
-    return train_trunk and in_trunk and not name.endswith(("running_mean", "running_var"))
-
-
 def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
     """The model without values and without the text tower, which training runs once, before the first step."""
     model = abstract_model(description)
@@ -98,8 +91,8 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Frozen weights live in the dtype that they are used in; batch statistics are too delicate for bfloat16."""
-    return np.dtype(np.float32 if name.endswith(("running_mean", "running_var")) else jnp.dtype(settings.compute_dtype))
+    """Returns a frozen parameter's dtype: the one that it is used in, float32 for batch statistics, which bfloat16 would spoil."""
+    return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
 
 
 def initial_state(parameters: Mapping[str, np.ndarray], settings: StepSettings, mesh: Mesh) -> TrainState:

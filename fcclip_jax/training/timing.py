@@ -61,8 +61,9 @@ def ours(case: Case) -> Side:
     from fcclip_jax.structs import Batch, Targets, TextClassifier
     from fcclip_jax.training import sharding
     from fcclip_jax.training.losses.criterion import LossSettings
+    from fcclip_jax.training.parameters import is_trainable
     from fcclip_jax.training.start import initial_head
-    from fcclip_jax.training.step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
+    from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
     settings = StepSettings(LossSettings(num_points=case.points), compute_dtype="float32")
     mesh = sharding.make_mesh(1, 1)

@@ -33,8 +33,9 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.optim import OptimSettings
+from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.start import starting_point, training_classifier
-from fcclip_jax.training.step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
+from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
 TRUNK = SMALL.clip
 HEAD = dataclasses.replace(SMALL.head, hidden_dim=128, mask_dim=128, num_queries=100)

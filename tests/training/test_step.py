@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcclip_jax.models.building import abstract_model, named_variables
+from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL, HeadDescription, ModelDescription
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.structs import Batch, Targets, TextClassifier
 from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings, LossSums
+from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.step import (
     StepSettings,
     frozen_dtype,
     initial_state,
-    is_trainable,
     make_train_step,
     skeleton,
     whole_batch,
@@ -96,17 +96,6 @@ def test_parts_of_a_batch_add_up(whole):
     # The moving average is halfway between before and after.
     for name, value in first.state.average.items():
         np.testing.assert_allclose(parts.state.average[name], value, atol=1e-6, err_msg=name)
-
-
-def test_what_trains():
-    names = list(named_variables(abstract_model(DESCRIPTION)))
-    head = {name for name in names if is_trainable(name, train_trunk=False)}
-    assert head == {name for name in names if not name.startswith("clip.")}
-    trunk = {name for name in names if is_trainable(name, train_trunk=True)} - head
-    assert {name for name in trunk if not name.startswith("clip.image.")} == set()
-    assert "clip.image.stem_conv.weight" in trunk
-    assert not any("head" in name or "text" in name for name in trunk)
-    assert not is_trainable("clip.image.stages.0.first.bn1.running_mean", train_trunk=True)
 
 
 def test_frozen_weights_live_in_the_dtype_of_their_use():
