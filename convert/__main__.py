@@ -24,6 +24,7 @@ from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.parameters import is_statistic, is_trainable
+from fcclip_jax.training.run_folder import read_model
 
 from . import fcclip, files, open_clip, rules, tags
 
@@ -181,12 +182,6 @@ def _to_torch(arguments: argparse.Namespace) -> None:
 
 
 def _from_run(arguments: argparse.Namespace) -> None:
-    try:
-        from fcclip_jax.training.states import read_model
-    except ImportError as error:
-        raise ValueError(
-            f"a run is read with what training needs: pip install '.[train]' in the project's folder ({error})"
-        ) from None
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
     print(f"wrote {arguments.output}")

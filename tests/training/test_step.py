@@ -119,7 +119,7 @@ def test_a_mesh_of_what_there_is():
     devices = jax.devices()
     assert dict(sharding.make_mesh(-1, 1, devices * 4).shape) == {"data": 4, "fsdp": 1}
     assert dict(sharding.make_mesh(2, 2, devices * 4).shape) == {"data": 2, "fsdp": 2}
-    with pytest.raises(ValueError, match="asks for 16 devices, and there are 4"):
+    with pytest.raises(ValueError, match="takes 16 devices, and there are 4"):
         sharding.make_mesh(4, 4, devices * 4)
     with pytest.raises(ValueError, match="does not divide the 4 devices"):
         sharding.make_mesh(-1, 3, devices * 4)
