@@ -10,7 +10,6 @@ import pytest
 from absl.testing import flagsaver
 
 from fcclip_jax import main
-from fcclip_jax.training import plan
 from fcclip_jax.training.config import step_settings
 from tests.data import tiny
 from tests.training import tiny_runs
@@ -122,28 +121,3 @@ def test_mistakes_that_show_later(tmp_path, refusal):
     assert "there is no checkpoint at /nowhere" in refusal(*tiny_runs.arguments(paths, workdir, init="/nowhere"))
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))
     assert "has the category 77, which the vocabulary" in refusal(*tiny_runs.arguments(paths, workdir))
-
-
-def test_collectives_are_counted_with_the_loops_around_them():
-    text = """HloModule jit_step
-%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
-  %r = f32[4,8]{1,0:T(8,128)} all-reduce(%x), to_apply=%add
-  %g = (f32[2,8]{1,0}, /*index=1*/f32[4,8]{1,0}) all-gather-start(%y), dimensions={0}
-}
-%cond (p: (s32[], f32[4,8])) -> pred[] {
-  %lt = pred[] compare(%i, %n)
-}
-ENTRY %main (a: f32[4,8]) -> f32[4,8] {
-  %w = (s32[], f32[4,8]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  %s = bf16[16]{0} all-reduce(%z), to_apply=%add
-}
-"""
-    expected = {"all-reduce": (4, 3 * 128 + 32), "all-gather": (3, 3 * 128)}
-    assert plan.collectives(text) == (expected, True)
-    # As XLA writes it for TPUs: the count is in the loop's condition alone.
-    unnamed = text.replace(', backend_config={"known_trip_count":{"n":"3"}}', "").replace(
-        "  %lt = pred[] compare(%i, %n)", "  %n = s32[] constant(3)\n  %lt = pred[] compare(%i, %n), direction=LT"
-    )
-    assert plan.collectives(unnamed) == (expected, True)
-    found, counted = plan.collectives(unnamed.replace("constant(3)", "parameter(1)"))
-    assert found["all-gather"] == (1, 128) and not counted

@@ -24,7 +24,7 @@ from tests.training.tiny_runs import HEAD
 
 CLASSES, SLOTS, CROP, ROWS = 5, 96, 64, 4
 DESCRIPTION = ModelDescription(clip=SMALL.clip, head=HeadDescription(**HEAD))
-SETTINGS = StepSettings(losses=LossSettings(num_points=64), compute_dtype="float32", average=0.5)
+SETTINGS = StepSettings(losses=LossSettings(num_points=64), compute_dtype="float32", average=0.9)
 
 
 def batch(segments: list[int], seed: int = 0) -> Batch:
@@ -93,9 +93,25 @@ def test_parts_of_a_batch_add_up(whole):
     for name in ("cross_entropy", "mask", "dice"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4)
     np.testing.assert_allclose(found.gradient_norm, expected.gradient_norm, rtol=1e-4)
-    # The moving average is halfway between before and after.
     for name, value in first.state.average.items():
         np.testing.assert_allclose(parts.state.average[name], value, atol=1e-6, err_msg=name)
+
+
+def test_the_moving_average_by_hand(whole):
+    """average = 0.9 average + 0.1 parameters after every step, from the initial parameters on."""
+    run = Run(SETTINGS)
+    run.train_step = whole.train_step  # compiled already
+    expected = {name: np.asarray(value, np.float64) for name, value in run.state.parameters.items()}
+    start = expected
+    for seed in range(4):
+        run.step(batch([3, 0, 7, 12], seed))
+        for name, value in run.state.parameters.items():
+            expected = expected | {name: 0.9 * expected[name] + 0.1 * np.asarray(value, np.float64)}
+        for name, value in run.state.average.items():
+            # Parameters are about 1: float32's rounding, once a step.
+            np.testing.assert_allclose(value, expected[name], rtol=2e-6, atol=1e-7, err_msg=name)
+    moved = [np.abs(expected[name] - start[name]).max() for name in expected]
+    assert np.median(moved) > 1e-5
 
 
 def test_frozen_weights_live_in_the_dtype_of_their_use():
