@@ -105,8 +105,8 @@ def test_mistakes_on_the_command_line(tmp_path, refusal):
 def test_a_copied_configuration_works_anywhere(tmp_path, refusal):
     copy = tmp_path / "mine.py"
     copy.write_bytes((tiny_runs.CONFIGS / "custom.py").read_bytes())
-    said = refusal(f"--config={copy}:debug", f"--workdir={tmp_path / 'run'}")
-    assert "there is no folder of images at datasets/custom/train" in said
+    sentence = refusal(f"--config={copy}:debug", f"--workdir={tmp_path / 'run'}")
+    assert "there is no folder of images at datasets/custom/train" in sentence
 
 
 def test_mistakes_that_show_later(tmp_path, refusal):

@@ -36,7 +36,7 @@ class Hyperparameters(NamedTuple):
     """A parameter's share of the optimiser's settings."""
 
     multiplier: float
-    """Of the learning rate."""
+    """Multiplies the learning rate."""
     weight_decay: float
 
 

@@ -102,7 +102,7 @@ def full_model(start: Checkpoint) -> FCCLIP:
 
 
 def training_classifier(start: Checkpoint, cache_dir: os.PathLike[str] | None) -> TextClassifier:
-    """Embeds the training vocabulary with the text tower. The classifier is not padded, since the vocabulary never changes."""
+    """Embeds the training vocabulary with the text tower. The classifier is not padded: its vocabulary is fixed."""
     vocabulary = start.training_vocabulary
     tower = full_model(start).clip.text
     embeddings = TextEncoder(tower, fingerprint=start.text_sha256, cache_dir=cache_dir).embed(vocabulary)
@@ -114,20 +114,22 @@ def training_classifier(start: Checkpoint, cache_dir: os.PathLike[str] | None) -
     )
 
 
-def _check_description(init: str | os.PathLike[str], found: Checkpoint, wanted: ModelDescription) -> None:
+def _check_description(init: str | os.PathLike[str], found: Checkpoint, expected: ModelDescription) -> None:
     whole = isinstance(found.description, ModelDescription)
     clip = found.description.clip if whole else found.description
-    if clip != wanted.clip:
-        raise ValueError(f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, wanted.clip)}")
-    if whole and found.description.head != wanted.head:
+    if clip != expected.clip:
         raise ValueError(
-            f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, wanted.head)}"
+            f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, expected.clip)}"
+        )
+    if whole and found.description.head != expected.head:
+        raise ValueError(
+            f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, expected.head)}"
         )
 
 
-def _difference(found: object, wanted: object) -> str:
+def _difference(found: object, expected: object) -> str:
     """Describes the first field that differs."""
-    pairs = zip(_flat(found), _flat(wanted), strict=False)
+    pairs = zip(_flat(found), _flat(expected), strict=False)
     (name, value), (_, other) = next((pair for pair in pairs if pair[0] != pair[1]), (("its sizes", "?"), ("", "?")))
     return f"{name} is {value}, not {other}"
 

@@ -24,7 +24,7 @@ from fcclip_jax.training.optim import OptimSettings, learning_rate, optimizer
 from fcclip_jax.training.parameters import is_statistic, is_trainable
 
 Parameters = Mapping[str, Array]
-"""By `named_variables`' names."""
+"""Arrays by the names that `named_variables` gives them."""
 
 
 class TrainState(NamedTuple):
@@ -78,7 +78,7 @@ class StepMetrics(NamedTuple):
 
 
 def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
-    """Returns the model without values and without the text tower, which training runs only once, before the first step."""
+    """Returns the model without values and without the text tower, which only runs before the first step."""
     model = abstract_model(description)
     del model.clip.text
     model.mask_decoder.remat = settings.remat
@@ -91,7 +91,7 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Returns a frozen parameter's dtype: the one that it is used in, float32 for batch statistics, which bfloat16 would spoil."""
+    """Returns a frozen parameter's dtype: the one of its use, but float32 for batch statistics, for precision."""
     return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
 
 

@@ -1,4 +1,4 @@
-"""Whole runs: resuming is exact, whatever ended the run before and wherever it goes on; the result is a whole model."""
+"""Whole runs: a resumed run is exactly the same, on any devices and after any end; the result is a whole model."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def paths(tmp_path_factory) -> tiny.Paths:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """Programs are compiled once for all runs of this file."""
+    """Compiles programs once for all runs of this file."""
     folder = tmp_path_factory.mktemp("cache")
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
@@ -49,7 +49,7 @@ def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def straight(paths, cache, tmp_path_factory) -> pathlib.Path:
-    """The working directory of an undisturbed run of 6 steps, saved at 3 and 6 and evaluated at the end."""
+    """Returns the folder of an undisturbed run of 6 steps, saved at 3 and 6 and validated at the end."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     config = tiny_runs.config(paths, **{"eval.every": 6, "eval.images": 2, "eval.pictures": 1})
     train(config, workdir)
@@ -101,7 +101,7 @@ def test_what_a_run_leaves(straight):
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["3", "6"]
     assert list((straight / "tensorboard").iterdir())
     assert json.loads((straight / "config.json").read_text())["batch_size"] == 4
-    # What trains has changed, and nothing else.
+    # Only the trainable parameters have changed.
     before, after = checkpoint.read(straight / "start").parameters, parameters(straight)
     for name, value in before.items():
         assert np.array_equal(value, after[name]) == name.startswith("clip."), name
@@ -150,7 +150,7 @@ def test_any_of_its_checkpoints_is_a_model(straight, tmp_path, capsys):
 
 
 def test_a_run_is_converted_without_the_train_extra(straight, tmp_path):
-    """In a process where no package of the extra can be imported. Optax is there: flax itself needs it."""
+    """Converts in a process that can import no package of the extra but optax, which flax itself needs."""
     code = """
 import sys
 for name in ("absl", "array_record", "grain", "ml_collections", "simplejpeg", "tensorboardX", "tensorflow_datasets"):
@@ -247,7 +247,7 @@ def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, 
     assert "on 4 cpu devices" not in outputs[1]
     assert [line["step"] for line in lines(workdir) if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     assert lines(workdir)[-1]["train/loss"] == pytest.approx(lines(straight)[5]["train/loss"], rel=1e-5)
-    # Of one step: sums in another order. Clipped gradients are near AdamW's eps, which keeps that small.
+    # One step's sums have another order. Clipped gradients are near AdamW's eps, which keeps the difference small.
     assert_same(parameters(workdir), parameters(straight), within=1e-6)
 
 

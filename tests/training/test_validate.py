@@ -45,7 +45,7 @@ def kept(share: float) -> dict[str, jax.Array]:
 
 def test_a_perfect_model(validator, dataset):
     found = validator(kept(1), 7)
-    # Cats and skies are all found; dogs have one segment without pixels an image, which nobody finds, and a crowd.
+    # Cats and skies are all found. Each image has a dog segment without pixels, which cannot be found, and a crowd.
     assert found == pytest.approx({"pq": 200 / 3, "sq": 200 / 3, "rq": 200 / 3, "pq_things": 50, "pq_stuff": 100})
     ((name, picture),) = validator._log.shown.items()
     assert name == ("picture 0, found | annotated", 7)
@@ -55,7 +55,7 @@ def test_a_perfect_model(validator, dataset):
 
 
 def test_other_weights_other_scores(validator, dataset):
-    """Eight columns in ten of every segment: still the same segments, of a lower IoU; three in ten are none."""
+    """Eight columns in ten of every segment match it with a lower IoU; three in ten do not match."""
     found = validator(kept(0.8), 7)
     shares = []
     for index in (0, 2, 4):
@@ -66,7 +66,7 @@ def test_other_weights_other_scores(validator, dataset):
 
 
 def test_two_processes_measure_what_one_does(validator, paths):
-    """Of three images each process takes its share; the weights are sharded over both processes."""
+    """Each process takes its share of three images; the weights are sharded over both processes."""
     address = free_address()
     processes = [
         subprocess.Popen(

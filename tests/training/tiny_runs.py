@@ -1,4 +1,4 @@
-"""A run that is over in seconds: a tiny model, on tiny annotated images."""
+"""A training run of a few seconds: a tiny model, on tiny annotated images."""
 
 import importlib.util
 import pathlib
