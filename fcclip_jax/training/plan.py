@@ -35,7 +35,7 @@ HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x"
 """GiB of memory of each of JAX's devices: a chip, or half a v7x chip."""
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_WITH_OPERANDS = ("all-gather", "collective-permute")
+_LISTS_OPERANDS = ("all-gather", "collective-permute")
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -105,7 +105,7 @@ def print_plan(config: ConfigDict, topology: str) -> int:
         flush=True,
     )
     for label, arrays in (("trainable", arguments.state.parameters), ("frozen", arguments.frozen)):
-        print(f"{label:10} {_count(arrays):>14,} parameters, {_held(arrays) / GIB:.3f} GiB on each device")
+        print(f"{label:10} {_count(arrays):>14,} parameters, {_bytes_on_device(arrays) / GIB:.3f} GiB on each device")
     plan = compile_plan(description, settings, mesh, arguments)
     print(
         f"arguments  {plan.arguments / GIB:.2f} GiB, temporaries {plan.temporaries / GIB:.2f} GiB, peak {plan.peak / GIB:.2f} GiB"
@@ -198,7 +198,7 @@ def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
             own[name], calls[name] = [], []
             entry = name if header[1] else entry
         elif found := re.match(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line):
-            own[name].append((found[2], _size(found[1], found[2] in _WITH_OPERANDS and bool(found[3]))))
+            own[name].append((found[2], _size(found[1], found[2] in _LISTS_OPERANDS and bool(found[3]))))
         elif name:
             trips = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
             condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -259,5 +259,5 @@ def _count(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.shape) for x in arrays.values())
 
 
-def _held(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
+def _bytes_on_device(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in arrays.values())

@@ -150,10 +150,10 @@ def test_any_of_its_checkpoints_is_a_model(straight, tmp_path, capsys):
 
 
 def test_a_run_is_converted_without_the_train_extra(straight, tmp_path):
-    """Converts in a process that can import no package of the extra but optax, which flax itself needs."""
+    """Converts in a process that can import no package of the extra but absl and optax, which flax itself needs."""
     code = """
 import sys
-for name in ("absl", "array_record", "grain", "ml_collections", "simplejpeg", "tensorboardX", "tensorflow_datasets"):
+for name in ("array_record", "grain", "ml_collections", "simplejpeg", "tensorboardX", "tensorflow_datasets"):
     sys.modules[name] = None  # its import fails
 from convert.__main__ import main
 code = main(sys.argv[1:])
