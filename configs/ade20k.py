@@ -6,11 +6,12 @@ DATASETS holds ADEChallengeData2016 with ade20k_panoptic_train.json and its PNGs
 50.2; COCO, zero-shot, 27.0 / 78.0 / 32.9. Variants are those of configs/coco.py.
 """
 
-import coco
 from ml_collections import ConfigDict
+
+from fcclip_jax.training.recipe import base_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = coco.get_config(variant)
+    config = base_config(variant)
     config.data.dataset = "ade20k_panoptic"
     return config

@@ -7,11 +7,12 @@ Expected (PQ / AP / mIoU): COCO 50.7 / 40.7 / 58.8, ADE20K, zero-shot, 17.9 / 9.
 of configs/coco.py: configs/coco.py:RN50x4 and so on.
 """
 
-import coco
 from ml_collections import ConfigDict
+
+from fcclip_jax.training.recipe import base_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant:
         raise ValueError(f"configs/coco_rn50.py has no variants; got {variant!r}")
-    return coco.get_config("RN50")
+    return base_config("RN50")

@@ -1,19 +1,20 @@
-"""An example for data of your own: images, and panoptic annotations in COCO's format. Copy it and change the paths.
+"""A template for your own data: images, and panoptic annotations in COCO's format. Copy it and change the paths.
 
     python -m fcclip_jax.main --config=configs/custom.py --config.init=fcclip_convnext_large --workdir=runs/custom
 
-The json's categories become the training vocabulary: {"id", "name", "isthing"}, and synonyms of a name parted by commas
-("cat, kitten"). Here training goes on from the released FC-CLIP, for a few thousand images; a checkpoint of a CLIP alone
-(`python -m convert openclip`) starts with a new head instead, and takes the steps of configs/coco.py. What to expect
+The json's categories {"id", "name", "isthing"} become the training vocabulary; commas separate the synonyms in a name
+("cat, kitten"). This configuration fine-tunes the released FC-CLIP on a few thousand images. A checkpoint of a CLIP
+alone (`python -m convert openclip`) starts with a new head instead, and needs the steps of configs/coco.py. The result
 depends on the data: watch "pq" in TensorBoard. configs/custom.py:debug runs in a minute, from random weights.
 """
 
-import coco
 from ml_collections import ConfigDict
+
+from fcclip_jax.training.recipe import base_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = coco.get_config(variant)
+    config = base_config(variant)
     config.data.dataset = "custom"
     for split in ("train", "val"):
         config.data[split].images = f"datasets/custom/{split}"

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.models.descriptions import TextDescription
-from fcclip_jax.models.layers import Attention, Frozen, LayerNorm, Linear, Stack
+from fcclip_jax.models.layers import Attention, LayerNorm, Linear, Stack
 
 
 class ResidualAttentionBlock(nnx.Module):
@@ -14,11 +14,11 @@ class ResidualAttentionBlock(nnx.Module):
 
     def __init__(self, description: TextDescription, *, rngs: nnx.Rngs):
         width = description.width
-        self.ln_1 = LayerNorm(width, kind=Frozen, rngs=rngs)
-        self.attn = Attention(width, description.heads, kind=Frozen, rngs=rngs)
-        self.ln_2 = LayerNorm(width, kind=Frozen, rngs=rngs)
-        self.c_fc = Linear(width, 4 * width, kind=Frozen, rngs=rngs)
-        self.c_proj = Linear(4 * width, width, kind=Frozen, rngs=rngs)
+        self.ln_1 = LayerNorm(width, rngs=rngs)
+        self.attn = Attention(width, description.heads, rngs=rngs)
+        self.ln_2 = LayerNorm(width, rngs=rngs)
+        self.c_fc = Linear(width, 4 * width, rngs=rngs)
+        self.c_proj = Linear(4 * width, width, rngs=rngs)
         self.quick_gelu = description.quick_gelu
 
     def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
@@ -37,13 +37,13 @@ class TextTower(nnx.Module):
     def __init__(self, description: TextDescription, *, rngs: nnx.Rngs):
         width = description.width
         normal = nnx.initializers.normal(0.02)
-        self.token_embedding = Frozen(normal(rngs.params(), (description.vocab_size, width)))
-        self.positional_embedding = Frozen(normal(rngs.params(), (description.context_length, width)))
+        self.token_embedding = nnx.Param(normal(rngs.params(), (description.vocab_size, width)))
+        self.positional_embedding = nnx.Param(normal(rngs.params(), (description.context_length, width)))
         self.resblocks = Stack(
             lambda rngs: ResidualAttentionBlock(description, rngs=rngs), description.layers, rngs=rngs
         )
-        self.ln_final = LayerNorm(width, kind=Frozen, rngs=rngs)
-        self.text_projection = Frozen(normal(rngs.params(), (width, description.embed_dim)))
+        self.ln_final = LayerNorm(width, rngs=rngs)
+        self.text_projection = nnx.Param(normal(rngs.params(), (width, description.embed_dim)))
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N E"]:
         """Returns the features at each text's end token, which has the largest id.

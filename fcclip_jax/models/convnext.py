@@ -9,19 +9,19 @@ from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.classifiers import mask_pool
 from fcclip_jax.models.depthwise import depthwise_conv
 from fcclip_jax.models.descriptions import ConvNeXtDescription
-from fcclip_jax.models.layers import Conv, Frozen, LayerNorm, Linear, Stack, add_dims, torch_default, valid_mask
+from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, torch_default, valid_mask
 from fcclip_jax.structs import Features
 
 
 class Block(nnx.Module):
     """ConvNeXt's residual block: x + gamma * fc2(gelu(fc1(norm(depthwise 7x7(x)))))."""
 
-    def __init__(self, dim: int, eps: float, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
-        self.conv_dw = Depthwise(dim, kind=kind, rngs=rngs)
-        self.norm = LayerNorm(dim, eps=eps, kind=kind, rngs=rngs)
-        self.fc1 = Linear(dim, 4 * dim, kind=kind, rngs=rngs)
-        self.fc2 = Linear(4 * dim, dim, kind=kind, rngs=rngs)
-        self.gamma = kind(jnp.full(dim, 1e-6))
+    def __init__(self, dim: int, eps: float, *, rngs: nnx.Rngs):
+        self.conv_dw = Depthwise(dim, rngs=rngs)
+        self.norm = LayerNorm(dim, eps=eps, rngs=rngs)
+        self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = Linear(4 * dim, dim, rngs=rngs)
+        self.gamma = nnx.Param(jnp.full(dim, 1e-6))
 
     def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         y = self.norm(self.conv_dw(x * mask))
@@ -32,9 +32,9 @@ class Block(nnx.Module):
 class Depthwise(nnx.Module):
     """A 7x7 convolution of each channel on its own. `weight` is [7, 7, C]."""
 
-    def __init__(self, dim: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
-        self.weight = kind(torch_default(rngs.params(), (7, 7, 1, dim))[:, :, 0])
-        self.bias = kind(jnp.zeros(dim))
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(torch_default(rngs.params(), (7, 7, 1, dim))[:, :, 0])
+        self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         return depthwise_conv(x, self.weight[...].astype(x.dtype)) + add_dims(self.bias[...], x)
@@ -43,12 +43,10 @@ class Depthwise(nnx.Module):
 class Stage(nnx.Module):
     """Halves the resolution (except in the first stage), then applies equal blocks."""
 
-    def __init__(
-        self, in_dim: int, dim: int, depth: int, eps: float, *, first: bool, kind: type[nnx.Variable], rngs: nnx.Rngs
-    ):
-        self.downsample_norm = None if first else LayerNorm(in_dim, eps=eps, kind=kind, rngs=rngs)
-        self.downsample_conv = None if first else Conv(in_dim, dim, 2, stride=2, kind=kind, rngs=rngs)
-        self.blocks = Stack(lambda rngs: Block(dim, eps, kind=kind, rngs=rngs), depth, rngs=rngs)
+    def __init__(self, in_dim: int, dim: int, depth: int, eps: float, *, first: bool, rngs: nnx.Rngs):
+        self.downsample_norm = None if first else LayerNorm(in_dim, eps=eps, rngs=rngs)
+        self.downsample_conv = None if first else Conv(in_dim, dim, 2, stride=2, rngs=rngs)
+        self.blocks = Stack(lambda rngs: Block(dim, eps, rngs=rngs), depth, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W I"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         if self.downsample_norm is not None:
@@ -59,23 +57,23 @@ class Stage(nnx.Module):
 class ConvNeXt(nnx.Module):
     """The image tower: dense features at four strides, and CLIP's head for pooled ones."""
 
-    def __init__(self, description: ConvNeXtDescription, *, kind: type[nnx.Variable] = Frozen, rngs: nnx.Rngs):
+    def __init__(self, description: ConvNeXtDescription, *, rngs: nnx.Rngs):
         dims, eps = description.dims, description.norm_eps
-        self.stem_conv = Conv(3, dims[0], 4, stride=4, kind=kind, rngs=rngs)
-        self.stem_norm = LayerNorm(dims[0], eps=eps, kind=kind, rngs=rngs)
+        self.stem_conv = Conv(3, dims[0], 4, stride=4, rngs=rngs)
+        self.stem_norm = LayerNorm(dims[0], eps=eps, rngs=rngs)
         self.stages = nnx.List(
             [
-                Stage(dims[max(i - 1, 0)], dims[i], depth, eps, first=i == 0, kind=kind, rngs=rngs)
+                Stage(dims[max(i - 1, 0)], dims[i], depth, eps, first=i == 0, rngs=rngs)
                 for i, depth in enumerate(description.depths)
             ]
         )
-        self.head_norm = LayerNorm(dims[-1], eps=eps, kind=kind, rngs=rngs)
+        self.head_norm = LayerNorm(dims[-1], eps=eps, rngs=rngs)
         hidden, embed = 2 * description.embed_dim, description.embed_dim
         if description.head == "mlp":
-            self.head_fc1 = Linear(dims[-1], hidden, kind=kind, rngs=rngs)
-            self.head_fc2 = Linear(hidden, embed, bias=False, kind=kind, rngs=rngs)
+            self.head_fc1 = Linear(dims[-1], hidden, rngs=rngs)
+            self.head_fc2 = Linear(hidden, embed, bias=False, rngs=rngs)
         else:
-            self.head_proj = Linear(dims[-1], embed, bias=False, kind=kind, rngs=rngs)
+            self.head_proj = Linear(dims[-1], embed, bias=False, rngs=rngs)
         self.head_kind = description.head
 
     def stem(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:

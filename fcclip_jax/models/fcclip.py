@@ -11,7 +11,7 @@ from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
-from fcclip_jax.models.layers import Frozen, unit_normal, valid_mask
+from fcclip_jax.models.layers import unit_normal, valid_mask
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
@@ -28,7 +28,7 @@ class CLIP(nnx.Module):
         trunk = {"convnext": ConvNeXt, "resnet": ResNet}[description.image.family]
         self.image = trunk(description.image, rngs=rngs)
         self.text = TextTower(description.text, rngs=rngs)
-        self.logit_scale = Frozen(jnp.log(jnp.asarray(1 / 0.07)))
+        self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
 
 
 class FCCLIP(nnx.Module):

@@ -24,14 +24,6 @@ c2_xavier = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 unit_normal = nnx.initializers.normal(1.0)
 
 
-class Frozen(nnx.Variable):
-    """A pre-trained CLIP value: no gradient, no optimiser state."""
-
-
-Kind = type[nnx.Variable]
-"""nnx.Param for what trains, Frozen for CLIP."""
-
-
 class Linear(nnx.Module):
     """A linear layer: y = x @ weight + bias. The initial bias is PyTorch's if the weights are, else zero."""
 
@@ -42,13 +34,12 @@ class Linear(nnx.Module):
         *,
         bias: bool = True,
         init: Initializer = torch_default,
-        kind: Kind = nnx.Param,
         rngs: nnx.Rngs,
     ):
-        self.weight = kind(init(rngs.params(), (in_features, out_features)))
+        self.weight = nnx.Param(init(rngs.params(), (in_features, out_features)))
         bound = in_features**-0.5 if init is torch_default else 0.0
         start = jax.random.uniform(rngs.params(), (out_features,), minval=-bound, maxval=bound) if bias else None
-        self.bias = kind(start) if bias else None
+        self.bias = nnx.Param(start) if bias else None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         y = x @ self.weight[...].astype(x.dtype)
@@ -71,10 +62,10 @@ class MLP(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, with statistics in at least float32."""
 
-    def __init__(self, features: int, *, eps: float = 1e-5, kind: Kind = nnx.Param, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
         del rngs  # nothing random
-        self.weight = kind(jnp.ones(features))
-        self.bias = kind(jnp.zeros(features))
+        self.weight = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
@@ -99,11 +90,10 @@ class Conv(nnx.Module):
         padding: int = 0,
         bias: bool = True,
         init: Initializer = torch_default,
-        kind: Kind = nnx.Param,
         rngs: nnx.Rngs,
     ):
-        self.weight = kind(init(rngs.params(), (kernel, kernel, in_features, out_features)))
-        self.bias = kind(jnp.zeros(out_features)) if bias else None
+        self.weight = nnx.Param(init(rngs.params(), (kernel, kernel, in_features, out_features)))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if bias else None
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: Float[Array, "B H W in"]) -> Float[Array, "B h w out"]:
@@ -146,12 +136,10 @@ class GroupNorm(nnx.Module):
 class Attention(nnx.Module):
     """torch.nn.MultiheadAttention: the three input projections in one matrix."""
 
-    def __init__(
-        self, features: int, heads: int, *, init: Initializer = xavier_uniform, kind: Kind = nnx.Param, rngs: nnx.Rngs
-    ):
-        self.in_proj_weight = kind(init(rngs.params(), (features, 3 * features)))
-        self.in_proj_bias = kind(jnp.zeros(3 * features))
-        self.out_proj = Linear(features, features, init=init, kind=kind, rngs=rngs)
+    def __init__(self, features: int, heads: int, *, init: Initializer = xavier_uniform, rngs: nnx.Rngs):
+        self.in_proj_weight = nnx.Param(init(rngs.params(), (features, 3 * features)))
+        self.in_proj_bias = nnx.Param(jnp.zeros(3 * features))
+        self.out_proj = Linear(features, features, init=init, rngs=rngs)
         self.heads = heads
 
     def __call__(

@@ -7,18 +7,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.descriptions import ResNetDescription
-from fcclip_jax.models.layers import Conv, Frozen, Linear, Stack, add_dims, unit_normal, valid_mask
+from fcclip_jax.models.layers import Conv, Linear, Stack, add_dims, unit_normal, valid_mask
 from fcclip_jax.structs import Features
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation with frozen statistics: CLIP stays in evaluation mode while the head trains."""
 
-    def __init__(self, features: int, *, kind: type[nnx.Variable]):
-        self.weight = kind(jnp.ones(features))
-        self.bias = kind(jnp.zeros(features))
-        self.running_mean = Frozen(jnp.zeros(features))
-        self.running_var = Frozen(jnp.ones(features))
+    def __init__(self, features: int):
+        self.weight = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.running_mean = nnx.Param(jnp.zeros(features))
+        self.running_var = nnx.Param(jnp.ones(features))
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         scale = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + 1e-5)
@@ -36,17 +36,16 @@ class Bottleneck(nnx.Module):
         *,
         stride: int = 1,
         downsample: bool = False,
-        kind: type[nnx.Variable],
         rngs: nnx.Rngs,
     ):
-        self.conv1 = Conv(in_dim, width, 1, bias=False, kind=kind, rngs=rngs)
-        self.bn1 = BatchNorm(width, kind=kind)
-        self.conv2 = Conv(width, width, 3, padding=1, bias=False, kind=kind, rngs=rngs)
-        self.bn2 = BatchNorm(width, kind=kind)
-        self.conv3 = Conv(width, 4 * width, 1, bias=False, kind=kind, rngs=rngs)
-        self.bn3 = BatchNorm(4 * width, kind=kind)
-        self.downsample_conv = Conv(in_dim, 4 * width, 1, bias=False, kind=kind, rngs=rngs) if downsample else None
-        self.downsample_bn = BatchNorm(4 * width, kind=kind) if downsample else None
+        self.conv1 = Conv(in_dim, width, 1, bias=False, rngs=rngs)
+        self.bn1 = BatchNorm(width)
+        self.conv2 = Conv(width, width, 3, padding=1, bias=False, rngs=rngs)
+        self.bn2 = BatchNorm(width)
+        self.conv3 = Conv(width, 4 * width, 1, bias=False, rngs=rngs)
+        self.bn3 = BatchNorm(4 * width)
+        self.downsample_conv = Conv(in_dim, 4 * width, 1, bias=False, rngs=rngs) if downsample else None
+        self.downsample_bn = BatchNorm(4 * width) if downsample else None
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W I"], mask: Float[Array, "B H W 1"]) -> Float[Array, "B h w C"]:
@@ -65,9 +64,9 @@ class Bottleneck(nnx.Module):
 class Layer(nnx.Module):
     """The blocks of one resolution: a first one that changes the shape, then equal ones."""
 
-    def __init__(self, in_dim: int, width: int, depth: int, stride: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
-        self.first = Bottleneck(in_dim, width, stride=stride, downsample=True, kind=kind, rngs=rngs)
-        self.rest = Stack(lambda rngs: Bottleneck(4 * width, width, kind=kind, rngs=rngs), depth - 1, rngs=rngs)
+    def __init__(self, in_dim: int, width: int, depth: int, stride: int, *, rngs: nnx.Rngs):
+        self.first = Bottleneck(in_dim, width, stride=stride, downsample=True, rngs=rngs)
+        self.rest = Stack(lambda rngs: Bottleneck(4 * width, width, rngs=rngs), depth - 1, rngs=rngs)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W I"], mask: Float[Array, "B H W 1"]) -> Float[Array, "B h w C"]:
@@ -78,12 +77,12 @@ class Layer(nnx.Module):
 class AttentionPool(nnx.Module):
     """CLIP's attention pooling, restricted to masks as in FC-CLIP (modeling/backbone/clip.py)."""
 
-    def __init__(self, grid: int, dim: int, heads: int, embed_dim: int, *, kind: type[nnx.Variable], rngs: nnx.Rngs):
-        self.positional_embedding = kind(unit_normal(rngs.params(), (grid * grid + 1, dim)) / dim**0.5)
-        self.q_proj = Linear(dim, dim, kind=kind, rngs=rngs)
-        self.k_proj = Linear(dim, dim, kind=kind, rngs=rngs)
-        self.v_proj = Linear(dim, dim, kind=kind, rngs=rngs)
-        self.c_proj = Linear(dim, embed_dim, kind=kind, rngs=rngs)
+    def __init__(self, grid: int, dim: int, heads: int, embed_dim: int, *, rngs: nnx.Rngs):
+        self.positional_embedding = nnx.Param(unit_normal(rngs.params(), (grid * grid + 1, dim)) / dim**0.5)
+        self.q_proj = Linear(dim, dim, rngs=rngs)
+        self.k_proj = Linear(dim, dim, rngs=rngs)
+        self.v_proj = Linear(dim, dim, rngs=rngs)
+        self.c_proj = Linear(dim, embed_dim, rngs=rngs)
         self.grid, self.heads = grid, heads
 
     def __call__(
@@ -140,18 +139,18 @@ class AttentionPool(nnx.Module):
 class ResNet(nnx.Module):
     """The image tower: dense features at four strides, and attention pooling."""
 
-    def __init__(self, description: ResNetDescription, *, kind: type[nnx.Variable] = Frozen, rngs: nnx.Rngs):
+    def __init__(self, description: ResNetDescription, *, rngs: nnx.Rngs):
         width = description.width
-        self.conv1 = Conv(3, width // 2, 3, stride=2, padding=1, bias=False, kind=kind, rngs=rngs)
-        self.bn1 = BatchNorm(width // 2, kind=kind)
-        self.conv2 = Conv(width // 2, width // 2, 3, padding=1, bias=False, kind=kind, rngs=rngs)
-        self.bn2 = BatchNorm(width // 2, kind=kind)
-        self.conv3 = Conv(width // 2, width, 3, padding=1, bias=False, kind=kind, rngs=rngs)
-        self.bn3 = BatchNorm(width, kind=kind)
+        self.conv1 = Conv(3, width // 2, 3, stride=2, padding=1, bias=False, rngs=rngs)
+        self.bn1 = BatchNorm(width // 2)
+        self.conv2 = Conv(width // 2, width // 2, 3, padding=1, bias=False, rngs=rngs)
+        self.bn2 = BatchNorm(width // 2)
+        self.conv3 = Conv(width // 2, width, 3, padding=1, bias=False, rngs=rngs)
+        self.bn3 = BatchNorm(width)
         in_dims = [width] + [width * 4 << i for i in range(3)]
         self.layers = nnx.List(
             [
-                Layer(in_dim, width << i, depth, 1 if i == 0 else 2, kind=kind, rngs=rngs)
+                Layer(in_dim, width << i, depth, 1 if i == 0 else 2, rngs=rngs)
                 for i, (in_dim, depth) in enumerate(zip(in_dims, description.layers, strict=True))
             ]
         )
@@ -160,7 +159,6 @@ class ResNet(nnx.Module):
             width * 32,
             description.heads,
             description.embed_dim,
-            kind=kind,
             rngs=rngs,
         )
 

@@ -1,11 +1,11 @@
-"""What a configuration may say, checked before anything is read or computed."""
+"""The values that a configuration may have, checked before anything is read or computed."""
 
 import typing
 
 import jax
 from ml_collections import ConfigDict
 
-from fcclip_jax.conventions import STRIDE
+from fcclip_jax.conventions import NO_SEGMENT, STRIDE
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.losses.matcher import Matcher
 from fcclip_jax.training.optim import OptimSettings
@@ -43,10 +43,10 @@ CHOICES = {
 
 
 def step_settings(config: ConfigDict) -> StepSettings:
-    """What the configuration says about a step.
+    """Returns the configuration's settings of a step, after checking all of its values.
 
     Raises:
-        ValueError: any of its values, about a step or not, cannot be.
+        ValueError: a value is impossible; the message names it, whether it concerns a step or not.
     """
     for name, least in AT_LEAST.items():
         if not _value(config, name) >= least:
@@ -56,16 +56,20 @@ def step_settings(config: ConfigDict) -> StepSettings:
             raise ValueError(f"{name} is {_value(config, name)!r}; choose one of {', '.join(map(str, choices))}")
     if config.data.crop % STRIDE:
         raise ValueError(f"data.crop is {config.data.crop}; it must be a multiple of {STRIDE}")
-    if config.data.max_segments > 255:
-        raise ValueError(f"data.max_segments is {config.data.max_segments}; a segment map has room for 255")
+    if config.data.max_segments > NO_SEGMENT:
+        raise ValueError(
+            f"data.max_segments is {config.data.max_segments}; the limit is {NO_SEGMENT}, since segment maps have 8 bits"
+        )
     if config.eval.max_side < config.eval.short_side:
         raise ValueError(f"eval.max_side {config.eval.max_side} is less than eval.short_side {config.eval.short_side}")
     if not 0 <= config.losses.importance_share <= 1:
-        raise ValueError(f"losses.importance_share is {config.losses.importance_share}; it is a share, from 0 to 1")
+        raise ValueError(f"losses.importance_share is {config.losses.importance_share}; it must be from 0 to 1")
     if config.average is not None and not 0 < config.average < 1:
-        raise ValueError(f"average is {config.average}; a moving average's decay is between 0 and 1, such as 0.9999")
+        raise ValueError(
+            f"average is {config.average}; the moving average's decay must be between 0 and 1, such as 0.9999"
+        )
     if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ValueError("compute_dtype float64 shows what rounding does, slowly; it needs JAX_ENABLE_X64=1")
+        raise ValueError("compute_dtype is float64, which needs JAX_ENABLE_X64=1 in the environment")
     return StepSettings(
         losses=LossSettings(**config.losses),
         optim=OptimSettings(**config.optim),

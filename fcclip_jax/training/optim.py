@@ -1,10 +1,8 @@
 """The official optimiser (train_net.py of the official code): AdamW in groups, one clip, a rate that drops twice.
 
-Everything is by a parameter's name, as `named_variables` gives it, over a flat dictionary of the trainable
-parameters.
+All trees are flat dictionaries of the trainable parameters, by the names that `named_variables` gives them.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -14,6 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from fcclip_jax.training.parameters import group_of
+
 
 class OptimSettings(NamedTuple):
     """The official recipe for COCO panoptic, of 368,750 steps with 16 images each."""
@@ -22,61 +22,39 @@ class OptimSettings(NamedTuple):
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    """Not negligible: clipped as they are, gradients come near it."""
+    """Not negligible: clipped gradients come near it."""
     clip_norm: float = 0.01
-    """Of all gradients together."""
+    """The largest norm of all gradients together."""
     milestones: tuple[int, ...] = (327_778, 355_092)
-    """Steps from which on the learning rate is `drop` times what it was."""
+    """Steps at which the learning rate is multiplied by `drop`."""
     drop: float = 0.1
     trunk_multiplier: float = 0.1
-    """Of the learning rate of CLIP's image trunk, where that is trained too."""
+    """Multiplies the learning rate of CLIP's image trunk, where the trunk trains."""
 
 
-class Group(NamedTuple):
-    """Parameters that are treated alike."""
-
-    what: str
-    names: str
-    """A regular expression of the whole name."""
-    in_trunk: bool
-    decays: bool
-
-
-GROUPS = (
-    Group("CLIP's normalisation layers", r"clip\.image\..*(norm|bn)\d?\.(weight|bias)", in_trunk=True, decays=False),
-    Group("the rest of CLIP's image trunk", r"clip\.image\..*", in_trunk=True, decays=True),
-    Group("normalisation layers", r".*norm\d?\.(weight|bias)", in_trunk=False, decays=False),
-    Group("queries", r"mask_decoder\.(query_feat|query_embed)", in_trunk=False, decays=False),
-    # Of the two level embeddings one is officially an embedding layer, and the other a parameter, which decays.
-    Group("the mask decoder's levels, void", r"mask_decoder\.level_embed|void_embedding", in_trunk=False, decays=False),
-    Group("the rest, biases included", r"(pixel_decoder|mask_decoder)\..*", in_trunk=False, decays=True),
-)
-"""The first that matches counts."""
-
-
-class Treatment(NamedTuple):
-    """What a group comes to."""
+class Hyperparameters(NamedTuple):
+    """A parameter's share of the optimiser's settings."""
 
     multiplier: float
-    """Of the learning rate."""
+    """Multiplies the learning rate."""
     weight_decay: float
 
 
-def treatment(name: str, settings: OptimSettings) -> Treatment:
-    """How a parameter is trained.
+def hyperparameters(name: str, settings: OptimSettings) -> Hyperparameters:
+    """Returns how the optimiser treats a parameter.
 
     Raises:
-        ValueError: no group knows the name.
+        ValueError: the parameter never trains, or belongs to no group.
     """
-    for group in GROUPS:
-        if re.fullmatch(group.names, name):
-            multiplier = settings.trunk_multiplier if group.in_trunk else 1.0
-            return Treatment(multiplier, settings.weight_decay if group.decays else 0.0)
-    raise ValueError(f"the parameter {name} belongs to no group of the optimiser; add it to optim.GROUPS")
+    group = group_of(name)
+    if group.trains == "never":
+        raise ValueError(f"the parameter {name} never trains ({group.description}); leave it out of the optimiser")
+    multiplier = settings.trunk_multiplier if group.slowed else 1.0
+    return Hyperparameters(multiplier, settings.weight_decay if group.decays else 0.0)
 
 
 def learning_rate(settings: OptimSettings) -> optax.Schedule:
-    """The rate of each step, counted from 0. There is no warm-up: the official one starts at the full rate."""
+    """Returns the rate of each step, counted from 0. There is no warm-up: the official schedule starts at the full rate."""
     rates = np.asarray(
         [settings.learning_rate * settings.drop**i for i in range(len(settings.milestones) + 1)], np.float32
     )
@@ -89,12 +67,12 @@ def learning_rate(settings: OptimSettings) -> optax.Schedule:
 
 
 def optimizer(names: Iterable[str], settings: OptimSettings) -> optax.GradientTransformation:
-    """From the gradients of the named parameters to what is added to them.
+    """Returns the optimiser of the named parameters.
 
     Raises:
-        ValueError: no group knows one of the names.
+        ValueError: one of the parameters never trains, or belongs to no group.
     """
-    groups = {name: treatment(name, settings) for name in names}
+    groups = {name: hyperparameters(name, settings) for name in names}
     beta1, beta2 = settings.betas
     chain = optax.chain(
         clip_by_norm(settings.clip_norm),
@@ -113,7 +91,7 @@ def optimizer(names: Iterable[str], settings: OptimSettings) -> optax.GradientTr
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
-    """`torch.nn.utils.clip_grad_norm_`: times limit / (norm + 1e-6), unless that is above 1."""
+    """Clips as `torch.nn.utils.clip_grad_norm_` does: multiplies by limit / (norm + 1e-6), unless that is above 1."""
 
     def clip(gradients: Mapping[str, Array], parameters: Mapping[str, Array] | None) -> dict[str, Array]:
         del parameters

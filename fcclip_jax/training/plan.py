@@ -1,6 +1,7 @@
-"""What training takes on a TPU pod, without one: the real step through the real TPU compiler (libtpu, from pip).
+"""Memory and communication of a training step on a TPU pod, without the pod.
 
-Nothing runs: the compiler says how much memory a chip's program needs, and its text which data the chips exchange.
+The real step is compiled by the real TPU compiler (libtpu, from pip). Nothing runs: the compiler reports how much memory
+each chip's program needs, and the program's text shows which data the chips exchange.
 """
 
 import math
@@ -17,22 +18,24 @@ from ml_collections import ConfigDict
 
 from fcclip_jax.data.datasets import CUSTOM, DATASETS, open_dataset
 from fcclip_jax.models.building import named_variables
-from fcclip_jax.models.descriptions import HeadDescription
+from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
+from fcclip_jax.reporting import DONE, INCOMPLETE
 from fcclip_jax.structs import Batch, Targets, TextClassifier
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training import sharding
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.optim import optimizer
+from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.start import model_description
-from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, is_trainable, make_train_step, skeleton
+from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, make_train_step, skeleton
 from pallas_kernels.compile_tpu import devices
 
 GIB = 2**30
 HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
-"""GiB of memory of what JAX calls a device: a chip, or half of a v7x one."""
+"""GiB of memory of each of JAX's devices: a chip, or half a v7x chip."""
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_WITH_OPERANDS = ("all-gather", "collective-permute")
+_LISTS_OPERANDS = ("all-gather", "collective-permute")
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -49,22 +52,31 @@ _BYTES = {
 }
 
 
+class StepArguments(NamedTuple):
+    """A step's arguments, in its order; the leaves are ShapeDtypeStructs with shardings."""
+
+    state: TrainState
+    frozen: dict[str, jax.ShapeDtypeStruct]
+    text: TextClassifier
+    batch: Batch
+
+
 class Plan(NamedTuple):
-    """Of one device; bytes."""
+    """Needs of one device. Sizes are in bytes."""
 
     arguments: int
-    """Parameters, optimiser state, frozen weights and its share of the batch."""
+    """Parameters, optimiser state, frozen weights and the device's share of the batch."""
     temporaries: int
     peak: int
-    """Both, and results that take no argument's place."""
+    """Arguments, temporaries, and results that do not reuse an argument's memory."""
     capacity: int | None
-    """None for a device that this table does not know."""
+    """None for a device that is not in `HBM`."""
     collectives: dict[str, tuple[int, int]]
-    """How many of each kind a step makes, and how many bytes they give."""
+    """For each kind: how many a step makes, and the bytes that they produce."""
     counted: bool
-    """Whether that is all; if not, XLA does not say how often a loop with some of them runs."""
+    """Whether the collectives' counts are complete: XLA does not always give a loop's trip count."""
     kernels: int
-    """Places in the program where a Pallas kernel is called."""
+    """Calls of Pallas kernels in the program."""
     compile_seconds: float
 
     @property
@@ -72,11 +84,11 @@ class Plan(NamedTuple):
         return self.capacity is None or self.peak <= self.capacity
 
 
-def main(config: ConfigDict, topology: str) -> int:
-    """Prints the plan; 1 if it does not fit.
+def print_plan(config: ConfigDict, topology: str) -> int:
+    """Prints the plan. Returns the exit code: INCOMPLETE if the step does not fit into memory.
 
     Raises:
-        ValueError: libtpu is not there or does not know the topology, or the configuration does not suit it.
+        ValueError: libtpu is not installed or has no such topology, or the configuration does not suit it.
     """
     try:
         chips = devices(topology)
@@ -87,15 +99,14 @@ def main(config: ConfigDict, topology: str) -> int:
     settings = step_settings(config)
     description = model_description(config.model.clip, HeadDescription(**config.model.head))
     arguments = abstract_arguments(config, description, settings, mesh)
-    state, frozen = arguments[:2]
     print(
         f"{topology}: {mesh.size} x {chips[0].device_kind}, mesh {mesh.shape['data']} data x {mesh.shape['fsdp']} fsdp,"
         f" {config.batch_size // mesh.size} images of {config.data.crop} pixels a device",
         flush=True,
     )
-    for what, arrays in (("trainable", state.parameters), ("frozen", frozen)):
-        print(f"{what:10} {_count(arrays):>14,} parameters, {_held(arrays) / GIB:.3f} GiB on each device")
-    plan = compile_plan(config, description, settings, mesh, arguments)
+    for label, arrays in (("trainable", arguments.state.parameters), ("frozen", arguments.frozen)):
+        print(f"{label:10} {_count(arrays):>14,} parameters, {_bytes_on_device(arrays) / GIB:.3f} GiB on each device")
+    plan = compile_plan(description, settings, mesh, arguments)
     print(
         f"arguments  {plan.arguments / GIB:.2f} GiB, temporaries {plan.temporaries / GIB:.2f} GiB, peak {plan.peak / GIB:.2f} GiB"
         + (f" of {plan.capacity / GIB:.0f} GiB" if plan.capacity else "")
@@ -105,12 +116,14 @@ def main(config: ConfigDict, topology: str) -> int:
         print(f"{name:20} {least}{count:6} a step, {size / 2**20:10.1f} MiB on each device")
     print(f"compiled in {plan.compile_seconds:.0f} s, with {plan.kernels} calls of Pallas kernels")
     if not plan.fits:
-        print("it does not fit: raise mesh.fsdp or accumulate, set remat, or take a smaller batch or crop")
-    return 0 if plan.fits else 1
+        print("it does not fit: raise mesh.fsdp or accumulate, set remat, or choose a smaller batch or crop")
+    return DONE if plan.fits else INCOMPLETE
 
 
-def abstract_arguments(config: ConfigDict, description, settings: StepSettings, mesh: Mesh):
-    """What a step reads, without values: state, frozen parameters, text classifier, batch."""
+def abstract_arguments(
+    config: ConfigDict, description: ModelDescription, settings: StepSettings, mesh: Mesh
+) -> StepArguments:
+    """Returns a step's arguments without values: state, frozen parameters, text classifier, batch."""
     variables = named_variables(skeleton(description, settings))
 
     def parameter(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
@@ -141,10 +154,11 @@ def abstract_arguments(config: ConfigDict, description, settings: StepSettings, 
     )
     crop = (config.data.crop, config.data.crop)
     targets = Targets(row(crop, np.uint8), row((config.data.max_segments,), np.int32))
-    return state, frozen, text, Batch(row((*crop, 3), np.uint8), targets, row((), np.int32))
+    return StepArguments(state, frozen, text, Batch(row((*crop, 3), np.uint8), targets, row((), np.int32)))
 
 
-def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: Mesh, arguments) -> Plan:
+def compile_plan(description: ModelDescription, settings: StepSettings, mesh: Mesh, arguments: StepArguments) -> Plan:
+    """Compiles the step for the mesh's devices."""
     step = make_train_step(skeleton(description, settings), settings, mesh)
     with jax.set_mesh(mesh):
         lowered = step.lower(*arguments)
@@ -169,9 +183,10 @@ def compile_plan(config: ConfigDict, description, settings: StepSettings, mesh: 
 
 
 def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
-    """How often a program (XLA's text of it) makes each kind of collective, loops included, and the bytes they give.
+    """Counts the collectives of a program in XLA's text form, loops included, and the bytes that they produce.
 
-    Also whether that is all: a loop whose count is not there to be read counts once.
+    Returns the count and bytes of each kind, and whether they are complete: a loop without a readable trip count is
+    counted once.
     """
     own: dict[str, list[tuple[str, int]]] = {}
     calls: dict[str, list[tuple[str, int | None]]] = {}
@@ -183,7 +198,7 @@ def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
             own[name], calls[name] = [], []
             entry = name if header[1] else entry
         elif found := re.match(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.+?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line):
-            own[name].append((found[2], _size(found[1], found[2] in _WITH_OPERANDS and bool(found[3]))))
+            own[name].append((found[2], _size(found[1], found[2] in _LISTS_OPERANDS and bool(found[3]))))
         elif name:
             trips = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line)
             condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -194,7 +209,7 @@ def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
     sizes: Counter[str] = Counter()
 
     def visit(computation: str, times: int) -> bool:
-        """Whether all is counted."""
+        """Returns whether everything is counted."""
         for kind, size in own.get(computation, ()):
             counts[kind] += times
             sizes[kind] += times * size
@@ -210,7 +225,10 @@ def collectives(text: str) -> tuple[dict[str, tuple[int, int]], bool]:
 
 
 def _loop_bounds(text: str) -> dict[str, int]:
-    """N of the computations that ask whether a loop's counter is less than a constant N: for TPUs, XLA names no counts."""
+    """Returns N for each computation that tests whether a loop's counter is less than a constant N.
+
+    For TPUs, XLA gives no trip counts.
+    """
     bounds = {}
     for name, body in re.findall(r"^%?([\w.\-]+) .*-> pred\[\].*\{\n((?:[^}].*\n)*)\}", text, re.MULTILINE):
         constants = re.findall(r" constant\((\d+)\)", body)
@@ -220,7 +238,7 @@ def _loop_bounds(text: str) -> dict[str, int]:
 
 
 def _size(shapes: str, started: bool) -> int:
-    """Of a result. What an asynchronous all-gather or permutation starts with holds its operands too, before it."""
+    """Returns the bytes of a result. An asynchronous all-gather's or permutation's start lists its operands first."""
     sizes = [
         _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
         for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
@@ -241,5 +259,5 @@ def _count(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.shape) for x in arrays.values())
 
 
-def _held(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
+def _bytes_on_device(arrays: dict[str, jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in arrays.values())

@@ -1,7 +1,7 @@
-"""Numbers and pictures of a run: JSON lines, TensorBoard, and Weights & Biases if asked for.
+"""A run's measurements and pictures: JSON lines, TensorBoard, and Weights & Biases where configured.
 
-metrics.measure("train/loss", 12.3)     # as often as there is something to say
-metrics.write(step)                     # one JSON line of all that was measured since the last
+log.measure("train/loss", 12.3)
+log.write(step)                     # one JSON line of everything measured since the last
 """
 
 import json
@@ -16,12 +16,15 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
-FILE, CONFIG = "metrics.jsonl", "config.json"
-"""In the run's folder: the measurements, and what it was configured with."""
+from fcclip_jax import files
+from fcclip_jax.training.run_folder import CONFIG
+
+FILE = "metrics.jsonl"
+"""The measurements, in the run's folder."""
 
 
 class RunLog:
-    """Of one run. Only the first process of several writes."""
+    """The log of one run. Of several processes only the first writes."""
 
     def __init__(
         self,
@@ -31,12 +34,12 @@ class RunLog:
         first_step: int = 0,
         wandb: str | None = None,
     ):
-        """Steps after `first_step`, which a killed run may have written and a resumed one will make again, are dropped.
+        """Writes the configuration, and drops logged steps after `first_step`: a resumed run repeats them.
 
-        wandb: the project to log to; None does not.
+        wandb: the project of Weights & Biases to log to, if any.
 
         Raises:
-            ValueError: Weights & Biases is asked for and not installed.
+            ValueError: Weights & Biases is configured but not installed.
         """
         self._values: dict[str, float] = {}
         self._active = jax.process_index() == 0
@@ -53,8 +56,8 @@ class RunLog:
                 import wandb as client
             except ImportError:
                 raise ValueError(
-                    f"wandb is {wandb!r} in the configuration, and wandb is not installed: pip install wandb, or leave"
-                    " it out"
+                    f"the configuration's wandb is {wandb!r}, and wandb is not installed; pip install wandb, or"
+                    " leave the setting out"
                 ) from None
             self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), resume="allow")
 
@@ -62,7 +65,7 @@ class RunLog:
         self._values[name] = value
 
     def write(self, step: int) -> None:
-        """What was measured since the last call, as one line. Numbers that are not finite are written as strings."""
+        """Writes everything measured since the last call as one line. Numbers that are not finite become strings."""
         values, self._values = self._values, {}
         if not self._active or not values:
             return
@@ -71,7 +74,7 @@ class RunLog:
         if os.path.isabs(self._path):
             with self._path.open("a") as file:
                 file.write(line)
-        else:  # an object store: nothing can be appended there
+        else:  # an object store, whose files cannot be appended to
             self._path.write_text((self._path.read_text() if self._path.exists() else "") + line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -79,7 +82,7 @@ class RunLog:
             self._wandb.log(values, step=step)
 
     def show(self, name: str, picture: UInt8[np.ndarray, "H W 3"], step: int) -> None:
-        """A picture for TensorBoard."""
+        """Adds a picture to TensorBoard."""
         if self._active:
             self._board.add_image(name, picture, step, dataformats="HWC")
 
@@ -91,7 +94,7 @@ class RunLog:
 
 
 def _drop_after(path: epath.Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`; one that was cut short by the end of a run goes too."""
+    """Keeps the lines of steps up to `step`, and drops a line that a killed run left incomplete."""
     if not path.exists():
         return
     kept = []
@@ -106,6 +109,5 @@ def _drop_after(path: epath.Path, step: int) -> None:
 
 
 def _replace(path: epath.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with files.replacing(path, sole_writer=True) as temporary:
+        temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""The model that training starts from: CLIP's weights under a new head, or a whole FC-CLIP to go on with."""
+"""The model that training starts from: CLIP's weights under a new head, or a whole FC-CLIP to fine-tune."""
 
 import os
 
@@ -20,14 +20,16 @@ from fcclip_jax.text.classifier import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
 
 EMPTY_WEIGHT = "criterion.empty_weight"
-"""The official checkpoint's copy of the classes' weights in the loss."""
+"""The official checkpoint's key for the classes' weights in the loss."""
 
 
 def model_description(clip: str, head: HeadDescription) -> ModelDescription:
-    """The model of a configuration: OpenCLIP's name of the towers (or "small", of random weights), and the head's sizes.
+    """Returns the description of a configuration's model.
+
+    clip: OpenCLIP's name of the towers, or "small", which only has random weights.
 
     Raises:
-        ValueError: there is no such CLIP.
+        ValueError: no CLIP has that name.
     """
     towers = descriptions.SMALL.clip if clip == "small" else descriptions.clip_description(clip)
     return ModelDescription(clip=towers, head=head, ensemble=descriptions.fcclip_description(towers).ensemble)
@@ -41,12 +43,13 @@ def starting_point(
     seed: int,
     void_weight: float,
 ) -> Checkpoint:
-    """The whole model before the first step, in host memory.
+    """Returns the whole model before the first step, in host memory.
 
-    init: a checkpoint of a CLIP, whose head is new; of an FC-CLIP, head included; or "random".
+    init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept; or "random".
 
     Raises:
-        FileNotFoundError, ValueError: there is no checkpoint, or it is not of a model of this description.
+        FileNotFoundError: there is no checkpoint at `init`.
+        ValueError: the checkpoint's model is not the one described.
     """
     if init == RANDOM_WEIGHTS:
         start = named_variables(random_model(description, seed))
@@ -82,7 +85,7 @@ def starting_point(
 
 
 def initial_head(description: ModelDescription, seed: int) -> dict[str, Float[np.ndarray, "..."]]:
-    """Everything but CLIP as its layers start: what PyTorch's official modules start from, in distribution."""
+    """Draws all parameters but CLIP's, from the distributions that PyTorch's official modules start from."""
 
     @jax.jit
     def draw() -> dict[str, jax.Array]:
@@ -93,13 +96,13 @@ def initial_head(description: ModelDescription, seed: int) -> dict[str, Float[np
 
 
 def full_model(start: Checkpoint) -> FCCLIP:
-    """With the starting point's values, on this process' first device."""
+    """Builds the model with the starting point's values, on this process's first device."""
     abstract = abstract_model(start.description)
     return with_values(abstract, jax.device_put(dict(start.parameters), jax.local_devices()[0]))
 
 
 def training_classifier(start: Checkpoint, cache_dir: os.PathLike[str] | None) -> TextClassifier:
-    """The training vocabulary through the text tower, once. Not padded: it never changes."""
+    """Embeds the training vocabulary with the text tower. The classifier is not padded: its vocabulary is fixed."""
     vocabulary = start.training_vocabulary
     tower = full_model(start).clip.text
     embeddings = TextEncoder(tower, fingerprint=start.text_sha256, cache_dir=cache_dir).embed(vocabulary)
@@ -111,20 +114,22 @@ def training_classifier(start: Checkpoint, cache_dir: os.PathLike[str] | None) -
     )
 
 
-def _check_description(init: str | os.PathLike[str], found: Checkpoint, wanted: ModelDescription) -> None:
+def _check_description(init: str | os.PathLike[str], found: Checkpoint, expected: ModelDescription) -> None:
     whole = isinstance(found.description, ModelDescription)
     clip = found.description.clip if whole else found.description
-    if clip != wanted.clip:
-        raise ValueError(f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, wanted.clip)}")
-    if whole and found.description.head != wanted.head:
+    if clip != expected.clip:
         raise ValueError(
-            f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, wanted.head)}"
+            f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, expected.clip)}"
+        )
+    if whole and found.description.head != expected.head:
+        raise ValueError(
+            f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, expected.head)}"
         )
 
 
-def _difference(found: object, wanted: object) -> str:
-    """The first field that differs."""
-    pairs = zip(_flat(found), _flat(wanted), strict=False)
+def _difference(found: object, expected: object) -> str:
+    """Describes the first field that differs."""
+    pairs = zip(_flat(found), _flat(expected), strict=False)
     (name, value), (_, other) = next((pair for pair in pairs if pair[0] != pair[1]), (("its sizes", "?"), ("", "?")))
     return f"{name} is {value}, not {other}"
 

@@ -21,71 +21,64 @@ from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings, LossSums, mean_losses, output_losses, weighted_total
 from fcclip_jax.training.losses.points import RandomDraws
 from fcclip_jax.training.optim import OptimSettings, learning_rate, optimizer
+from fcclip_jax.training.parameters import is_statistic, is_trainable
 
 Parameters = Mapping[str, Array]
-"""By `named_variables`' names."""
+"""Arrays by the names that `named_variables` gives them."""
 
 
 class TrainState(NamedTuple):
     """Everything that a step changes."""
 
     step: Int[Array, ""]
-    """How many updates have been made."""
+    """The number of updates so far."""
     parameters: dict[str, Array]
-    """The trainable ones, float32."""
+    """The trainable parameters, float32."""
     optimizer: PyTree
     average: dict[str, Array] | None
-    """The parameters' exponential moving average, if there is one."""
+    """The parameters' exponential moving average, if one is kept."""
 
 
 class StepSettings(NamedTuple):
-    """What a step computes, beside the model."""
+    """A step's settings, apart from the model."""
 
     losses: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     compute_dtype: str = "bfloat16"
-    """Of the trunk and the mask decoder; parameters, pixel decoder and losses are float32, as officially.
-    With float64 the pixel decoder is that too."""
+    """The trunk's and the mask decoder's dtype. Parameters, pixel decoder and losses are float32, as officially; with
+    float64 the pixel decoder is float64 too."""
     deform_attn_precision: str | None = None
-    """`ms_deform_attn`'s: of the TPU kernel's products."""
+    """The precision of the TPU kernel's products, as `ms_deform_attn` takes it."""
     remat: bool = False
-    """Whether the backward pass computes layers again instead of keeping what is inside them."""
+    """Whether the backward pass recomputes the layers' activations instead of keeping them."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other; the result is that of the whole."""
+    """How many parts a batch is computed in, one after the other. The result is the whole batch's."""
     train_trunk: bool = False
-    """Whether CLIP's image trunk trains too (the paper's table 6), not only what is on top of it."""
+    """Whether CLIP's image trunk trains too (the paper's table 6)."""
     average: float | None = None
-    """Decay of the parameters' exponential moving average."""
+    """Decay of the parameters' exponential moving average; None keeps no average."""
     seed: int = 0
-    """Of the points that masks are compared at."""
+    """Seed of the points at which masks are compared."""
 
 
 class StepMetrics(NamedTuple):
-    """What a step says about itself; all float32. O outputs of the mask decoder, the last layer's last."""
+    """A step's measurements, float32. O: outputs of the mask decoder, the last layer's last."""
 
     loss: Float[Array, ""]
     cross_entropy: Float[Array, " O"]
     mask: Float[Array, " O"]
     dice: Float[Array, " O"]
     segments: Float[Array, ""]
-    """In the whole batch."""
+    """Segments in the whole batch."""
     learning_rate: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     """Before clipping."""
     gradient_squares: Float[Array, " N"]
-    """The sum of squares of each parameter's gradient, by sorted names."""
-
-
-def is_trainable(name: str, train_trunk: bool) -> bool:
-    """Whether training changes a parameter. CLIP's own head and its batch statistics never change."""
-    if not name.startswith("clip."):
-        return True
-    in_trunk = name.startswith("clip.image.") and not name.startswith(("clip.image.head", "clip.image.attnpool"))
-    return train_trunk and in_trunk and not name.endswith(("running_mean", "running_var"))
+    """Each parameter's sum of squared gradients, in the order of sorted names."""
 
 
 def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
-    """The model without values and without the text tower, which training runs once, before the first step."""
+    """Returns the model without values and without the text tower, which only runs before the first step."""
     model = abstract_model(description)
     del model.clip.text
     model.mask_decoder.remat = settings.remat
@@ -98,18 +91,18 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Frozen weights live in the dtype that they are used in; batch statistics are too delicate for bfloat16."""
-    return np.dtype(np.float32 if name.endswith(("running_mean", "running_var")) else jnp.dtype(settings.compute_dtype))
+    """Returns a frozen parameter's dtype: the one of its use, but float32 for batch statistics, for precision."""
+    return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
 
 
 def initial_state(parameters: Mapping[str, np.ndarray], settings: StepSettings, mesh: Mesh) -> TrainState:
-    """Before the first step: the trainable parameters (on the host) on the mesh, and an optimiser without a past."""
+    """Returns the state before the first step: the host's trainable parameters on the mesh, and a new optimiser."""
     placed = sharding.place_parameters(parameters, mesh)
     update = optimizer(parameters, settings.optim)
     shardings = sharding.parameter_shardings(mesh, jax.eval_shape(update.init, placed))
     average = None
     if settings.average is not None:
-        # A copy: a step gives the memory of its arguments away, each only once.
+        # A copy: a step donates the memory of each of its arguments, which can be done only once.
         average = sharding.place_parameters(parameters, mesh)
     return TrainState(
         step=sharding.place(np.zeros((), np.int32), sharding.replicated(mesh)),
@@ -122,10 +115,12 @@ def initial_state(parameters: Mapping[str, np.ndarray], settings: StepSettings, 
 def make_train_step(
     model: FCCLIP, settings: StepSettings, mesh: Mesh
 ) -> Callable[[TrainState, Parameters, TextClassifier, Batch], tuple[TrainState, StepMetrics]]:
-    """The step, jitted for the mesh; the state is donated.
+    """Returns the step, jitted for the mesh. It donates the state.
 
-    model: `skeleton`'s. The step's other arguments: the frozen parameters, the training vocabulary's classifier
-    (without padding), and a batch whose images are all of the crop's size.
+    The step's other arguments are the frozen parameters, the training vocabulary's classifier (without padding), and a
+    batch of images of the crop's size.
+
+    model: as `skeleton` returns it.
     """
 
     trainable = [name for name in named_variables(model) if is_trainable(name, settings.train_trunk)]
@@ -139,7 +134,7 @@ def make_train_step(
             losses = mean_losses(whole_batch(sums, batch.targets, queries, settings.losses.void_weight))
             return jnp.sum(weighted_total(losses, settings.losses)), losses
 
-        # Of the batch's means, each part's share: shares and their gradients add up to the whole batch's.
+        # Each part computes its share of the batch's means: shares and their gradients add up to the whole batch's.
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         (loss, losses), grads = _add_up(lambda part: gradient(state.parameters, part), batch, settings.accumulate)
         updates, optimizer_state = update.update(grads, state.optimizer, state.parameters)
@@ -162,11 +157,11 @@ def make_train_step(
 
 
 def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: StepSettings, mesh: Mesh) -> LossSums:
-    """Sums of the losses over the batch, [O] of each: one for every output of the mask decoder."""
+    """Returns sums of the losses over the batch, [O] of each: one for every output of the mask decoder."""
     dtype = jnp.dtype(settings.compute_dtype)
     by_image = sharding.batch_sharding(mesh)
     height, width = batch.images.shape[1:3]
-    # Training has no padding: what the augmentation fills an image up with counts as picture.
+    # Training has no padding: pixels with which the augmentation fills up an image count as image.
     crop_hw = jnp.broadcast_to(jnp.asarray([height, width], jnp.int32), (batch.images.shape[0], 2))
     images, valid_hw = normalize_images(batch.images, crop_hw, dtype)
     features = model.clip.image(images, valid_hw)
@@ -181,13 +176,13 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
         sums = output_losses(prediction, targets, RandomDraws(seed, positions, output), settings.losses)
         return jax.tree.map(lambda x: x[None], sums)
 
-    # Matching and points stay where their image is.
+    # Each device matches and draws points for its own images.
     rows = sharding.BATCH
     local_sums = jax.shard_map(
         local_sums, mesh=mesh, in_specs=(rows, rows, rows, None), out_specs=rows, check_vma=False
     )
 
-    # Ten outputs, one piece of code: their masks at full size are never in memory together, nor kept.
+    # One piece of code for ten outputs: their masks at full size are never in memory together, nor kept.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("matching", "points"))
     def output_sums(_, x):
         output, queries = x
@@ -200,7 +195,10 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
 
 
 def whole_batch(sums: LossSums, targets: Targets, queries: int, void_weight: float) -> LossSums:
-    """The sums of a part of a batch, to be divided by the counts of all of it, which its targets already tell."""
+    """Replaces a part's counts by those of the whole batch, which follow from its targets alone.
+
+    The means of the part's sums are then its share of the whole batch's means.
+    """
     segments = jnp.sum(targets.labels >= 0, axis=1)
     matched = jnp.minimum(segments, queries).astype(jnp.float32)
     weights = jnp.sum(matched + void_weight * (queries - matched))
@@ -208,7 +206,7 @@ def whole_batch(sums: LossSums, targets: Targets, queries: int, void_weight: flo
 
 
 def _add_up(function: Callable[[Batch], PyTree], batch: Batch, parts: int) -> PyTree:
-    """The sum of what the function says of every part of the batch. Every device has its share of every part."""
+    """Sums the function over the parts of the batch. Every device has its share of every part."""
     if parts == 1:
         return function(batch)
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)

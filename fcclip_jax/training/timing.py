@@ -1,12 +1,13 @@
-"""Seconds and memory of a training step: `python -m fcclip_jax.training.timing --crop 512 --torch`.
+"""Times a training step and measures its memory: `python -m fcclip_jax.training.timing --crop 512 --torch`.
 
-The step is the one that training makes, in float32 on the CPU: ConvNeXt-L, frozen, under a new head of the paper's sizes
-(250 queries, 9 layers, 12,544 points); losses of all outputs, gradient, clip and AdamW. Beside it, with --torch, that of
-Mask2Former in PyTorch (transformers' code): a frozen ConvNeXt of the same sizes, and as many queries, layers, points,
-classes and segments. FC-CLIP does a little more: it pools features under every mask and compares them with embeddings.
+The step is training's own, in float32 on the CPU: a frozen ConvNeXt-L under a new head of the paper's sizes (250 queries,
+9 layers, 12,544 points); losses of all outputs, gradient, clip and AdamW. --torch adds a step of Mask2Former in PyTorch
+(transformers' code): a frozen ConvNeXt of the same sizes, with the same numbers of queries, layers, points, classes and
+segments. FC-CLIP does a little more: it pools features under every mask and compares them with embeddings.
 
-Each side is a process of its own, so that its memory is; they take turns, step by step, so that whatever else the machine
-does meets both. Seconds are medians. The first step, which compiles, is apart; memory is the peak of those after it.
+Each side is a separate process, for its memory. The sides take turns, step by step, so that other load on the machine
+affects both. Seconds are medians. The first step, which compiles, is reported separately; memory is the peak of the
+later steps.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-# JAX and PyTorch are imported where they are used: a side's memory holds its own library alone.
+# JAX and PyTorch are imported where they are used, so that each side's memory holds only its own library.
 from fcclip_jax.models.descriptions import CLIP_MODELS, ModelDescription
 from fcclip_jax.process_memory import peak_memory, reset_peak_memory
 
@@ -34,7 +35,7 @@ GIB = 2**30
 
 
 class Case(NamedTuple):
-    """What both sides train."""
+    """The task of both sides."""
 
     description: ModelDescription
     crop: int
@@ -44,16 +45,17 @@ class Case(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What is known of one, once it is ready."""
+    """One implementation, ready to train."""
 
     trainable: int
+    """Trainable parameters."""
     frozen: int
-    """Parameters."""
     step: Callable[[], float]
-    """Makes one and gives its loss."""
+    """Makes a step and returns its loss."""
 
 
 def ours(case: Case) -> Side:
+    """Builds FC-CLIP's step in JAX."""
     import jax
 
     from fcclip_jax.models.building import named_variables
@@ -61,8 +63,9 @@ def ours(case: Case) -> Side:
     from fcclip_jax.structs import Batch, Targets, TextClassifier
     from fcclip_jax.training import sharding
     from fcclip_jax.training.losses.criterion import LossSettings
+    from fcclip_jax.training.parameters import is_trainable
     from fcclip_jax.training.start import initial_head
-    from fcclip_jax.training.step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
+    from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
     settings = StepSettings(LossSettings(num_points=case.points), compute_dtype="float32")
     mesh = sharding.make_mesh(1, 1)
@@ -94,6 +97,7 @@ def ours(case: Case) -> Side:
 
 
 def theirs(case: Case) -> Side:
+    """Builds Mask2Former's step in PyTorch."""
     import torch
     from transformers import ConvNextConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
@@ -116,7 +120,7 @@ def theirs(case: Case) -> Side:
         train_num_points=case.points,
     )
     model = Mask2FormerForUniversalSegmentation(config).train()
-    # Nothing that leads to it has a gradient, so PyTorch keeps nothing of it for the backward pass.
+    # The encoder needs no gradient, so PyTorch keeps none of its activations for the backward pass.
     encoder = model.model.pixel_level_module.encoder.requires_grad_(False).eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
@@ -138,7 +142,7 @@ def theirs(case: Case) -> Side:
 
 
 def segment_map(case: Case) -> UInt8[np.ndarray, "B H W"]:
-    """Blocks of 32 pixels, each of some segment."""
+    """Returns maps of random blocks of 32 pixels, each of which belongs to a segment."""
     blocks = np.random.default_rng(0).integers(0, case.segments, (case.batch, case.crop // 32, case.crop // 32))
     return blocks.astype(np.uint8).repeat(32, axis=1).repeat(32, axis=2)
 
@@ -147,7 +151,7 @@ SIDES = {OURS: ours, TORCH: theirs}
 
 
 def serve(connection: Connection, name: str, case: Case) -> None:
-    """The process of one side: makes a step whenever it is asked to, and says how many seconds and bytes that took."""
+    """Runs one side's process: makes a step for every True received, and sends its seconds, peak bytes and loss."""
     side = SIDES[name](case)
     connection.send((side.trainable, side.frozen))
     while connection.recv():  # False at the end
@@ -160,12 +164,14 @@ def serve(connection: Connection, name: str, case: Case) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fcclip_jax.training.timing", description=__doc__.split("\n")[0])
     convnexts = [name for name, clip in CLIP_MODELS.items() if clip.image.family == "convnext"]
-    parser.add_argument("--clip", choices=convnexts, default=MODEL, help="whose trunk (default: %(default)s)")
+    parser.add_argument(
+        "--clip", choices=convnexts, default=MODEL, help="the CLIP whose trunk to use (default: %(default)s)"
+    )
     parser.add_argument("--crop", type=int, default=512, help="pixels, a multiple of 32 (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images (default: %(default)s)")
-    parser.add_argument("--segments", type=int, default=12, help="of each image (default: %(default)s)")
+    parser.add_argument("--segments", type=int, default=12, help="segments in each image (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps to time (default: %(default)s)")
-    parser.add_argument("--torch", action="store_true", help="time PyTorch's Mask2Former beside ours")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch's Mask2Former too")
     args = parser.parse_args(argv)
     if args.crop < 32 or args.crop % 32:
         parser.error(f"--crop is {args.crop}, not a multiple of 32")
@@ -180,15 +186,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(case: Case, names: Sequence[str], repeats: int) -> None:
-    """Prints a line for each side, and the first over the second."""
-    # For the processes. With a cache the seconds of the first step would be those of an earlier run.
+    """Times the named sides by turns. Prints a line for each, and the ratio of the first to the second."""
+    # For the processes: with a cache, the first step would not compile.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name in names:
         connections[name], other = context.Pipe()
         context.Process(target=serve, args=(other, name, case), daemon=True).start()
-        other.close()  # the process has its own: when it ends, reading here ends too
+        other.close()  # the process holds its own copy: reading here ends when the process does
     sizes = {name: connection.recv() for name, connection in connections.items()}
     found: dict[str, list[tuple[float, int, float]]] = {name: [] for name in names}
     for _ in range(1 + repeats):

@@ -1,19 +1,19 @@
-"""Panoptic quality of a model in training, on annotated images at their own size, and pictures of what it finds."""
+"""Panoptic quality of a model in training, on annotated images at their own size, with pictures of its segments."""
 
 from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Int, UInt8
-from scipy import ndimage
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_ids, decode_image
 from fcclip_jax.data.folder import Dataset, Record
-from fcclip_jax.inference.results import Panoptic, Result, Segment
+from fcclip_jax.inference.annotated import truth_result
+from fcclip_jax.inference.results import Result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
@@ -23,25 +23,27 @@ from fcclip_jax.training.start import full_model
 
 
 class Validator:
-    """Segments the same images again and again, with the parameters that it is given; compiles only the first time."""
+    """Measures any parameters on the same images; compiles only the first time."""
 
     def __init__(
         self,
         start: Checkpoint,
-        source: Dataset,
-        metrics: RunLog,
+        dataset: Dataset,
+        log: RunLog,
         *,
         images: int,
         pictures: int,
         short_side: int,
         max_side: int,
     ):
-        """Of the source's images takes `images`, evenly spread; each process its share. The first `pictures` are shown.
+        """Chooses the images, evenly spread over the dataset. Each process segments its share.
 
+        images: how many, over all processes.
+        pictures: how many of each process's images are logged as pictures.
         short_side, max_side: what images are resized to, as in `Segmenter`.
         """
-        self._source, self._metrics, self._pictures = source, metrics, pictures
-        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int)
+        self._dataset, self._log, self._pictures = dataset, log, pictures
+        chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
         self._chosen = chosen[jax.process_index() :: jax.process_count()].tolist()
         segmenter = Segmenter(
             full_model(start),
@@ -51,23 +53,25 @@ class Validator:
             max_side=max_side,
             cache_dir=caching.cache_dir() / "text",
         )
-        segmenter.set_classes(source.vocabulary)
+        segmenter.set_classes(dataset.vocabulary)
         self._engine = segmenter.engine
 
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """pq, sq, rq and pq_things, pq_stuff, in percent; those without a class among the images are left out.
+        """Returns pq, sq, rq, pq_things and pq_stuff in percent; those without a class among the images are left out.
 
-        parameters: the trained ones, by name, on whatever mesh; all processes call it together.
+        All processes call it together.
+
+        parameters: the trained ones, by name, on any mesh.
         """
         self._engine.set_weights(on_host(parameters))
-        classes = self._source.vocabulary.thing_mask
+        classes = self._dataset.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
-        # Only of the images on their way through the model.
+        # Only those of the images that are in the pipeline.
         records: dict[int, Record] = {}
 
         def decoded() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
             for index, chosen in enumerate(self._chosen):
-                records[index] = self._source[chosen]
+                records[index] = self._dataset[chosen]
                 yield decode_image(records[index].image)
 
         progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
@@ -75,18 +79,18 @@ class Validator:
             for index, result in self._engine.segment(decoded(), tasks=("panoptic",)):
                 if isinstance(result, Exception):
                     raise result
-                truth = read_truth(records.pop(index), self._source.vocabulary)
+                truth = read_truth(records.pop(index), self._dataset.vocabulary)
                 found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
                 total = total.plus(panoptic.count(truth, result.panoptic.id_map, found, len(classes)))
                 if index < self._pictures:
-                    shown = beside(result, truth_result(truth, result.image, self._source.vocabulary))
-                    self._metrics.show(f"picture {index}, found | annotated", shown, step)
+                    shown = beside(result, truth_result(truth, result.image, self._dataset.vocabulary))
+                    self._log.show(f"picture {index}, found | annotated", shown, step)
                 progress.update()
         return scores(_over_processes(total), np.asarray(classes))
 
 
 def scores(counts: PanopticCounts, things: np.ndarray) -> dict[str, float]:
-    """In percent."""
+    """Returns panoptic quality in percent, over all classes and over things and stuff alone."""
     found = {}
     for suffix, among in (("", things | True), ("_things", things), ("_stuff", ~things)):
         try:
@@ -100,7 +104,7 @@ def scores(counts: PanopticCounts, things: np.ndarray) -> dict[str, float]:
 
 
 def read_truth(record: Record, vocabulary: Vocabulary) -> Truth:
-    """A record's annotation; areas are those of its map.
+    """Reads a record's annotation; areas are counted in its map.
 
     Raises:
         ValueError: the PNG is damaged.
@@ -111,38 +115,23 @@ def read_truth(record: Record, vocabulary: Vocabulary) -> Truth:
     return Truth(decode_ids(record.panoptic), ids, classes, crowds.astype(bool))
 
 
-def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary) -> Result:
-    """The annotation in the form of a result, for drawing. Crowds are left out."""
-    id_map: Int[np.ndarray, "H W"] = np.zeros(truth.id_map.shape, np.int64)
-    kept = np.flatnonzero(~truth.crowds)
-    for number, row in enumerate(kept, start=1):
-        id_map[truth.id_map == truth.ids[row]] = number
-    segments = []
-    for number, box in enumerate(ndimage.find_objects(id_map, len(kept)), start=1):
-        if box is not None:
-            y, x = box
-            index = int(truth.classes[kept[number - 1]])
-            area = int(np.sum(id_map[box] == number))
-            corners = (x.start, y.start, x.stop, y.stop)
-            segments.append(Segment(number, index, vocabulary.classes[index], 1.0, area, corners))
-    return Result(image, vocabulary, Panoptic(id_map, segments), None, None)
-
-
 def beside(left: Result, right: Result) -> UInt8[np.ndarray, "H W 3"]:
+    """Draws two panoptic results side by side."""
     return np.concatenate([np.asarray(result.draw("panoptic")) for result in (left, right)], axis=1)
 
 
 def on_host(parameters: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Whole arrays, in every process, of arrays that may be spread over all of them."""
+    """Gathers arrays that may be sharded over all processes: every process gets them whole."""
     if jax.process_count() == 1:
         return jax.device_get(dict(parameters))
     return {name: multihost_utils.process_allgather(value, tiled=True) for name, value in parameters.items()}
 
 
 def _over_processes(counts: PanopticCounts) -> PanopticCounts:
+    """Sums counts over all processes."""
     if jax.process_count() == 1:
         return counts
-    # Without 64-bit types JAX would round what it gathers: the bytes arrive as they are.
+    # Without 64-bit types JAX would round what it gathers, so it gathers the bytes.
     gathered = [multihost_utils.process_allgather(array.view(np.uint32)) for array in counts]
     return PanopticCounts(
         *(np.asarray(rows).view(array.dtype).sum(axis=0) for rows, array in zip(gathered, counts, strict=True))

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from fcclip_jax.inference import engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
 from tests.data import tiny
 from tests.evaluation import layouts
+from tests.ports import free_address
 from tests.training.tiny_runs import CONFIGS, load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_killed_and_resumed_says_the_same(straight, data, cache, tmp_path):
 
 
 def test_processes_and_devices_say_the_same(straight, data, cache, tmp_path):
-    ports = ("--distributed", "--coordinator=localhost:12393", "--process_count=2")
+    ports = ("--distributed", f"--coordinator={free_address()}", "--process_count=2")
     processes = [
         start(data, tmp_path, cache, *ports, f"--process_index={index}", devices=2, batch_size=2) for index in range(2)
     ]
@@ -373,9 +373,7 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
 
 def test_processes_that_share_no_folder_are_told(data, cache, tmp_path):
     """And in those that do, each tells of what the other could not read."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
+    coordinator = free_address()
     two = [
         start(data, tmp_path / f"of {index}", cache, "--distributed", f"--coordinator={coordinator}", "--process_count=2",
               f"--process_index={index}", images=2)

@@ -18,6 +18,7 @@ from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
 from tests.evaluation import layouts
 from tests.evaluation.injected import QUERIES, Perfect, inject, logits_of, scores
+from tests.ports import free_address
 
 ROOT = pathlib.Path(__file__).parents[2]
 WANTED = {
@@ -49,7 +50,7 @@ def test_what_is_right_scores_100_in_two_processes(tmp_path):
         "tests.evaluation.injected",
         str(tmp_path),
         str(tmp_path / "run"),
-        "localhost:12397",
+        free_address(),
     ]
     processes = [
         subprocess.Popen([*command, str(index)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for index in range(2)

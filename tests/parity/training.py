@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcclip_jax.training.optim import OptimSettings, learning_rate, treatment
+from fcclip_jax.training.optim import OptimSettings, hyperparameters, learning_rate
 from tests.parity.forcing import NOISE, signs_near_zero
 from tests.parity.judge import Verdict
 from tests.parity.network import Network
@@ -78,7 +78,7 @@ def compare_facts(section: Section, pair: Pair, names: Names) -> None:
         theirs = {row["key"]: (row["lr"], row["weight_decay"], *row["betas"], row["eps"]) for row in groups}
         ours = {}
         for key, name in by_key.items():
-            of = treatment(name, settings)
+            of = hyperparameters(name, settings)
             ours[key] = (settings.learning_rate * of.multiplier, of.weight_decay, *settings.betas, settings.eps)
         wrong = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
         text = f"{len(wrong)} differ, {wrong[0]} is one" if wrong else "equal"

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from fcclip_jax.models.building import named_variables, with_values
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
@@ -17,6 +16,7 @@ from fcclip_jax.training.losses.criterion import Losses, LossSettings, mean_loss
 from fcclip_jax.training.losses.matcher import match, matching_costs
 from fcclip_jax.training.losses.points import choose_points, pack
 from fcclip_jax.training.optim import OptimSettings, optimizer
+from fcclip_jax.training.parameters import is_trainable
 from tests.parity.stages import mask_stages
 from tests.training.fixed_draws import FixedDraws
 
@@ -49,7 +49,9 @@ class TrainingStep:
     def __init__(self, model: FCCLIP, text: TextClassifier, settings: LossSettings):
         variables = named_variables(model)
         self.parameters = {
-            name: np.asarray(variable[...]) for name, variable in variables.items() if isinstance(variable, nnx.Param)
+            name: np.asarray(variable[...])
+            for name, variable in variables.items()
+            if is_trainable(name, train_trunk=False)
         }
         self._frozen = {name: variable[...] for name, variable in variables.items() if name not in self.parameters}
         self._text = text

@@ -1,4 +1,4 @@
-"""Points that are there already, in place of random ones."""
+"""Given points in the place of random ones."""
 
 from typing import NamedTuple
 

@@ -1,10 +1,10 @@
-"""Can it learn at all? A small model on a handful of photographs, again and again, until it knows them by heart.
+"""Overfits a small model to a few photographs, to show that training learns.
 
     python -m tests.training.overfit FOLDER [--crop 256] [--steps 1500]
 
-FOLDER is laid out like COCO's. Trained is what training trains; the trunk stays as it was drawn, at random. The panoptic
-quality on the same photographs is held against an oracle: their own ground truth at the resolution of the masks, a
-quarter of the photograph's, through the same post-processing.
+FOLDER is laid out like COCO's. The head trains; the trunk keeps its random weights. The panoptic quality on the same
+photographs is compared with an oracle's: their ground truth at the resolution of the masks, a quarter of the
+photograph's, through the same post-processing.
 """
 
 import argparse
@@ -33,12 +33,13 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.optim import OptimSettings
+from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.start import starting_point, training_classifier
-from fcclip_jax.training.step import StepSettings, initial_state, is_trainable, make_train_step, skeleton
+from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
 TRUNK = SMALL.clip
 HEAD = dataclasses.replace(SMALL.head, hidden_dim=128, mask_dim=128, num_queries=100)
-AS_IT_IS = transforms.Jitter(flip=False, scale=1.0, offset=0.0)
+NO_JITTER = transforms.Jitter(flip=False, scale=1.0, offset=0.0)
 MAX_SEGMENTS = 48
 
 
@@ -61,18 +62,19 @@ def main(argv: list[str] | None = None) -> int:
 
 class Report(NamedTuple):
     first_loss: float
-    """The mean over the first ten steps, and over the last."""
+    """The mean over the first ten steps."""
     last_loss: float
+    """The mean over the last ten steps."""
     measured: Average
-    """Of the trained model on what it was trained on."""
+    """The trained model's quality on its training photographs."""
     oracle: Average
     seconds: float
 
 
 def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Report:
-    sources = [open_dataset("coco_panoptic", folder, split) for split in ("train", "val")]
-    vocabulary = sources[0].vocabulary
-    photographs = [read(source[i], crop, vocabulary) for source in sources for i in range(len(source))]
+    datasets = [open_dataset("coco_panoptic", folder, split) for split in ("train", "val")]
+    vocabulary = datasets[0].vocabulary
+    photographs = [read(dataset[i], crop, vocabulary) for dataset in datasets for i in range(len(dataset))]
 
     description = ModelDescription(clip=TRUNK, head=HEAD)
     settings = StepSettings(
@@ -83,7 +85,7 @@ def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Rep
         compute_dtype="float32",
     )
     start = starting_point("random", description, vocabulary, seed=0, void_weight=settings.losses.void_weight)
-    # A random text tower says nearly the same of every word (cosines of 0.98): the words are random directions instead.
+    # A random text tower gives all words nearly the same embedding (cosines of 0.98): random directions replace them.
     text = training_classifier(start, None)
     directions = np.random.default_rng(1).normal(size=text.embeddings.shape).astype(np.float32)
     text = jax.device_put(text._replace(embeddings=directions / np.linalg.norm(directions, axis=1, keepdims=True)))
@@ -102,7 +104,7 @@ def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Rep
         trained = with_values(model, {**frozen, **parameters})
         pixels, valid_hw = normalize_images(image[None], jnp.full((1, 2), crop, jnp.int32))
         prediction, _ = trained(pixels, valid_hw, text)
-        # A random CLIP knows no words: the classes are those of the trained classifier alone.
+        # A random CLIP cannot classify: the classes are those of the trained classifier alone.
         return found_in(prediction.mask_logits, jax.nn.softmax(prediction.class_logits), image_hw)
 
     @jax.jit
@@ -168,21 +170,21 @@ class Photograph(NamedTuple):
 
 
 def read(record: Record, crop: int, vocabulary: Vocabulary) -> Photograph:
-    """As large as fits into the crop, in its corner."""
+    """Reads a photograph, resized to fit into the crop, in its corner."""
     class_of = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
     image, segments = decoding.decode(record, MAX_SEGMENTS)
     classes = np.asarray([class_of[category] for category in segments.categories.tolist()], np.int32)
     labels = np.full(MAX_SEGMENTS, -1, np.int32)
     labels[: len(classes)] = classes
-    height, width = transforms.place(image.shape[:2], AS_IT_IS, crop).shape
-    segment_map = transforms.jitter_map(segments.segment_map, AS_IT_IS, crop)
+    height, width = transforms.place(image.shape[:2], NO_JITTER, crop).shape
+    segment_map = transforms.jitter_map(segments.segment_map, NO_JITTER, crop)
     seen = segment_map[:height, :width].astype(np.int64)
-    # What was too small to leave a pixel cannot be found.
+    # Segments that shrank to nothing cannot be found.
     left = np.flatnonzero(np.isin(np.arange(len(classes)), seen))
     id_map = np.where(seen == transforms.NONE, 0, seen + 1)
     truth = Truth(id_map, left + 1, classes[left].astype(np.int64), np.zeros(len(left), bool))
     image_hw = np.asarray([height, width], np.int32)
-    return Photograph(transforms.jitter_image(image, AS_IT_IS, crop), segment_map, labels, image_hw, truth)
+    return Photograph(transforms.jitter_image(image, NO_JITTER, crop), segment_map, labels, image_hw, truth)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fcclip_jax.training import optim
-from fcclip_jax.training.optim import OptimSettings, Treatment
+from fcclip_jax.training.optim import Hyperparameters, OptimSettings
 
 SHAPES = {
     "mask_decoder.decoder_norm.weight": (5,),
@@ -85,8 +85,10 @@ def test_groups_by_hand():
         "clip.image.layers.0.first.downsample_bn.bias": (0.1, 0.0),
         "clip.image.stages.0.blocks.stacked.gamma": (0.1, 0.05),
     }
-    assert {name: optim.treatment(name, OptimSettings()) for name in expected} == {
-        name: Treatment(*values) for name, values in expected.items()
+    assert {name: optim.hyperparameters(name, OptimSettings()) for name in expected} == {
+        name: Hyperparameters(*values) for name, values in expected.items()
     }
-    with pytest.raises(ValueError, match="clip.text.ln_final.weight belongs to no group"):
+    with pytest.raises(ValueError, match="clip.text.ln_final.weight never trains"):
         optim.optimizer(["clip.text.ln_final.weight"], OptimSettings())
+    with pytest.raises(ValueError, match="the parameter stem.weight matches no group"):
+        optim.optimizer(["stem.weight"], OptimSettings())

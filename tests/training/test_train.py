@@ -1,4 +1,4 @@
-"""Whole runs: resuming is exact, whatever ended the run before and wherever it goes on; the result is a whole model."""
+"""Whole runs: a resumed run is exactly the same, on any devices and after any end; the result is a whole model."""
 
 import contextlib
 import json
@@ -20,11 +20,14 @@ import pytest
 from convert.__main__ import main as convert
 from fcclip_jax import checkpoint
 from fcclip_jax.inference.segmenter import Segmenter
-from fcclip_jax.training.states import Checkpoints, read_model
+from fcclip_jax.training.run_folder import read_model
+from fcclip_jax.training.states import Checkpoints
 from fcclip_jax.training.step import StepMetrics, TrainState
-from fcclip_jax.training.train import check_finite, train
+from fcclip_jax.training.train import train
+from fcclip_jax.training.watch import check_finite
 from tests.data import tiny
-from tests.training.tiny_runs import tiny_runs as training
+from tests.ports import free_address
+from tests.training import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,7 +39,7 @@ def paths(tmp_path_factory) -> tiny.Paths:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """Programs are compiled once for all runs of this file."""
+    """Compiles programs once for all runs of this file."""
     folder = tmp_path_factory.mktemp("cache")
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
@@ -46,10 +49,10 @@ def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def straight(paths, cache, tmp_path_factory) -> pathlib.Path:
-    """The working directory of an undisturbed run of 6 steps, saved at 3 and 6 and evaluated at the end."""
+    """Returns the folder of an undisturbed run of 6 steps, saved at 3 and 6 and validated at the end."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    config = training.config(paths, **{"eval.every": 6, "eval.images": 2, "eval.pictures": 1})
-    train(config, workdir, training.source(config), training.source(config))
+    config = tiny_runs.config(paths, **{"eval.every": 6, "eval.images": 2, "eval.pictures": 1})
+    train(config, workdir)
     return workdir
 
 
@@ -98,7 +101,7 @@ def test_what_a_run_leaves(straight):
     assert sorted(path.name for path in (straight / "checkpoints").iterdir()) == ["3", "6"]
     assert list((straight / "tensorboard").iterdir())
     assert json.loads((straight / "config.json").read_text())["batch_size"] == 4
-    # What trains has changed, and nothing else.
+    # Only the trainable parameters have changed.
     before, after = checkpoint.read(straight / "start").parameters, parameters(straight)
     for name, value in before.items():
         assert np.array_equal(value, after[name]) == name.startswith("clip."), name
@@ -124,7 +127,7 @@ def test_the_result_converts_to_the_official_format(straight, tmp_path):
     np.testing.assert_allclose(tensors["criterion.empty_weight"], [1, 1, 1, 0.1], rtol=1e-7)
 
 
-def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys, monkeypatch):
+def test_any_of_its_checkpoints_is_a_model(straight, tmp_path, capsys):
     def model(step: str) -> pathlib.Path:
         assert convert(["run", "--run", str(straight), "--step", step, "--output", str(tmp_path / step)]) == 0
         return tmp_path / step
@@ -142,17 +145,32 @@ def test_any_of_its_checkpoints_is_a_model(paths, straight, tmp_path, capsys, mo
         with contextlib.suppress(SystemExit):
             assert convert(["run", *arguments, "--output", str(tmp_path / "none")]) == 2
         assert complaint in capsys.readouterr().err
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "fcclip_jax.training.states", None)  # its import fails
-        assert convert(["run", "--run", str(straight), "--step", "6", "--output", str(tmp_path / "none")]) == 2
-    assert "install them: pip install '.[train]'" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"make one of this training run: `.* run --run "):
         checkpoint.read(straight / "checkpoints" / "6")
 
 
+def test_a_run_is_converted_without_the_train_extra(straight, tmp_path):
+    """Converts in a process that can import no package of the extra but absl and optax, which flax itself needs."""
+    code = """
+import sys
+for name in ("array_record", "grain", "ml_collections", "simplejpeg", "tensorboardX", "tensorflow_datasets"):
+    sys.modules[name] = None  # its import fails
+from convert.__main__ import main
+code = main(sys.argv[1:])
+ours = {name for name in sys.modules if name.startswith("fcclip_jax.training.")}
+assert ours == {"fcclip_jax.training.parameters", "fcclip_jax.training.run_folder"}, ours
+sys.exit(code)
+"""
+    output = tmp_path / "model"
+    command = [sys.executable, "-c", code, "run", "--run", str(straight), "--step", "6", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(parameters(straight), dict(checkpoint.read(output).parameters))
+
+
 def test_the_averaged_parameters_are_what_counts(paths, cache, tmp_path):
-    config = training.config(paths, average=0.9)
-    result = train(config, tmp_path, training.source(config))
+    config = tiny_runs.config(paths, average=0.9)
+    result = train(config, tmp_path)
     assert_same(dict(read_model(tmp_path, "latest").parameters), dict(result.parameters))
     with pytest.raises(FileNotFoundError, match="was measured, so none is the best; it has 3, 6"):
         read_model(tmp_path, "best")
@@ -178,8 +196,8 @@ def test_the_best_checkpoint_outlives_others_and_other_processes(tmp_path):
 
 def test_a_run_in_two_parts_is_the_same_run(paths, straight, cache, tmp_path):
     for steps in (3, 6):
-        config = training.config(paths, steps=steps)
-        train(config, tmp_path, training.source(config))
+        config = tiny_runs.config(paths, steps=steps)
+        train(config, tmp_path)
     assert_same(parameters(tmp_path), parameters(straight))
     losses = [[line["train/loss"] for line in lines(w) if "train/loss" in line] for w in (tmp_path, straight)]
     assert losses[0] == losses[1]
@@ -187,7 +205,7 @@ def test_a_run_in_two_parts_is_the_same_run(paths, straight, cache, tmp_path):
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(paths, straight, cache, tmp_path):
     workdir = tmp_path / "killed"
-    arguments = training.command(paths, workdir, **{"checkpoint.every": 1})
+    arguments = tiny_runs.command(paths, workdir, **{"checkpoint.every": 1})
     process = run(arguments, cache)
     wait_for_step(process, workdir, 2)
     process.kill()
@@ -201,27 +219,27 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(paths, straight, ca
 def test_a_run_asked_to_stop_saves_and_says_so(paths, cache, tmp_path):
     workdir = tmp_path / "stopped"
     changes = {"data.workers": 2, "checkpoint.every": 10_000}
-    process = run(training.command(paths, workdir, **changes, steps=10_000), cache)
+    process = run(tiny_runs.command(paths, workdir, **changes, steps=10_000), cache)
     wait_for_step(process, workdir, 2)
     process.send_signal(signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert f"asked to stop: step {step} is saved" in output
+    assert f"stop requested: step {step} is saved" in output
     for folder, workers in ((workdir, 2), (tmp_path / "undisturbed", 0)):
-        config = training.config(paths, **{**changes, "data.workers": workers, "steps": step + 2})
-        train(config, folder, training.source(config))
+        config = tiny_runs.config(paths, **{**changes, "data.workers": workers, "steps": step + 2})
+        train(config, folder)
     assert_same(parameters(workdir), parameters(tmp_path / "undisturbed"))
 
 
 def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, tmp_path):
     """One process with one device, then two with two each."""
     workdir = tmp_path / "moved"
-    config = training.config(paths, steps=5)
-    train(config, workdir, training.source(config))
-    ports = ["--distributed", "--coordinator=localhost:12391", "--process_count=2"]
+    config = tiny_runs.config(paths, steps=5)
+    train(config, workdir)
+    ports = ["--distributed", f"--coordinator={free_address()}", "--process_count=2"]
     changes = {"mesh.data": 2, "mesh.fsdp": 2}
-    commands = [training.command(paths, workdir, *ports, f"--process_index={i}", **changes) for i in range(2)]
+    commands = [tiny_runs.command(paths, workdir, *ports, f"--process_index={i}", **changes) for i in range(2)]
     processes = [run(arguments, cache, devices=2) for arguments in commands]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -229,7 +247,7 @@ def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, 
     assert "on 4 cpu devices" not in outputs[1]
     assert [line["step"] for line in lines(workdir) if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     assert lines(workdir)[-1]["train/loss"] == pytest.approx(lines(straight)[5]["train/loss"], rel=1e-5)
-    # Of one step: sums in another order. Clipped gradients are near AdamW's eps, which keeps that small.
+    # One step's sums have another order. Clipped gradients are near AdamW's eps, which keeps the difference small.
     assert_same(parameters(workdir), parameters(straight), within=1e-6)
 
 
@@ -241,16 +259,21 @@ def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))
-    process = run(training.command(paths, workdir), cache)
+    process = run(tiny_runs.command(paths, workdir), cache)
     output = process.communicate()[0]
     assert process.returncode == 2
     assert re.search(
         r"error: the checkpoint .*checkpoints/6 is damaged .* remove that folder to resume from step 3", output
     )
     assert "Traceback" not in output
+    hook = sys.unraisablehook
     for step, code in (("6", 2), ("3", 0)):
         assert convert(["run", "--run", str(workdir), "--step", step, "--output", str(tmp_path / step)]) == code
         assert (tmp_path / step).exists() == (code == 0)
+        assert sys.unraisablehook is hook
+    with pytest.raises(ValueError, match="remove that folder to resume from step 3"):
+        train(tiny_runs.config(paths), workdir)
+    assert sys.unraisablehook is hook
 
 
 def test_another_run_is_not_taken_for_this_one(paths, straight):
@@ -259,9 +282,9 @@ def test_another_run_is_not_taken_for_this_one(paths, straight):
         ({"model.head.num_queries": 7}, "a run of another model or vocabulary"),
         ({"seed": 3}, "has seed 0, and the configuration 3"),
     ):
-        config = training.config(paths, **changes)
+        config = tiny_runs.config(paths, **changes)
         with pytest.raises(ValueError, match=complaint):
-            train(config, straight, training.source(config))
+            train(config, straight)
 
 
 def test_what_is_not_finite_is_named():

@@ -1,96 +1,89 @@
-"""Evaluation during training, with an annotation in the place of what a model finds."""
+"""Validation during training, with annotations in the place of a model's results."""
 
-import types
-from collections.abc import Iterable, Iterator
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcclip_jax.checkpoint import Checkpoint, Origin
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.folder import Dataset
-from fcclip_jax.inference.results import Panoptic, Result
+from fcclip_jax.inference.annotated import truth_result
 from fcclip_jax.metrics.panoptic import PanopticCounts
-from fcclip_jax.models.descriptions import SMALL
-from fcclip_jax.training import validate
-from fcclip_jax.training.run_log import RunLog
-from fcclip_jax.training.validate import Validator, read_truth, scores, truth_result
+from fcclip_jax.training.validate import Validator, read_truth, scores
 from tests.data import tiny
+from tests.ports import free_address
+from tests.training.validating import oracle_validator
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Dataset:
-    images, panoptic_json, panoptic_pngs = tiny.write(tmp_path_factory.mktemp("data"), 5)
+def paths(tmp_path_factory) -> tiny.Paths:
+    return tiny.write(tmp_path_factory.mktemp("data"), 5)
+
+
+@pytest.fixture(scope="module")
+def dataset(paths) -> Dataset:
+    images, panoptic_json, panoptic_pngs = paths
     return open_dataset("custom", images=images, panoptic_json=panoptic_json, panoptic_pngs=panoptic_pngs)
 
 
-class Pictures(RunLog):
-    """Keeps what it is shown."""
-
-    def __init__(self):
-        self.shown = {}
-
-    def show(self, name: str, picture: np.ndarray, step: int) -> None:
-        self.shown[name, step] = picture
-
-
-class Oracle:
-    """Finds the annotation, the last image first; weights of less than 1 let it lose that share of every segment."""
-
-    def __init__(self, source: Dataset):
-        self._source, self._kept = source, 1.0
-
-    def set_weights(self, weights) -> None:
-        self._kept = float(weights["kept"])
-
-    def segment(self, images: Iterable[np.ndarray], *, tasks) -> Iterator[tuple[int, Result]]:
-        assert tasks == ("panoptic",)
-        truths = [read_truth(self._source[i], self._source.vocabulary) for i in range(len(self._source))]
-        for index, image in reversed(list(enumerate(images))):
-            (truth,) = (t for t in truths if t.id_map.shape == image.shape[:2])
-            found = truth_result(truth, image, self._source.vocabulary)
-            id_map = np.where(np.arange(image.shape[1]) % 10 < round(10 * self._kept), found.panoptic.id_map, 0)
-            yield index, Result(image, found.vocabulary, Panoptic(id_map, found.panoptic.segments), None, None)
-
-
 @pytest.fixture
-def validator(source, monkeypatch) -> Validator:
-    monkeypatch.setattr(validate, "full_model", lambda start: None)
-
-    def segmenter(*arguments, **options):
-        return types.SimpleNamespace(set_classes=lambda vocabulary: None, engine=Oracle(source))
-
-    monkeypatch.setattr(validate, "Segmenter", segmenter)
-    start = Checkpoint(SMALL, {}, source.vocabulary, "", Origin("", ""), None, {})
-    return Validator(start, source, Pictures(), images=3, pictures=1, short_side=64, max_side=64)
+def validator(dataset) -> Validator:
+    return oracle_validator(dataset)
 
 
 def kept(share: float) -> dict[str, jax.Array]:
     return {"kept": jnp.float32(share)}
 
 
-def test_a_perfect_model(validator, source):
+def test_a_perfect_model(validator, dataset):
     found = validator(kept(1), 7)
-    # Cats and skies are all found; dogs have one segment without pixels an image, which nobody finds, and a crowd.
+    # Cats and skies are all found. Each image has a dog segment without pixels, which cannot be found, and a crowd.
     assert found == pytest.approx({"pq": 200 / 3, "sq": 200 / 3, "rq": 200 / 3, "pq_things": 50, "pq_stuff": 100})
-    ((name, picture),) = validator._metrics.shown.items()
+    ((name, picture),) = validator._log.shown.items()
     assert name == ("picture 0, found | annotated", 7)
-    height, width = read_truth(source[0], source.vocabulary).id_map.shape
+    height, width = read_truth(dataset[0], dataset.vocabulary).id_map.shape
     assert picture.shape == (height, 2 * width, 3) and picture.dtype == np.uint8
     np.testing.assert_array_equal(*np.split(picture, 2, axis=1))
 
 
-def test_other_weights_other_scores(validator, source):
-    """Eight columns in ten of every segment: still the same segments, of a lower IoU; three in ten are none."""
+def test_other_weights_other_scores(validator, dataset):
+    """Eight columns in ten of every segment match it with a lower IoU; three in ten do not match."""
     found = validator(kept(0.8), 7)
     shares = []
     for index in (0, 2, 4):
-        _, columns = np.nonzero(read_truth(source[index], source.vocabulary).id_map == 70000 + index)
+        _, columns = np.nonzero(read_truth(dataset[index], dataset.vocabulary).id_map == 70000 + index)
         shares.append(np.mean(columns % 10 < 8))
     assert found["rq"] == pytest.approx(200 / 3) and found["pq_stuff"] == pytest.approx(100 * np.mean(shares))
     assert set(validator(kept(0.3), 8).values()) == {0.0}
+
+
+def test_two_processes_measure_what_one_does(validator, paths):
+    """Each process takes its share of three images; the weights are sharded over both processes."""
+    address = free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.validating", *map(str, paths), address, str(index), "0.8"],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [output["images"] for output in outputs] == [[0, 4], [2]]
+    expected = validator(kept(0.8), 7)
+    for output in outputs:
+        assert output["scores"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_images_are_spread_evenly(validator):
@@ -104,13 +97,13 @@ def test_what_occurs_nowhere_has_no_score():
     assert scores(PanopticCounts.zeros(2), np.asarray([True, False])) == {}
 
 
-def test_an_annotation_drawn(source):
+def test_an_annotation_drawn(dataset):
     """Crowds and segments without pixels are left out, and their ids are not reused."""
-    record = source[0]
-    truth = read_truth(record, source.vocabulary)
+    record = dataset[0]
+    truth = read_truth(record, dataset.vocabulary)
     assert truth.areas is None and truth.crowds.tolist() == [False, True, False, False]
     image = np.zeros((*truth.id_map.shape, 3), np.uint8)
-    found = truth_result(truth, image, source.vocabulary).panoptic
+    found = truth_result(truth, image, dataset.vocabulary).panoptic
     assert [segment.name for segment in found.segments] == ["sky", "cat"]
     for segment, original in zip(found.segments, (70000, 300), strict=True):
         np.testing.assert_array_equal(found.id_map == segment.id, truth.id_map == original)

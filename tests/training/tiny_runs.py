@@ -1,12 +1,11 @@
-"""A run that is over in seconds: a tiny model, on tiny annotated images."""
+"""A training run of a few seconds: a tiny model, on tiny annotated images."""
 
+import importlib.util
 import pathlib
 import sys
 
 from ml_collections import ConfigDict
 
-from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Dataset
 from tests.data import tiny
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -34,12 +33,11 @@ OVERRIDES = {
 
 
 def load_config(name: str, variant: str = "") -> ConfigDict:
-    """One of the project's, which imports its neighbours."""
-    sys.path.insert(0, str(CONFIGS))
-    try:
-        return __import__(name).get_config(variant)
-    finally:
-        sys.path.remove(str(CONFIGS))
+    """Returns one of the project's configurations."""
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 def config(paths: tiny.Paths, **changes) -> ConfigDict:
@@ -49,7 +47,7 @@ def config(paths: tiny.Paths, **changes) -> ConfigDict:
 
 
 def data_paths(paths: tiny.Paths) -> dict[str, str]:
-    """The same images for training and validation."""
+    """Returns the paths of a configuration's data: the same images for training and validation."""
     return {
         f"data.{split}.{name}": str(path)
         for split in ("train", "val")
@@ -57,17 +55,15 @@ def data_paths(paths: tiny.Paths) -> dict[str, str]:
     }
 
 
-def source(found: ConfigDict) -> Dataset:
-    return open_dataset(found.data.dataset, None, "train", **found.data.train)
-
-
 def command(paths: tiny.Paths, workdir: pathlib.Path, *flags: str, **changes) -> list[str]:
-    """The command line of the same run."""
+    """Returns the command line of the same run."""
+    return [sys.executable, "-m", "fcclip_jax.main", *arguments(paths, workdir, *flags, **changes)]
+
+
+def arguments(paths: tiny.Paths, workdir: pathlib.Path, *flags: str, **changes) -> list[str]:
+    """Returns the arguments of that command line."""
     values = {**OVERRIDES, **data_paths(paths), **changes}
     return [
-        sys.executable,
-        "-m",
-        "fcclip_jax.main",
         f"--config={CONFIGS / 'custom.py'}:debug",
         f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in values.items()),

@@ -2,8 +2,8 @@
 
     prediction, targets -> match -> pairs -> points -> sums -> means over the whole batch -> one number
 
-Sums and means are apart because the batch is spread over devices: each sums over its own images, the sums are added
-up, and only then divided.
+Sums and means are separate because the batch is spread over devices: each device sums over its own images, the sums are
+added up, and only then divided.
 """
 
 from typing import NamedTuple
@@ -19,38 +19,41 @@ from fcclip_jax.training.losses.points import PointDraws, choose_points, pack, p
 
 
 class LossSettings(NamedTuple):
-    """The official recipe's; its weights are those of the matching costs too."""
+    """The official recipe's settings. The weights are those of the matching costs too."""
 
     num_points: int = 12544
-    """At which a mask is compared, in matching and in the loss: 112 x 112."""
+    """Points at which a mask is compared, in matching and in the loss: 112 x 112."""
     oversample_ratio: float = 3.0
-    """How many times `num_points` are drawn to choose the most uncertain from."""
+    """The candidates for uncertain points, as a multiple of `num_points`."""
     importance_share: float = 0.75
-    """How much of `num_points` is chosen so; the rest is uniform."""
+    """The share of uncertain points in `num_points`; the rest is uniform."""
     class_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     void_weight: float = 0.1
-    """Of a query without a segment in the classes' cross-entropy, where the others weigh 1."""
+    """The weight of a query without a segment in the classes' cross-entropy; other queries weigh 1."""
     matcher: Matcher = "optax"
 
 
 class LossSums(NamedTuple):
-    """Sums over the images at hand; they may be added up over devices."""
+    """Sums over some images, to be added up over devices. They belong to one output, or to each of several.
 
-    cross_entropy: Float[Array, ""]
+    Counts that all outputs share may have an axis of 1 in the place of O.
+    """
+
+    cross_entropy: Float[Array, "*O"]
     """Weighted, over queries."""
-    class_weights: Float[Array, ""]
-    """Of those queries."""
-    mask: Float[Array, ""]
-    """Binary cross-entropy, a mean over points, over matched segments."""
-    dice: Float[Array, ""]
-    segments: Float[Array, ""]
-    """How many there are, those left without a query included."""
+    class_weights: Float[Array, "*#O"]
+    """The sum of those weights."""
+    mask: Float[Array, "*O"]
+    """Binary cross-entropy, a mean over points, summed over matched segments."""
+    dice: Float[Array, "*O"]
+    segments: Float[Array, "*#O"]
+    """The number of segments, including those without a query."""
 
 
 class Losses(NamedTuple):
-    """Means over the whole batch, not yet weighted; of one output, or of each of several."""
+    """Means over the whole batch before weighting, for one output or for each of several."""
 
     cross_entropy: Float[Array, "*O"]
     mask: Float[Array, "*O"]
@@ -58,10 +61,10 @@ class Losses(NamedTuple):
 
 
 def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, settings: LossSettings) -> LossSums:
-    """Of one of the decoder's predictions.
+    """Sums the losses of one of the decoder's predictions.
 
-    The matching and the chosen points, which have no gradient, bear the names "matching" and "points": a
-    rematerialisation policy should save them.
+    The matching and the chosen points have no gradient. They are checkpoint-named "matching" and "points", for a
+    rematerialisation policy to save.
     """
     prediction = Prediction(*(logits.astype(jnp.float32) for logits in prediction))
     costs = matching_costs(
@@ -104,23 +107,23 @@ def class_sums(
     labels: Int[Array, "B G"],
     void_weight: float,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Weighted cross-entropy over all queries, and the sum of the weights. A query without a segment means void."""
+    """Returns the weighted cross-entropy over all queries, and the sum of the weights. A query without a segment is void."""
     batch, count, classes = class_logits.shape
     # Queries of -1 are out of bounds here, as a negative index would not be.
     place = jnp.where(queries >= 0, queries, count)
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
-    wanted = jnp.full((batch, count), classes - 1, jnp.int32)
-    wanted = wanted.at[rows, place].set(labels.astype(jnp.int32), mode="drop")
+    expected = jnp.full((batch, count), classes - 1, jnp.int32)
+    expected = expected.at[rows, place].set(labels.astype(jnp.int32), mode="drop")
     log_probs = jax.nn.log_softmax(class_logits, axis=-1)
-    surprise = -jnp.take_along_axis(log_probs, wanted[..., None], axis=-1)[..., 0]
-    weights = jnp.where(wanted == classes - 1, jnp.float32(void_weight), jnp.float32(1))
-    return jnp.sum(weights * surprise), jnp.sum(weights)
+    losses = -jnp.take_along_axis(log_probs, expected[..., None], axis=-1)[..., 0]
+    weights = jnp.where(expected == classes - 1, jnp.float32(void_weight), jnp.float32(1))
+    return jnp.sum(weights * losses), jnp.sum(weights)
 
 
 def mask_losses(
     logits: Float[Array, "P S"], targets: Float[Array, "P S"]
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Binary cross-entropy, a mean over points, and dice; targets are in [0, 1]."""
+    """Returns binary cross-entropy, a mean over points, and dice. Targets are in [0, 1]."""
     cross_entropy = jnp.mean(jax.nn.softplus(logits) - logits * targets, axis=-1)
     probs = jax.nn.sigmoid(logits)
     overlap = jnp.sum(probs * targets, axis=-1)
@@ -129,13 +132,13 @@ def mask_losses(
 
 
 def mean_losses(sums: LossSums) -> Losses:
-    """Of the sums over the whole batch, all devices included."""
+    """Divides sums over the whole batch, all devices included, by their counts."""
     segments = jnp.maximum(sums.segments, 1)
     return Losses(sums.cross_entropy / sums.class_weights, sums.mask / segments, sums.dice / segments)
 
 
 def weighted_total(losses: Losses, settings: LossSettings) -> Float[Array, "*O"]:
-    """What each output adds to the number that training makes smaller; all outputs weigh the same."""
+    """Returns each output's share of the loss that training minimises. All outputs weigh the same."""
     return (
         settings.class_weight * losses.cross_entropy
         + settings.mask_weight * losses.mask

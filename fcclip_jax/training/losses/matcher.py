@@ -1,4 +1,4 @@
-"""Which query answers for which segment: the assignment of least cost (matcher.py of the official code)."""
+"""Matches queries to segments: the assignment of least cost (matcher.py of the official code)."""
 
 from typing import Literal
 
@@ -15,16 +15,16 @@ from fcclip_jax.training.losses.points import PointDraws, sample, sample_segment
 
 Matcher = Literal["optax", "scipy"]
 
-UNWANTED = 1e6
-"""Stands in for costs that are not finite: an assignment among NaNs would never end."""
+LARGE_COST = 1e6
+"""Replaces costs that are not finite: the assignment would not terminate on NaNs."""
 
 
 def match(costs: Float[Array, "B Q G"], labels: Int[Array, "B G"], matcher: Matcher = "optax") -> Int[Array, "B G"]:
-    """The query of each slot; -1 in empty slots (those of label -1) and where an image has more segments than queries.
+    """Returns the query of each slot; -1 in empty slots (label -1), and where an image has more segments than queries.
 
-    matcher: "optax" stays on the device; "scipy" asks the host.
+    matcher: "optax" runs on the device, "scipy" on the host.
     """
-    costs = jnp.nan_to_num(costs, nan=UNWANTED, posinf=UNWANTED, neginf=-UNWANTED)
+    costs = jnp.nan_to_num(costs, nan=LARGE_COST, posinf=LARGE_COST, neginf=-LARGE_COST)
     if matcher == "scipy":
         shape = jax.ShapeDtypeStruct(labels.shape, np.int32)
         return jax.pure_callback(_match_on_host, shape, costs, labels, vmap_method="expand_dims")
@@ -32,9 +32,9 @@ def match(costs: Float[Array, "B Q G"], labels: Int[Array, "B G"], matcher: Matc
 
 
 def _match_on_device(costs: Float[Array, "Q G"], labels: Int[Array, " G"]) -> Int[Array, " G"]:
-    """Empty slots cost the same everywhere, so they take what is left; queries that are not there come last."""
+    """Matches one image. Empty slots cost the same for all queries, so they get the remaining ones; padded queries come last."""
     queries, slots = costs.shape
-    costs = jnp.pad(costs, ((0, max(slots - queries, 0)), (0, 0)), constant_values=2 * UNWANTED)
+    costs = jnp.pad(costs, ((0, max(slots - queries, 0)), (0, 0)), constant_values=2 * LARGE_COST)
     costs = jnp.where(labels[None] >= 0, costs, 0)
     found, of_slot = optax.assignment.hungarian_algorithm(costs)
     chosen = jnp.zeros(slots, jnp.int32).at[of_slot].set(found.astype(jnp.int32))
@@ -61,9 +61,9 @@ def matching_costs(
     mask_weight: float,
     dice_weight: float,
 ) -> Float[Array, "B Q G"]:
-    """What it would cost for each query to answer for each slot; of no meaning in empty slots. No gradient passes.
+    """Returns the cost of matching each query to each slot; meaningless in empty slots. No gradient passes.
 
-    Masks are compared at `num_points` uniform points that all queries and segments of an image share.
+    Masks are compared at `num_points` uniform points, which all queries and segments of an image share.
     """
     mask_logits, class_logits = map(lax.stop_gradient, prediction)
     batch, _, _, count = mask_logits.shape

@@ -1,7 +1,7 @@
-"""Masks at points (PointRend): where they are drawn, and how logits and targets are read there.
+"""Masks at points (PointRend): drawing points, and sampling logits and targets there.
 
-Points are (x, y) in [0, 1]; a map of any size is read bilinearly as by detectron2's `point_sample`, which is
-`grid_sample` with align_corners=False: cell i spans [i, i + 1] / size, and outside the map is zero.
+Points are (x, y) in [0, 1]. A map of any size is sampled bilinearly, as by detectron2's `point_sample`, which is
+`grid_sample` with align_corners=False: cell i spans [i, i + 1] / size, and the map is zero outside.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 CHUNK = 8
-"""Pairs that are worked on at a time: the cost follows the number of real pairs to within this."""
+"""Pairs that are processed at a time: the cost is that of the real pairs, rounded up to a multiple."""
 
 
 @runtime_checkable
@@ -22,19 +22,19 @@ class PointDraws(Protocol):
     """Points for the rows of a batch. `row` and `slot` are int32 scalars, traced; `count` is a Python number."""
 
     def matcher(self, row: Int[Array, ""], count: int) -> Float[Array, "S 2"]:
-        """Where all queries and segments of an image are compared."""
+        """Draws the points at which all queries and segments of an image are compared."""
 
     def oversampled(self, row: Int[Array, ""], slot: Int[Array, ""], count: int) -> Float[Array, "S 2"]:
-        """The candidates among which a segment's most uncertain points are chosen."""
+        """Draws the candidates for a segment's most uncertain points."""
 
     def uniform(self, row: Int[Array, ""], slot: Int[Array, ""], count: int) -> Float[Array, "S 2"]:
-        """The points of a segment that join them, chosen by chance alone."""
+        """Draws a segment's remaining points."""
 
 
 class RandomDraws(NamedTuple):
     """Uniform draws that depend on the image, not on where and when it is computed.
 
-    A number of the stream of images, the output of the decoder and the segment's slot decide every one, so they are
+    Each follows from the image's position in the stream, the decoder's output and the segment's slot. Draws are therefore
     the same on any number of devices and after a resume.
     """
 
@@ -42,7 +42,7 @@ class RandomDraws(NamedTuple):
     positions: Int[Array, " B"]
     """`Batch.positions`."""
     output: Int[Array, ""]
-    """Which of the decoder's predictions."""
+    """The index of the decoder's prediction."""
 
     def matcher(self, row: Int[Array, ""], count: int) -> Float[Array, "S 2"]:
         return jax.random.uniform(self._key(row, 0), (count, 2), jnp.float32)
@@ -59,7 +59,7 @@ class RandomDraws(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Matched segments of a batch, packed: the first `count` of P are real, the others point at row, slot, query 0."""
+    """Matched segments of a batch, packed: the first `count` of P are real, the others have row, slot and query 0."""
 
     rows: Int[Array, " P"]
     slots: Int[Array, " P"]
@@ -68,7 +68,7 @@ class Pairs(NamedTuple):
 
 
 def pack(queries: Int[Array, "B G"]) -> Pairs:
-    """The slots that have a query (those of -1 have none), in the order of the batch; P is B * G up to a `CHUNK`."""
+    """Packs the slots that have a query, not -1, in the order of the batch. P is B * G, rounded up to a `CHUNK`."""
     batch, slots = queries.shape
     flat = jnp.pad(queries.reshape(-1), (0, -batch * slots % CHUNK), constant_values=-1)
     real = flat >= 0
@@ -78,7 +78,7 @@ def pack(queries: Int[Array, "B G"]) -> Pairs:
 
 
 def corners(points: Float[Array, "*S 2"], shape: tuple[int, int]) -> tuple[Int[Array, "*S 4"], Float[Array, "*S 4"]]:
-    """The four cells around each point, as flat indices into an h x w map, and their weights: zero outside of it."""
+    """Returns the four cells around each point, as flat indices into an h x w map, and their weights, zero outside."""
     height, width = shape
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     x0, y0 = jnp.floor(x), jnp.floor(y)
@@ -92,7 +92,7 @@ def corners(points: Float[Array, "*S 2"], shape: tuple[int, int]) -> tuple[Int[A
 
 
 def sample(images: Float[Array, "B h w C"], points: Float[Array, "B S 2"]) -> Float[Array, "B S C"]:
-    """All channels of each image at its points."""
+    """Samples all channels of each image at its points."""
     indices, weights = corners(points, images.shape[1:3])
     flat = images.reshape(images.shape[0], -1, images.shape[-1])
     read = (jnp.take_along_axis(flat, indices[..., k, None], axis=1) * weights[..., k, None] for k in range(4))
@@ -102,7 +102,7 @@ def sample(images: Float[Array, "B h w C"], points: Float[Array, "B S 2"]) -> Fl
 def sample_segments(
     segment_map: UInt8[Array, "B H W"], points: Float[Array, "B S 2"], count: int
 ) -> Float[Array, "B S G"]:
-    """The binary masks of slots 0..count-1 at the points of their images."""
+    """Samples the binary masks of slots 0..count-1 at the points of their images."""
     ids, weights = _corner_ids(segment_map, points)
     slots = jnp.arange(count, dtype=jnp.int32)[None, None, :]
     read = (jnp.where(ids[..., k, None] == slots, weights[..., k, None], 0) for k in range(4))
@@ -112,7 +112,7 @@ def sample_segments(
 def pair_targets(
     segment_map: UInt8[Array, "B H W"], pairs: Pairs, points: Float[Array, "P S 2"]
 ) -> Float[Array, "P S"]:
-    """The binary mask of each pair's segment at its own points; zero for pairs that are not real."""
+    """Samples the binary mask of each pair's segment at its own points; zero for pairs that are not real."""
 
     def read(chunk: Pairs, start: Int[Array, ""]) -> Float[Array, "N S"]:
         ids, weights = _corner_ids(segment_map[chunk.rows], _part(points, start))
@@ -139,9 +139,9 @@ def choose_points(
     oversampled: int,
     kept: int,
 ) -> Float[Array, "P S 2"]:
-    """For each pair, the `kept` of `oversampled` points where its mask logit is nearest to zero, and uniform ones.
+    """Chooses for each pair the `kept` of `oversampled` points whose mask logits are nearest to zero, and uniform ones.
 
-    The same points in another order would do as well: they are only summed over. No gradient passes.
+    Their order does not matter, since losses sum over them. No gradient passes.
     """
     mask_logits = lax.stop_gradient(mask_logits)
 
@@ -161,9 +161,9 @@ def choose_points(
 def sample_pairs(
     mask_logits: Float[Array, "B h w Q"], pairs: Pairs, points: Float[Array, "P S 2"]
 ) -> Float[Array, "P S"]:
-    """The mask logits of each pair's query at its own points; zero for pairs that are not real.
+    """Samples the mask logits of each pair's query at its own points; zero for pairs that are not real.
 
-    The gradient reaches the logits alone. Both ways work through the real pairs only, one chunk after the other.
+    Only the logits get a gradient. Both passes process the real pairs alone, one chunk after the other.
     """
     return _sample_pairs(mask_logits.shape, mask_logits, pairs, points)
 
@@ -201,7 +201,7 @@ _sample_pairs.defvjp(_sample_pairs_forward, _sample_pairs_backward)
 
 
 def _for_each_chunk(visit, pairs: Pairs, shape: tuple[int, ...]) -> Float[Array, "P ..."]:
-    """An array [P, ...] of what `visit(chunk, start)` finds for each chunk of real pairs, and zeros."""
+    """Returns an array [P, ...] of `visit(chunk, start)` for each chunk of real pairs, and zeros for the others."""
 
     def step(i: Int[Array, ""], found: Float[Array, "P ..."]) -> Float[Array, "P ..."]:
         start = i * CHUNK
@@ -222,13 +222,13 @@ def _part(x: Array, start: Int[Array, ""]) -> Array:
 
 
 def _chunk(pairs: Pairs, start: Int[Array, ""]) -> tuple[Pairs, Array]:
-    """The pairs of a chunk, and which of them are real."""
+    """Returns the pairs of a chunk, and which of them are real."""
     real = start + jnp.arange(CHUNK, dtype=jnp.int32) < pairs.count
     return Pairs(*(_part(x, start) for x in pairs[:3]), pairs.count), real
 
 
 def _masks(mask_logits: Float[Array, "B h w Q"], chunk: Pairs) -> Float[Array, "N h w"]:
-    """A pair's mask is read many times: from its own memory, which fits into a cache, not from among the others."""
+    """Copies the masks of the pairs' queries: each is sampled many times, and its own memory fits into a cache."""
     return mask_logits[chunk.rows, :, :, chunk.queries]
 
 

@@ -25,7 +25,7 @@ def test_by_hand(matcher):
 
 @pytest.mark.parametrize(("queries", "slots"), [(20, 7), (7, 7), (7, 12)])
 def test_as_scipy(queries, slots):
-    """Any number of segments, more than there are queries included; slots between the real ones may be empty."""
+    """Any number of segments, even more than queries; slots between the real ones may be empty."""
     rng = np.random.default_rng(0)
     batch = 3 * (slots + 1)
     costs = rng.normal(scale=4, size=(batch, queries, slots)).astype(np.float32)

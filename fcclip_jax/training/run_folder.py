@@ -1,0 +1,148 @@
+"""A training run's folder: the names in it, and the model at any of its checkpoints.
+
+    WORKDIR/config.json         the configuration
+    WORKDIR/start/              the model before training, a checkpoint as `checkpoint.save` writes it
+    WORKDIR/checkpoints/STEP/   the training state (orbax): state/ and about/; metrics/, if validation measured any
+    WORKDIR/final/              the trained model
+
+Frozen weights are stored once, in `start`. This module imports nothing of the train extra, so that conversion can read a
+run wherever the core is installed.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from fcclip_jax import checkpoint
+from fcclip_jax.checkpoint import Checkpoint
+
+CONFIG = "config.json"
+START = "start"
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+
+QUIET_SECONDS = 0.5
+"""How long no other read may report before a failed restore is over."""
+LONGEST_DRAIN_SECONDS = 10.0
+
+
+def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]) -> Checkpoint:
+    """Reads a run's model at one of its checkpoints, with averaged parameters where the run keeps an average.
+
+    step: "best" goes by the metric that the run keeps its best checkpoints by (`checkpoint.best`).
+
+    Raises:
+        FileNotFoundError: there is no run in `workdir`, or the run has no such checkpoint.
+        ValueError: a file is damaged.
+    """
+    workdir = checkpoint.resolve(workdir)
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} is not the folder of a training run: it has no {CHECKPOINTS}")
+    start = checkpoint.read(workdir / START)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(create=False)
+    with contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager:
+        chosen = _choose(workdir, manager, step)
+        try:
+            with one_failure():
+                trained = _read_trained(manager, chosen)
+            if unknown := sorted(trained.keys() - start.parameters.keys()):
+                raise ValueError(f"{unknown[0]} is not in {START}")
+        # Tensorstore and orbax have no common error for files that are cut short or missing.
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {folder / str(chosen)} is damaged ({brief(error)}); choose another"
+            ) from error
+    return start._replace(parameters={**start.parameters, **trained})
+
+
+def _choose(workdir: epath.Path, manager: ocp.CheckpointManager, step: int | Literal["latest", "best"]) -> int:
+    steps = sorted(manager.all_steps())
+    existing = f"it has {', '.join(map(str, steps))}" if steps else "it has none yet"
+    if step == "best":
+        metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["best"]
+        best = metric and best_step(manager, metric)
+        if best is None:
+            raise FileNotFoundError(
+                f"no checkpoint of the run in {workdir} was measured, so none is the best; {existing}"
+            )
+        return best
+    if not steps or (step != "latest" and step not in steps):
+        raise FileNotFoundError(f"the run in {workdir} has no checkpoint {step}; {existing}")
+    return steps[-1] if step == "latest" else step
+
+
+def _read_trained(manager: ocp.CheckpointManager, step: int) -> dict[str, np.ndarray]:
+    tree = manager.item_metadata(step).state.tree
+    part = "average" if "average" in tree else "parameters"
+    item = {part: tree[part]}
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    found = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
+            about=ocp.args.JsonRestore(),
+        ),
+    )
+    trained = dict(found.state[part])
+    for name, array in trained.items():
+        if int(array.view(np.uint32).sum(dtype=np.uint32)) != found.about["check_sums"][f".{part}['{name}']"]:
+            raise ValueError(f"the checksum of {name} is wrong")
+    return trained
+
+
+def best_step(manager: ocp.CheckpointManager, metric: str) -> int | None:
+    """Returns the latest of the checkpoints with the highest metric; None if none was measured."""
+    scores = [(score(metric, manager.metrics(step) or {}), step) for step in manager.all_steps()]
+    measured = [pair for pair in scores if pair[0] > -math.inf]
+    return max(measured)[1] if measured else None
+
+
+def score(metric: str, metrics: Mapping[str, float]) -> float:
+    """Returns the metric, or minus infinity where it is missing or NaN."""
+    value = metrics.get(metric, math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
+def brief(error: Exception) -> str:
+    """Returns the beginning of an error's message on one line: orbax' and tensorstore's run over pages."""
+    return " ".join(str(error).split())[:200]
+
+
+@contextlib.contextmanager
+def one_failure() -> Iterator[None]:
+    """Lets one failed read raise, without a report from each of the others.
+
+    Orbax closes its event loop at the first failure. Reads that are still in flight then report "Event loop is closed"
+    through sys.unraisablehook, from their own threads: before the failure is raised here, and for a moment after.
+    """
+    previous, reported = sys.unraisablehook, time.monotonic()
+
+    def hook(problem: Any) -> None:
+        nonlocal reported
+        if str(problem.exc_value) == "Event loop is closed":
+            reported = time.monotonic()
+        else:
+            previous(problem)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        reported = failed = time.monotonic()
+        while time.monotonic() - reported < QUIET_SECONDS and time.monotonic() - failed < LONGEST_DRAIN_SECONDS:
+            time.sleep(0.02)
+        raise
+    finally:
+        sys.unraisablehook = previous

@@ -1,0 +1,166 @@
+"""Watches a run: progress, measurements, losses that are not finite, and requests to stop."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from fcclip_jax.process_memory import peak_memory
+from fcclip_jax.training.run_log import RunLog
+from fcclip_jax.training.step import StepMetrics
+
+LOSSES = ("cross_entropy", "mask", "dice")
+
+
+class Watch:
+    """Checks and reports every step's losses, one step behind the device, so that the device never waits for it."""
+
+    def __init__(self, log: RunLog, names: list[str], first: int, steps: int, every: int):
+        """Reports a run of `steps` steps from step `first`, and logs every `every`-th.
+
+        names: the trained parameters, sorted.
+        """
+        self._log, self._names, self._every = log, names, every
+        self._pending: tuple[int, StepMetrics] | None = None
+        self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
+        self.skipped, self.over_budget = 0, 0
+        self._progress = tqdm(
+            total=steps, initial=first, desc="training", unit="step", disable=None if jax.process_index() == 0 else True
+        )
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Measures the time in the block as time that the device waits for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def add(self, step: int, metrics: StepMetrics, skipped: tuple[str, ...], over_budget: int) -> None:
+        """Takes a step that has been dispatched, and checks the one before it.
+
+        skipped: why images were skipped on the way to this step's batch.
+        over_budget: segments that were left out of it.
+
+        Raises:
+            ValueError: a loss or a gradient of the step before is not finite.
+        """
+        for reason in skipped:
+            tqdm.write(f"skipped an image: {reason}", file=sys.stderr)
+        self.skipped += len(skipped)
+        self.over_budget += over_budget
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        """Checks and reports the latest step, once it is done.
+
+        Raises:
+            ValueError: a loss or a gradient is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        check_finite(step, values, self._names)
+        self._steps += 1
+        self._progress.update()
+        if step % self._every == 0:
+            self._write(step, values)
+
+    def report(self, step: int, scores: Mapping[str, float]) -> None:
+        """Logs and prints a validation's scores."""
+        for name, value in scores.items():
+            self._log.measure(name, value)
+        self._log.write(step)
+        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+    def close(self) -> None:
+        self._progress.close()
+
+    def _write(self, step: int, values: StepMetrics) -> None:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        rate, waiting = self._steps / seconds, self._waited / seconds
+        self._waited, self._steps = 0.0, 0
+        measured = {
+            "loss": values.loss,
+            **{name: getattr(values, name).sum() for name in LOSSES},
+            **{f"{name}/{output}": value for name in LOSSES for output, value in enumerate(getattr(values, name))},
+            "segments": values.segments,
+            "gradient_norm": values.gradient_norm,
+            "learning_rate": values.learning_rate,
+            "steps_per_second": rate,
+            "data_wait_share": waiting,
+            "memory_gib": _peak_memory() / 2**30,
+            "skipped_images": self.skipped,
+            "segments_over_budget": self.over_budget,
+        }
+        for name, value in measured.items():
+            self._log.measure(f"train/{name}", float(value))
+        self._log.write(step)
+        self._progress.set_postfix_str(
+            f"loss {values.loss:.2f}, gradient {values.gradient_norm:.3g}, data wait {waiting:.0%}", refresh=False
+        )
+
+
+def check_finite(step: int, values: StepMetrics, names: list[str]) -> None:
+    """Checks that every loss and gradient of a step is finite.
+
+    names: the trained parameters, sorted.
+
+    Raises:
+        ValueError: the first loss and the first parameter's gradient that are not.
+    """
+    losses = [
+        f"{name} of output {output}"
+        for name in LOSSES
+        for output in np.flatnonzero(~np.isfinite(getattr(values, name)))
+    ]
+    gradients = [names[i] for i in np.flatnonzero(~np.isfinite(values.gradient_squares))]
+    if not losses and not gradients and np.isfinite(values.loss):
+        return
+    loss = f"the loss {losses[0]} is not finite" if losses else "the losses are finite"
+    gradient = (
+        f"the gradient of {gradients[0]} is not (first of {len(gradients)})" if gradients else "the gradients are"
+    )
+    joint = ", and " if bool(losses) == bool(gradients) else ", but "
+    raise ValueError(
+        f"training stopped at step {step}: {loss}{joint}{gradient}; the checkpoints before it are good: lower"
+        " optim.learning_rate, or compute in float32 (compute_dtype)"
+    )
+
+
+def announce(line: str) -> None:
+    """Prints a line above the progress bar, once for all processes."""
+    if jax.process_index() == 0:
+        tqdm.write(line)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Catches SIGTERM in the block. Yields a function of the step that returns whether the run should stop after it.
+
+    All processes get the same answer for a step.
+    """
+    if jax.process_count() > 1:
+        # JAX's own service catches the signal, and agrees on a step at which all processes can stop.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _peak_memory() -> int:
+    """Returns bytes: the first device's peak where it reports one, else this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", peak_memory())
