@@ -3,9 +3,7 @@
 import hashlib
 import io
 import logging
-import os
 import pathlib
-import uuid
 
 import jax
 import numpy as np
@@ -13,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from fcclip_jax import files
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.tokenizer import tokenize
@@ -133,13 +132,8 @@ def _write_cached(path: pathlib.Path, embeddings: Float[np.ndarray, "T C"]) -> N
     """A cache that cannot be written is a pity, not an error."""
     buffer = io.BytesIO()
     np.save(buffer, embeddings, allow_pickle=False)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with files.replacing(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         log.warning("the text embeddings could not be kept in %s: %s", path.parent, error)

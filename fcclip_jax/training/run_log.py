@@ -16,6 +16,8 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
+from fcclip_jax import files
+
 FILE, CONFIG = "metrics.jsonl", "config.json"
 """In the run's folder: the measurements, and what it was configured with."""
 
@@ -106,6 +108,5 @@ def _drop_after(path: epath.Path, step: int) -> None:
 
 
 def _replace(path: epath.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with files.replacing(path, sole_writer=True) as temporary:
+        temporary.write_text(text)

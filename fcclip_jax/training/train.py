@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.checkpoint import Checkpoint
-from fcclip_jax.data.folder import Dataset
 from fcclip_jax.data.pipeline import train_batches
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.training import sharding

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_ids, decode_image
-from fcclip_jax.data.folder import Dataset, Record
+from fcclip_jax.data.records import Dataset, Record
 from fcclip_jax.inference.results import Panoptic, Result, Segment
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic

@@ -10,7 +10,7 @@ import pytest
 
 from fcclip_jax.checkpoint import Checkpoint, Origin
 from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Dataset
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.results import Panoptic, Result
 from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.models.descriptions import SMALL

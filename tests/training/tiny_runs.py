@@ -6,7 +6,7 @@ import sys
 from ml_collections import ConfigDict
 
 from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Dataset
+from fcclip_jax.data.records import Dataset
 from tests.data import tiny
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
