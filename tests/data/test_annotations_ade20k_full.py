@@ -12,7 +12,7 @@ from PIL import Image
 from fcclip_jax.data.annotations import ade20k_full
 from fcclip_jax.data.annotations.jobs import FOLDERS
 from fcclip_jax.text.vocabulary import Vocabulary
-from tests.data.annotating import annotate, golden, load, photo, refusal, save, tree
+from tests.data.annotating import annotate, golden, load, photo, refusal, save
 
 NAME = "ADE20K_2021_17_01"
 
@@ -127,16 +127,6 @@ def test_where_the_official_script_wants_its_source(tmp_path):
 def test_no_pickle_is_read(official):
     (official / NAME / "index_ade20k.pkl").write_bytes(b"cos\nabort\n(tR.")
     assert annotate("ade20k_full", official) == 0
-
-
-def test_it_goes_on_where_it_stopped(official, capsys):
-    assert annotate("ade20k_full", official) == 0
-    before = tree(official)
-    for path in (*official.rglob("ADE_val_*.tif"), *official.glob(f"{NAME}/images_detectron2/training/*.jpg")):
-        path.unlink()
-    assert annotate("ade20k_full", official) == 0
-    assert "this run wrote 4 of them in " in capsys.readouterr().out
-    assert tree(official) == before
 
 
 def test_bad_sources(official, capsys):

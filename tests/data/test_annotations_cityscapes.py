@@ -7,7 +7,7 @@ import pytest
 
 from fcclip_jax.conventions import CITYSCAPES_LABELS
 from fcclip_jax.data.annotations import cityscapes
-from tests.data.annotating import annotate, load, load_ids, refusal, save, tree
+from tests.data.annotating import annotate, load, load_ids, refusal, save
 
 CITIES = {"train": ("aachen", "ulm"), "val": ("frankfurt",)}
 
@@ -120,18 +120,6 @@ def test_by_hand(tmp_path):
     assert annotation["segments_info"][0]["area"] == 3 and annotation["segments_info"][0]["bbox"] == [0, 0, 2, 2]
     categories = [(entry["id"], entry["name"], entry["isthing"]) for entry in content["categories"]]
     assert categories[0] == (7, "road", 0) and categories[-1] == (33, "bicycle", 1) and len(categories) == 19
-
-
-def test_it_goes_on_where_it_stopped(dataset, capsys):
-    assert annotate("cityscapes", dataset) == 0
-    before = tree(dataset)
-    truth = dataset / "cityscapes" / "gtFine"
-    (truth / "cityscapes_panoptic_train.json").unlink()
-    for path in truth.glob("train/ulm/*_labelTrainIds.png"):
-        path.unlink()
-    assert annotate("cityscapes", dataset) == 0
-    assert "this run wrote 4 of them in " in capsys.readouterr().out
-    assert tree(dataset) == before
 
 
 def test_bad_sources(dataset, capsys):

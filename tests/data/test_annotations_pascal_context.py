@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from fcclip_jax.data.annotations import pascal_context
 from fcclip_jax.data.annotations.jobs import FOLDERS
-from tests.data.annotating import annotate, golden, load, photo, refusal, tree
+from tests.data.annotating import annotate, golden, load, photo, refusal
 
 # pycocotools' decoder has no NumPy 2 copy argument.
 pytestmark = pytest.mark.filterwarnings(
@@ -89,16 +89,6 @@ def test_by_hand(tmp_path):
     np.testing.assert_array_equal(whole, [[65535, 0, 458], [1, 1, 65535]])
     assert (load(output / "annotations_ctx59/training/2010_000003.png") == 255).all()
     assert sorted(path.stem for path in output.rglob("*.jpg")) == ["2010_000001", "2010_000003"]
-
-
-def test_it_goes_on_where_it_stopped(official, capsys):
-    assert annotate("pascal_context", official) == 0
-    before = tree(official)
-    for path in (official / "pascal_ctx_d2").rglob("*.tif"):
-        path.unlink()
-    assert annotate("pascal_context", official) == 0
-    assert "this run wrote 3 of them in " in capsys.readouterr().out
-    assert tree(official) == before
 
 
 def edit(path, change):

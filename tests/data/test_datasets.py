@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fcclip_jax.data import decoding
 from fcclip_jax.data.datasets import DATASETS, open_dataset
 from tests.data import tiny
 
@@ -27,7 +28,14 @@ def test_layouts(tmp_path, name, split):
 
 
 def test_real_coco(shared):
-    assert [len(open_dataset("coco_panoptic", shared / "samples", split)) for split in ("train", "val")] == [11, 3]
+    for split, count in (("train", 11), ("val", 3)):
+        dataset = open_dataset("coco_panoptic", shared / "samples", split)
+        assert len(dataset) == count
+        for index in range(count):
+            record = dataset[index]
+            image, segments = decoding.decode(record)
+            assert image.shape[:2] == segments.segment_map.shape
+            assert segments.categories.tolist() == record.segments[record.segments[:, 2] == 0, 1].tolist()
 
 
 def test_official_ade20k_training_annotation(shared, tmp_path):
