@@ -12,6 +12,8 @@ from fcclip_jax.models import descriptions
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.training.parameters import is_statistic, is_trainable
+from fcclip_jax.training.run_folder import read_model
 
 from . import PROG, fcclip, rules, weight_files
 from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, table_of
@@ -75,13 +77,6 @@ def to_torch(arguments: argparse.Namespace) -> None:
 
 def from_run(arguments: argparse.Namespace) -> None:
     """Makes a checkpoint of a training run, at one of its steps."""
-    try:
-        from fcclip_jax.training.states import read_model
-    except ImportError as error:
-        raise ValueError(
-            f"reading a run needs packages of the train extra ({error}); install them: pip install '.[train]' in the"
-            " project's folder"
-        ) from None
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
     print(f"wrote {arguments.output}")
@@ -138,6 +133,6 @@ def _report(output: str, contents: checkpoint.Checkpoint, variables: Mapping[str
 
 def count_parameters(variables: Mapping[str, nnx.Variable]) -> tuple[int, int]:
     """Counts trainable and frozen parameters; the statistics of batch norms are neither."""
-    trainable = sum(v.size for v in variables.values() if isinstance(v, nnx.Param))
-    statistics = sum(v.size for name, v in variables.items() if name.endswith(("running_mean", "running_var")))
-    return trainable, sum(v.size for v in variables.values()) - trainable - statistics
+    sizes = {name: variable.size for name, variable in variables.items() if not is_statistic(name)}
+    trainable = sum(size for name, size in sizes.items() if is_trainable(name, train_trunk=False))
+    return trainable, sum(sizes.values()) - trainable

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and refused early where there is no room or no permission."""
+"""Writes files completely or not at all, and checks early that there is space and permission."""
 
 import contextlib
 import errno
@@ -15,13 +15,13 @@ from etils import epath
 def replacing(path: epath.PathLike, *, sole_writer: bool = False) -> Iterator[epath.Path]:
     """Yields a temporary path in the same folder, which becomes `path` when the block ends without an error.
 
-    Folders are created as needed. After an error nothing is left behind.
+    Folders are created as needed. After an error the temporary file is deleted.
 
-    sole_writer: no other process writes this file, so the temporary name is always the same, and what a killed process
-        left is overwritten.
+    sole_writer: no other process writes this file. The temporary name is then always the same, so the next run overwrites
+        the remains of a killed one.
     """
     path = epath.Path(path)
-    # Not longer than the name itself can be: 255 bytes on most file systems.
+    # Random names do not contain the file's own, which may already be as long as the file system allows.
     temporary = path.with_name(f"{path.name}.partial" if sole_writer else f".{uuid.uuid4().hex}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -33,7 +33,7 @@ def replacing(path: epath.PathLike, *, sole_writer: bool = False) -> Iterator[ep
 
 
 def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
-    """Writes all of the files or none: each under a temporary name, and then all are renamed.
+    """Writes all of the files or none: first each under a temporary name, then all are renamed.
 
     Raises:
         OSError: a file cannot be written, because the disk is full for example.
@@ -54,17 +54,17 @@ def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
 
 
 def check_space(folder: str | os.PathLike[str], size: int) -> None:
-    """Checks that `size` bytes fit into a local folder, where the system can tell.
+    """Checks that `size` bytes fit into a local folder, on systems that can reserve space.
 
-    Call it before the first byte is written: a checkpoint is written by many threads, which continue for a while after
-    the disk is full and report it one by one.
+    Call it before writing a checkpoint: orbax writes with many threads, which continue for a while after the disk is full
+    and report it one by one.
 
     Raises:
-        OSError: they do not fit.
+        OSError: the bytes do not fit.
     """
     if not os.path.isdir(folder) or not hasattr(os, "posix_fallocate"):
         return
-    # In pieces no larger than the files that orbax makes, for limits on a file's size.
+    # In pieces no larger than orbax's files, because file sizes may be limited too.
     with contextlib.ExitStack() as pieces:
         try:
             for start in range(0, size, 2**31):
@@ -76,21 +76,25 @@ def check_space(folder: str | os.PathLike[str], size: int) -> None:
 
 
 def check_writable(path: str | os.PathLike[str], what: str = "") -> None:
-    """Checks that a local folder can be made or filled at `path`: before hours of work, not after. Leaves nothing there.
+    """Checks that a local folder exists or can be created at `path` and is writable; creates nothing.
 
-    what: how messages name the path, such as "--output out/"; by default the path itself.
+    Call it before the work whose results go there.
+
+    what: the path's name in messages, such as "--output out/"; by default the path itself.
 
     Raises:
-        NotADirectoryError: a file is in the way.
-        OSError: nothing can be written there.
+        NotADirectoryError: the path, or one above it, is a file.
+        OSError: the folder is not writable.
     """
     if "://" in os.fspath(path):
         return
     path = pathlib.Path(path).expanduser().absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file; {what or path} needs a folder: choose another")
+        raise NotADirectoryError(f"{nearest} is a file; choose a folder for {what or path}")
     try:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()
     except OSError as error:
-        raise OSError(f"{what or path} cannot be written: {error.strerror} in {nearest}; choose another") from None
+        raise OSError(
+            f"{what or path} cannot be written: {error.strerror} in {nearest}; choose another folder"
+        ) from None

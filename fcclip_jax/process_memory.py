@@ -1,4 +1,4 @@
-"""The most memory that this process has held."""
+"""The process's peak memory."""
 
 import contextlib
 import pathlib
@@ -8,13 +8,13 @@ import sys
 
 
 def reset_peak_memory() -> None:
-    """Lets `peak_memory` start from what is in use now, on Linux; elsewhere it counts from the start of the process."""
+    """Resets `peak_memory` to the memory in use now, on Linux. Elsewhere the peak counts from the start of the process."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """In bytes."""
+    """Returns the most memory that this process has held, in bytes."""
     with contextlib.suppress(OSError):
         status = pathlib.Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024

@@ -1,4 +1,4 @@
-"""What every command line shares: exit codes, and errors in one sentence."""
+"""Exit codes and one-sentence errors, for all command lines."""
 
 import argparse
 import sys
@@ -7,14 +7,14 @@ from typing import NoReturn
 
 DONE = 0
 INCOMPLETE = 1
-"""Part of the work could not be done, and was reported; the rest is done."""
+"""Part of the work failed and was reported; the rest is done."""
 REFUSED = 2
-"""The user can put it right: one sentence says what is wrong and what to do."""
+"""The user can correct it; one sentence on stderr says how."""
 INTERRUPTED = 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reports a mistake in the arguments in one sentence, and exits with REFUSED."""
+    """A parser that reports a mistake in the arguments in one sentence and exits with REFUSED."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(REFUSED, f"error: {message}; see {self.prog} --help\n")
@@ -23,11 +23,11 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[Exception], str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    OSError and ValueError are the user's to put right: they become one sentence and REFUSED. Any other error is a fault
-    of this project, whose traceback is wanted.
+    The user can correct the causes of OSError and ValueError, so these become one sentence and REFUSED. Any other error
+    is a fault of this project and keeps its traceback.
 
-    memory_advice: what to do when memory runs out.
-    describe: makes an error's sentence; by default `one_line`.
+    memory_advice: what to do when memory runs out, as the second half of a sentence.
+    describe: makes the sentence from an error; by default `one_line`.
     """
     try:
         return command()
@@ -38,7 +38,7 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
         print(f"error: {(describe or one_line)(error)}", file=sys.stderr)
         return REFUSED
     except (MemoryError, RuntimeError) as error:
-        # XLA's own error for an allocation that failed.
+        # RESOURCE_EXHAUSTED is XLA's error for a failed allocation.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(f"error: not enough memory; {memory_advice}", file=sys.stderr)
@@ -46,12 +46,12 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's message on one line; the system's own errors as file and reason."""
+    """Returns an error's message on one line; for the system's errors, the file and the reason."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, for libraries whose errors run over many."""
+    """Returns the first line of an error's message, for libraries with long messages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

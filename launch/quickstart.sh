@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Segments a photograph on a fresh machine: makes a virtual environment, installs the project, runs it.
-#   launch/quickstart.sh [OUTPUT_FOLDER]
-# Needs Python 3.11 or newer. The photograph comes with scikit-image; the weights are random, and the model is small.
+# Segments a photograph on a fresh machine: creates a virtual environment, installs the project and runs it.
+#   launch/quickstart.sh [OUTPUT_FOLDER]      (default: out/quickstart)
+# Requires Python 3.11 or newer. The photograph comes with scikit-image; the model is small and its weights are random.
+# VENV names the virtual environment (default: .venv), PYTHON the interpreter that creates it (default: python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:-out/quickstart}

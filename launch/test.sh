@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs all tests on a fresh machine: makes a virtual environment, installs everything that they need, runs them.
+# Runs all checks and tests on a fresh machine: creates a virtual environment, installs all requirements and runs them.
 #   launch/test.sh [PYTEST_ARGUMENTS]
-# PyTorch and OpenCLIP are what the results are compared with; TORCH names another build of them.
+# The results are compared with PyTorch and OpenCLIP; TORCH names another build of PyTorch, as arguments of pip install.
+# VENV names the virtual environment (default: .venv-test), PYTHON the interpreter that creates it (default: python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv-test}
@@ -15,5 +16,5 @@ venv=${VENV:-.venv-test}
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
-# Most of the time goes into compiling, which uses one core: two processes, each with whole files.
+# Most of the time is compilation, which uses one core: two processes run whole files each.
 "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a Cloud TPU pod slice; run it again to go on after a preemption.
+# Trains on all hosts of a Cloud TPU pod slice. To resume after a preemption, run it again.
 #   launch/tpu_pod.sh TPU_NAME ZONE gs://BUCKET/RUN [FLAGS OF fcclip_jax.main]
-# The checkout must be at ~/fcclip-jax on every host, and data and weights where the configuration says.
+# Every host needs the checkout at ~/fcclip-jax, and data and weights at the configuration's paths.
 set -euo pipefail
 name=$1 zone=$2 workdir=$3
 shift 3

@@ -1,1 +1,1 @@
-"""From files to arrays."""
+"""Datasets: from files to arrays."""

@@ -1,11 +1,12 @@
-"""The datasets that are known by name: where their files lie."""
+"""Opens datasets by name: a table of their files' places."""
 
 import difflib
 from typing import NamedTuple
 
 from etils import epath
 
-from fcclip_jax.data.folder import Dataset, FolderDataset
+from fcclip_jax.data.folder import FolderDataset
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.text.vocabulary import Vocabulary
 
 
@@ -15,15 +16,15 @@ class Layout(NamedTuple):
     images: str
     json: str
     pngs: tuple[str, ...]
-    """The first that is there: archives unpack to different places."""
+    """The first folder that exists counts: archives unpack to different places."""
     vocabulary: str
 
 
 CUSTOM = "custom"
-"""The name of a dataset that is given by its three paths; its own categories are the vocabulary."""
+"""The name of a dataset that is given by its three paths; the vocabulary is its json's categories."""
 
 FOLDERS = {"coco_panoptic": "coco", "ade20k_panoptic": "ADEChallengeData2016"}
-"""What the dataset's own folder is called beside others; detectron2's names."""
+"""The name of each dataset's folder, as in detectron2."""
 
 DATASETS: dict[str, dict[str, Layout]] = {
     # The official folder, with panoptic_{train,val}2017.zip unpacked beside it or in annotations/.
@@ -36,7 +37,7 @@ DATASETS: dict[str, dict[str, Layout]] = {
         )
         for split in ("train", "val")
     },
-    # ADEChallengeData2016, with what detectron2's preparation of panoptic annotations adds.
+    # ADEChallengeData2016, with the panoptic annotations that `fcclip annotate ade20k` or detectron2's scripts add.
     "ade20k_panoptic": {
         split: Layout(
             images=f"images/{folder}",
@@ -58,21 +59,22 @@ def open_dataset(
     panoptic_json: epath.PathLike | None = None,
     panoptic_pngs: epath.PathLike | None = None,
 ) -> Dataset:
-    """Opens a dataset, as a folder or prepared.
+    """Opens a dataset, either a folder or prepared.
 
     name: one of DATASETS, or "custom".
-    root: the dataset's own folder, or the one that it lies in; or what `fcclip prepare` or TFDS (coco/2017_panoptic) wrote.
+    root: the dataset's folder, or the folder that contains it; or a folder that `fcclip prepare` or TFDS
+        (coco/2017_panoptic) wrote.
     split: "train" or "val".
     images, panoptic_json, panoptic_pngs: the paths of a custom dataset that is not prepared.
 
     Raises:
-        ValueError: there is no such dataset or split, paths are missing, or the annotation is not as it should be.
-        FileNotFoundError: a folder or a file is not there.
+        ValueError: no dataset or split has that name, paths are not given, or the annotation is invalid.
+        FileNotFoundError: a folder or a file does not exist.
     """
     if name != CUSTOM and name not in DATASETS:
         close = difflib.get_close_matches(name, [*DATASETS, CUSTOM], n=1, cutoff=0.3)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
-        raise ValueError(f"no dataset is called {name!r}: {hint} {', '.join(DATASETS)} and {CUSTOM}")
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{name!r} is not a dataset{hint}; choose one of {', '.join(DATASETS)} or {CUSTOM}")
     folder = None if root is None else _own_folder(name, epath.Path(root).expanduser())
     if folder and is_prepared(folder):
         from fcclip_jax.data.prepared import PreparedDataset  # imports TFDS, which takes a second
@@ -81,28 +83,28 @@ def open_dataset(
     if name == CUSTOM:
         if images is None or panoptic_json is None or panoptic_pngs is None:
             raise ValueError(
-                "a custom dataset is given by its images, panoptic_json and panoptic_pngs, or by the root of a prepared"
-                f" one; got {images}, {panoptic_json}, {panoptic_pngs} and {root}"
+                "a custom dataset needs images, panoptic_json and panoptic_pngs, or the root of a prepared dataset; got"
+                f" {images}, {panoptic_json}, {panoptic_pngs} and {root}"
             )
         return FolderDataset(images, panoptic_json, panoptic_pngs)
     return open_folder(name, root, split)
 
 
 def open_folder(name: str, root: epath.PathLike | None, split: str) -> FolderDataset:
-    """The same for one of DATASETS that is not prepared."""
+    """Opens one of DATASETS that is not prepared; arguments and errors are those of `open_dataset`."""
     if split not in DATASETS[name]:
         raise ValueError(f"{name} has no split {split!r}, only {', '.join(DATASETS[name])}")
     layout = DATASETS[name][split]
     folder = None if root is None else _own_folder(name, epath.Path(root).expanduser())
     if not folder or not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder of {name} at {root}; give one that holds {layout.json}")
+        raise FileNotFoundError(f"{name} has no folder at {root}; give the folder that contains {layout.json}")
     pngs = next((path for path in layout.pngs if (folder / path).is_dir()), layout.pngs[0])
     vocabulary = Vocabulary.load(layout.vocabulary)
     return FolderDataset(folder / layout.images, folder / layout.json, folder / pngs, vocabulary)
 
 
 def is_prepared(folder: epath.Path) -> bool:
-    """Whether TFDS' record of a finished dataset is there; it is written last."""
+    """Returns whether the folder is a finished TFDS dataset: its dataset_info.json is written last."""
     return (folder / "dataset_info.json").exists()
 
 

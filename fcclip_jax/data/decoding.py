@@ -1,4 +1,4 @@
-"""From a record's bytes to pixels and a segment map."""
+"""Decodes a record's bytes into pixels and a segment map."""
 
 import io
 import threading
@@ -12,48 +12,44 @@ from PIL import Image
 
 from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import images
-from fcclip_jax.data.folder import Record
-
-_ORIENTATION = 0x0112  # the EXIF tag
+from fcclip_jax.data.records import Record
 
 
 class SegmentMap(NamedTuple):
-    """An image's segments without its crowds, as an id map."""
+    """An image's segments except its crowds, as a map of rows."""
 
     segment_map: UInt8[np.ndarray, "H W"]
-    """The row of each pixel's segment in `categories`; 255 where there is none."""
+    """The row of each pixel's segment in `categories`, or NO_SEGMENT."""
     categories: Int[np.ndarray, " G"]
-    """Category ids."""
+    """The segments' category ids."""
     cut: int
-    """SegmentMap that there was no room for: the smallest ones."""
+    """The number of segments left out because an image had too many; these are the smallest."""
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels, upright, as Pillow decodes them.
+    """Returns RGB pixels, upright, as Pillow decodes them.
 
     Raises:
-        ValueError: no image, or a damaged one.
+        ValueError: the data are not an image, or damaged.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             plain = image.format == "JPEG" and image.mode == "RGB"
-            if plain and image.getexif().get(_ORIENTATION, 1) == 1:
+            if plain and images.orientation(image) == 1:
                 try:
                     return simplejpeg.decode_jpeg(data)
                 except ValueError:
-                    pass  # libjpeg warned; whether that matters is Pillow's judgement
+                    pass  # libjpeg warned; Pillow decides below whether the file is damaged
             return images.load_image(image)
-    # Pillow's decoders raise nearly anything on damaged data, and DecompressionBombError on absurd sizes.
-    except (Exception, Image.DecompressionBombError) as error:
-        reason = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"the image cannot be read: {reason}") from error
+    except images.PILLOW_ERRORS as error:
+        raise ValueError(f"the image cannot be read: {images.reason(error)}") from error
 
 
 def decode_ids(data: bytes) -> Int[np.ndarray, "H W"]:
-    """Segment ids of a panoptic PNG, R + 256 G + 65536 B.
+    """Returns the segment ids of a panoptic PNG, R + 256 G + 65536 B.
 
     Raises:
-        ValueError: no PNG, or a damaged one.
+        ValueError: the data are not a PNG, or damaged.
     """
     colors = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if colors is None:
@@ -65,18 +61,18 @@ def decode_ids(data: bytes) -> Int[np.ndarray, "H W"]:
 def segments_of(
     ids: Int[np.ndarray, "H W"], segments: Int[np.ndarray, "N 3"], max_segments: int = NO_SEGMENT
 ) -> SegmentMap:
-    """Numbers the segments that are no crowds; pixels of crowds, void and cut segments are 255.
+    """Numbers the segments except crowds; pixels of crowds, void and omitted segments become NO_SEGMENT.
 
-    segments: (id, category id, whether it is a crowd), as in Record.
-    max_segments: at most 255; the largest are kept, in their order.
+    segments: (id, category id, 1 if it is a crowd), as in Record.
+    max_segments: at most 255; the largest segments are kept, in their order.
 
     Raises:
-        ValueError: a pixel's id is neither 0 nor among the segments.
+        ValueError: a pixel's id is neither 0 nor one of the segments'.
     """
     crowd = segments[:, 2] != 0
     kept = np.flatnonzero(~crowd)
     table = _table()
-    # 0 marks ids that nobody knows, so that the table is cleared by as few writes as it was filled with.
+    # 0 marks unlisted ids, so clearing the table takes as few writes as filling it.
     table[0] = table[segments[:, 0]] = NO_SEGMENT + 1
     cut = max(len(kept) - max_segments, 0)
     if cut:
@@ -87,15 +83,15 @@ def segments_of(
     table[0] = table[segments[:, 0]] = 0
     if not slots.all():
         unknown = ids[slots == 0][0]
-        raise ValueError(f"the panoptic PNG has the segment id {unknown}, which its segments_info lacks")
+        raise ValueError(f"the panoptic PNG has the segment id {unknown}, which is not in its segments_info")
     return SegmentMap((slots - 1).astype(np.uint8), segments[kept, 1], cut)
 
 
 def decode(record: Record, max_segments: int = NO_SEGMENT) -> tuple[UInt8[np.ndarray, "H W 3"], SegmentMap]:
-    """A record's pixels and segments.
+    """Returns a record's pixels and segments.
 
     Raises:
-        ValueError: the image or the map is damaged, or they do not fit together; the sentence names the image.
+        ValueError: the image or the map is damaged, or they do not match; the message names the image.
     """
     try:
         image, ids = decode_image(record.image), decode_ids(record.panoptic)
@@ -111,7 +107,7 @@ _local = threading.local()
 
 
 def _table() -> UInt16[np.ndarray, " {1<<24}"]:
-    """A table over all 24-bit ids, zero everywhere; one a thread, kept, since making one costs more than decoding."""
+    """Returns this thread's table over all 24-bit ids, all zeros. It is reused: allocating it costs more than decoding."""
     if not hasattr(_local, "table"):
         _local.table = np.zeros(1 << 24, np.uint16)
     return _local.table

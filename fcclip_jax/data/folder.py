@@ -1,52 +1,24 @@
-"""Annotated images one by one: what a source is, and the source that is a folder in COCO's panoptic format."""
+"""A dataset that is a folder in COCO's panoptic format."""
 
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from fcclip_jax.data.records import Record
 from fcclip_jax.text.vocabulary import Vocabulary, color_of
 
 MAX_ID = (1 << 24) - 1
-"""Segment ids are a PNG's three bytes."""
-
-
-class Record(NamedTuple):
-    """One image with its panoptic annotation, as it is stored."""
-
-    image_id: int | str
-    file_name: str
-    """The image's, without its folder."""
-    image: bytes
-    """The file: JPEG as a rule."""
-    panoptic: bytes
-    """A PNG whose colours are segment ids: R + 256 G + 65536 B, 0 for void."""
-    segments: Int[np.ndarray, "N 3"]
-    """(id, category id, whether it is a crowd) of each segment; int64."""
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """Records in a fixed order. `vocabulary` has the categories; its classes' ids are category ids."""
-
-    name: str
-    vocabulary: Vocabulary
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record:
-        """Raises OSError or ValueError, in one sentence, for a record that cannot be read."""
-        ...
+"""Segment ids are the three bytes of a PNG's pixel."""
 
 
 class FolderDataset:
-    """A folder of images, a folder of panoptic PNGs and the json that ties them: nothing needs preparing."""
+    """A folder of images, a folder of panoptic PNGs, and the json that connects them; no preparation is needed."""
 
     def __init__(
         self,
@@ -57,15 +29,16 @@ class FolderDataset:
         *,
         image_name: str | None = None,
     ):
-        """Checks all that can be checked without opening an image. Images may lie in folders within their folder.
+        """Checks everything that can be checked without opening an image. Images may be in subfolders.
 
-        vocabulary: None takes the json's own categories.
-        image_name: an image's file by its id, as in "{}_leftImg8bit.png"; None takes the json's file_name.
+        vocabulary: by default the json's categories.
+        image_name: a template that makes an image's file name from its id, such as "{}_leftImg8bit.png"; by default the
+            json's file_name.
 
         Raises:
             FileNotFoundError: a folder, the json, or an image or a PNG that the json names is missing.
-            ValueError: the json is not in COCO's panoptic format, has a category that the vocabulary lacks, or does not
-                annotate each of its images once.
+            ValueError: the json is not in COCO's panoptic format, has a category that is not in the vocabulary, or does
+                not annotate each of its images exactly once.
         """
         self._images, self._pngs = epath.Path(images).expanduser(), epath.Path(panoptic_pngs).expanduser()
         path = epath.Path(panoptic_json).expanduser()
@@ -76,8 +49,8 @@ class FolderDataset:
         try:
             files = {entry["id"]: entry["file_name"] for entry in content["images"]}
             annotations = content["annotations"]
-            self._ids = [entry["image_id"] for entry in annotations]
-            times = Counter(self._ids)
+            self.image_ids: list[int | str] = [entry["image_id"] for entry in annotations]
+            times = Counter(self.image_ids)
             self._png_files = [entry["file_name"] for entry in annotations]
             rows = [
                 (segment["id"], segment["category_id"], segment.get("iscrowd", 0))
@@ -93,32 +66,32 @@ class FolderDataset:
             raise ValueError(f"{path} is not in COCO's panoptic format: {_fault(error)}") from None
         if not annotations:
             raise ValueError(f"{path} has no annotations")
-        if unknown := [id for id in self._ids if id not in files]:
-            raise ValueError(f"{path} annotates the image_id {unknown[0]!r}, which is not among its images")
+        if unknown := [id for id in self.image_ids if id not in files]:
+            raise ValueError(f"{path} annotates the image_id {unknown[0]!r}, which is not in its list of images")
         if bare := files.keys() - times.keys():
             name = min(str(files[id]) for id in bare)
             raise ValueError(
-                f"{path} has no annotation of its image {name} ({len(bare)} of {len(files)} images have none)"
+                f"{path} has no annotation of its image {name} ({len(bare)} of {len(files)} images have none); annotate"
+                " them, or remove them from the list of images"
             )
         id, count = times.most_common(1)[0]
         if count > 1:
-            raise ValueError(f"{path} annotates the image {files[id]} {count} times")
-        self._files = [image_name.format(id) if image_name else files[id] for id in self._ids]
+            raise ValueError(f"{path} annotates the image {files[id]} {count} times; keep one annotation per image")
+        self._files = [image_name.format(id) if image_name else files[id] for id in self.image_ids]
         self._ends = np.cumsum(counts)
         self._check_segments(path)
         _check_present(self._files, image_names, self._images, path)
         _check_present(self._png_files, png_names, self._pngs, path)
-        self.image_ids: list[int | str] = self._ids
         self.image_paths = [self._images / image_names[file] for file in self._files]
         self.png_paths = [self._pngs / png_names[file] for file in self._png_files]
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Record:
         start = self._ends[index - 1] if index else 0
         return Record(
-            image_id=self._ids[index],
+            image_id=self.image_ids[index],
             file_name=self._files[index],
             image=self.image_paths[index].read_bytes(),
             panoptic=self.png_paths[index].read_bytes(),
@@ -126,14 +99,14 @@ class FolderDataset:
         )
 
     def areas(self, index: int) -> Int[np.ndarray, " N"] | None:
-        """Pixels of each of a record's segments, as the json has them; None where it lacks one."""
+        """Returns the json's area of each of a record's segments in pixels, or None if one is missing."""
         areas = self._areas[self._ends[index - 1] if index else 0 : self._ends[index]]
         return None if (areas < 0).any() else areas
 
     @property
     def digest(self) -> str:
-        """Tells annotations apart: a check sum of all but the files' contents."""
-        names = json.dumps([self._ids, self._files, self._png_files, self._ends.tolist()])
+        """A checksum of the json's content and of the file names, but not of the files' contents."""
+        names = json.dumps([self.image_ids, self._files, self._png_files, self._ends.tolist()])
         return hashlib.sha256(names.encode() + self._segments.tobytes() + self._areas.tobytes()).hexdigest()
 
     def _check_segments(self, path: epath.Path) -> None:
@@ -142,18 +115,18 @@ class FolderDataset:
         if not known.all():
             row = int(np.argmin(known))
             raise ValueError(
-                f"{self._where(row, path)} has the category {categories[row]}, which the vocabulary"
-                f" {self.vocabulary.name!r} lacks"
+                f"{self._where(row, path)} has the category {categories[row]}, which is not in the vocabulary"
+                f" {self.vocabulary.name!r}"
             )
         fits = (ids >= 0) & (ids <= MAX_ID)
         if not fits.all():
             row = int(np.argmin(fits))
-            raise ValueError(f"{self._where(row, path)} is out of range: ids are from 0 to {MAX_ID}")
+            raise ValueError(f"{self._where(row, path)} is out of range; ids are from 0 to {MAX_ID}")
         image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
         _, first = np.unique(image * (MAX_ID + 1) + ids, return_index=True)
         if len(first) < len(ids):
             row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-            raise ValueError(f"{self._where(row, path)} is there twice: the ids of an image's segments differ")
+            raise ValueError(f"{self._where(row, path)} appears twice; give each segment of an image its own id")
 
     def _where(self, row: int, path: epath.Path) -> str:
         image = int(np.searchsorted(self._ends, row, side="right"))
@@ -161,12 +134,13 @@ class FolderDataset:
 
 
 def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
-    """The vocabulary of a json's categories: {"id", "name"} and, if given, "isthing", "color" and "synonyms" (a list).
+    """Returns the vocabulary of a json's categories.
 
-    Without them a category is a thing, gets a colour of its own, and has one name; commas in the name part synonyms.
+    Each has "id" and "name", and may have "isthing" (1 by default), "color" (derived from the name by default) and
+    "synonyms" (a list). Commas in a name separate synonyms too.
 
     Raises:
-        ValueError: they are not of that form, or two share an id.
+        ValueError: a category has another form, or two share an id.
     """
     try:
         classes = [
@@ -186,15 +160,18 @@ def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
 
 
 def list_files(folder: epath.Path, what: str) -> dict[str, str]:
-    """Paths of all files in the folder, also by name alone, where the one least deep counts; hidden files do not.
+    """Returns the paths, relative to the folder, of all files below it except hidden ones.
 
-    One walk costs less than 100,000 questions whether a file is there.
+    The keys are these paths, and also the bare file names; of files with the same name, the least deep one counts. One
+    walk is faster than 100,000 checks whether a file exists.
+
+    what: the files' kind, for the error message.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder of {what} at {folder}")
+        raise FileNotFoundError(f"the folder of {what} {folder} does not exist")
     files = []
     for path, names in _folders(folder):
         within = path.relative_to(folder).as_posix()
@@ -206,7 +183,7 @@ def list_files(folder: epath.Path, what: str) -> dict[str, str]:
 
 
 def _folders(folder: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
-    """All folders within, and the files in each. Links to folders are followed, once each, where there are any."""
+    """Yields all folders below, with the names of their files. Links to folders are followed, once each."""
     if "://" in os.fspath(folder):
         yield from ((path, names) for path, _, names in folder.walk())
         return
@@ -220,8 +197,8 @@ def _folders(folder: epath.Path) -> Iterator[tuple[epath.Path, list[str]]]:
         yield epath.Path(path), names
 
 
-def _check_present(files: list[str], there: dict[str, str], folder: epath.Path, path: epath.Path) -> None:
-    if missing := [file for file in files if file not in there]:
+def _check_present(files: list[str], present: dict[str, str], folder: epath.Path, path: epath.Path) -> None:
+    if missing := [file for file in files if file not in present]:
         raise FileNotFoundError(
             f"{path} names {missing[0]}, which is not in {folder} ({len(missing)} of {len(files)} files are missing)"
         )
@@ -229,7 +206,7 @@ def _check_present(files: list[str], there: dict[str, str], folder: epath.Path, 
 
 def _read_json(path: epath.Path) -> dict:
     if not path.exists():
-        raise FileNotFoundError(f"there is no panoptic annotation at {path}")
+        raise FileNotFoundError(f"the panoptic annotation {path} does not exist")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -237,17 +214,17 @@ def _read_json(path: epath.Path) -> dict:
     match content:
         case {"images": list(), "annotations": list(), "categories": list()}:
             return content
-    raise ValueError(f"{path} is not in COCO's panoptic format: it lacks a list of images, annotations or categories")
+    raise ValueError(f"{path} is not in COCO's panoptic format: a list of images, annotations or categories is missing")
 
 
 def _area(area: object) -> int:
-    """Pixels; -1 where the json has none."""
+    """Returns an area in pixels, -1 for None."""
     if area is None:
         return -1
     if not isinstance(area, (int, float)) or area != int(area) or area < 0:
-        raise ValueError(f"an area is {area!r}, which is no number of pixels")
+        raise ValueError(f"an area is {area!r}, not a number of pixels")
     return int(area)
 
 
 def _fault(error: Exception) -> str:
-    return f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
+    return f"{error} is missing in an entry" if isinstance(error, KeyError) else str(error)

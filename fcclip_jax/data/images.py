@@ -1,4 +1,4 @@
-"""Photographs in, at the size that the network reads."""
+"""Reads photographs, and resizes them for the network."""
 
 import os
 import pathlib
@@ -6,17 +6,23 @@ import pathlib
 import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
+PILLOW_ERRORS = (Exception, Image.DecompressionBombError)
+"""Pillow's decoders raise nearly any exception on damaged data, and DecompressionBombError on absurd sizes."""
+
+_SIDEWAYS = (5, 6, 7, 8)
+"""The EXIF orientations that swap height and width."""
+
 
 def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels of a file (any path that etils.epath opens), a PIL image or an array, turned upright by its EXIF tag.
+    """Returns the RGB pixels of a file (any path that etils.epath opens), a PIL image or an array, upright by its EXIF tag.
 
     Raises:
         ValueError: the file is not an image or is damaged, or the array is not uint8 [H, W, 3].
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
@@ -28,25 +34,49 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     path = epath.Path(image).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"there is no image at {image}")
+        raise FileNotFoundError(f"the image {image} does not exist")
     if path.is_dir():
         raise ValueError(f"{image} is a folder, not an image")
     try:
         with path.open("rb") as file, Image.open(file) as opened:
             return _upright_rgb(opened)
-    # Pillow's decoders raise nearly anything on damaged data, and DecompressionBombError on absurd sizes.
-    except (Exception, Image.DecompressionBombError) as error:
-        reason = "it is not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"cannot read {image}: {reason}") from error
+    except PILLOW_ERRORS as error:
+        raise ValueError(f"cannot read {image}: {reason(error)}") from error
+
+
+def upright_shape(path: epath.Path) -> tuple[int, int]:
+    """Returns (height, width) of the pixels that `load_image` returns, from the file's header alone.
+
+    Raises:
+        ValueError: the file is not an image, or its header is damaged.
+    """
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.size if orientation(image) in _SIDEWAYS else image.size[::-1]
+    except PILLOW_ERRORS as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation: 1 is upright, 2 to 8 are flipped or turned."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def reason(error: BaseException) -> str:
+    """Returns why Pillow could not read a file, for an error message."""
+    return "it is not an image in a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
 
 
 def stored_numbers(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
-    """A file's own values, where an image is a map of numbers: indices of a palette; greys of 2 and 4 bits as they are,
-    which Pillow stretches to 8.
+    """Returns the numbers that a file stores, for images that are maps of numbers rather than photographs.
 
-    Raises whatever Pillow raises for a damaged file.
+    These are the indices into a palette if the image has one. Greys of 2 and 4 bits, which Pillow scales up to 8 bits,
+    keep their values.
+
+    Raises:
+        Exception: Pillow's own, of any kind, for a damaged file; catch PILLOW_ERRORS.
     """
-    layout = image.tile[0][3] if image.tile else None  # before the pixels are read: how they lie in the file
+    layout = image.tile[0][3] if image.tile else None  # of the pixels in the file; gone once they are read
     stretched = {"L;2": 85, "L;4": 17}.get(layout if isinstance(layout, str) else next(iter(layout or ()), None), 1)
     numbers = np.array(image)
     return numbers if stretched == 1 else numbers // np.uint8(stretched)
@@ -54,21 +84,21 @@ def stored_numbers(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
 
 def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if 0 in image.size:
-        raise ValueError(f"the image is {image.width} pixels wide and {image.height} high: there is nothing in it")
+        raise ValueError(f"the image is empty: {image.width} pixels wide and {image.height} high")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # convert("RGB") would clip deep greys to white.
         grey = np.asarray(image, np.float64)
         if not np.isfinite(grey).all():
-            raise ValueError("the image holds infinities or NaN; give pixels that are numbers")
+            raise ValueError("the image has infinite or NaN pixels; give finite ones")
         span = max(grey.max() - grey.min(), 1e-12)
         image = Image.fromarray(np.uint8(np.round((grey - grey.min()) * (255 / span))))
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
-    """detectron2's ResizeShortestEdge: the shorter side at `short_side`, but the longer at most `max_side`.
+    """Returns the size after detectron2's ResizeShortestEdge: the shorter side is `short_side`, the longer at most `max_side`.
 
-    At least one pixel each way: the official code fails on aspects so extreme that a side rounds to none.
+    Each side is at least 1 pixel; the official code fails if one rounds to 0.
     """
     scale = short_side / min(height, width)
     new_h, new_w = (short_side, scale * width) if height < width else (scale * height, short_side)
@@ -79,13 +109,13 @@ def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tu
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], shape: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """Pillow's bilinear filter, anti-aliased when shrinking, as the official numbers were made."""
+    """Resizes with Pillow's bilinear filter, anti-aliased when shrinking, which the official results were computed with."""
     if image.shape[:2] == shape:
         return image
     return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
 def pad(image: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """The image at the top left of a larger one. What the padding holds is of no matter: the network never sees it."""
+    """Pads the image at the bottom and right, with zeros; the network ignores the padding."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, shape[0] - height), (0, shape[1] - width), (0, 0)))

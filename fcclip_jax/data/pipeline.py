@@ -1,8 +1,8 @@
 """The endless stream of training batches.
 
 Position p of the stream is the image at place p mod n of epoch p // n, shuffled by (seed, epoch) and jittered by (seed, p).
-Step t has the positions from t * batch_size, of which process i takes the i-th part. So what a step sees does not depend
-on how many processes or workers there are, and the state of the iterator is the number of the step.
+Step t has the positions from t * batch_size on; process i takes the i-th part of them. A step's images therefore do not
+depend on the number of processes or workers, and the iterator's whole state is the number of the step.
 """
 
 import functools
@@ -17,27 +17,27 @@ from jaxtyping import Int, UInt8
 
 from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import decoding, transforms
-from fcclip_jax.data.folder import Dataset
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.structs import Batch, Targets
 
 MAX_UNREADABLE = 0.01
-"""The share of a dataset's images that training goes on without."""
+"""The largest share of unreadable images in a dataset; above it, training stops."""
 _MAX_POSITION = np.iinfo(np.int32).max
 
 
 class TrainExample(NamedTuple):
-    """What one process reads for one step."""
+    """One process's part of one step."""
 
     batch: Batch
-    """Its rows of the global batch, as NumPy arrays."""
+    """The process's rows of the global batch, as NumPy arrays."""
     skipped: tuple[str, ...]
-    """One line for each image that could not be read, and has been replaced by the stream's next."""
+    """One line for each image that could not be read, and was replaced by the stream's next."""
     over_budget: int
-    """Segments that were left out because an image had more than max_segments."""
+    """The number of segments left out because an image had more than max_segments."""
 
 
 class TrainBatches:
-    """An endless iterator of TrainExample; `close` stops what it runs in the background."""
+    """An endless iterator of TrainExample; `close` stops its background threads and processes."""
 
     def __init__(self, steps: grain.IterDataset, size: int):
         self._iterator: Iterator[TrainExample] | None = iter(steps)
@@ -48,7 +48,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> TrainExample:
-        """Raises ValueError when more than 1 % of the images have turned out to be unreadable."""
+        """Raises ValueError if more than 1 % of the images have been unreadable so far."""
         if self._iterator is None:
             raise StopIteration
         example = next(self._iterator)
@@ -57,14 +57,14 @@ class TrainBatches:
         return example
 
     def close(self) -> None:
-        """Ends the stream. What grain holds goes now: left to the end of the program, its threads complain."""
+        """Ends the stream. Without it, grain's threads print errors when the program ends."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
 
 def train_batches(
-    source: Dataset,
+    dataset: Dataset,
     *,
     crop: int,
     batch_size: int,
@@ -78,32 +78,32 @@ def train_batches(
     """Opens the stream at step `start`.
 
     crop: pixels of the square that images are cropped or padded to.
-    batch_size: over all processes.
-    workers: processes that decode; 0 decodes in two threads of this one. Workers hand their batches over in shared
+    batch_size: the number of images over all processes.
+    workers: processes that decode; 0 decodes in two threads of this process. Workers pass their batches through shared
         memory, up to three each: containers may need more of it than the usual 64 MB (docker run --shm-size).
-    max_segments: of an image, at most 255; the largest are kept.
+    max_segments: segments per image, at most 255; the largest are kept.
 
     Raises:
-        ValueError: the batch cannot be dealt out evenly, or a number is out of range.
+        ValueError: the processes cannot share the batch evenly, or a number is out of range.
     """
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} cannot be dealt out evenly to {process_count} processes")
+        raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of the {process_count} processes")
     if not 1 <= max_segments <= NO_SEGMENT:
         raise ValueError(f"max_segments is {max_segments}; it must be from 1 to {NO_SEGMENT}")
     if workers < 0 or start < 0 or seed < 0:
-        raise ValueError(f"workers ({workers}), start ({start}) and seed ({seed}) must not be negative")
-    if not len(source):
-        raise ValueError(f"there are no images in {source.name}")
-    stream = _Stream(source, seed, crop, max_segments)
+        raise ValueError(f"workers ({workers}), start ({start}) and seed ({seed}) must be at least 0")
+    if not len(dataset):
+        raise ValueError(f"the dataset {dataset.name} has no images")
+    stream = _Stream(dataset, seed, crop, max_segments)
     load = functools.partial(_load_step, stream, batch_size, process_index, process_count)
     steps = grain.MapDataset.range(start, _MAX_POSITION // batch_size).map(load)
-    # One element is a whole batch, and grain's default would keep 500.
+    # One element is a whole batch; grain's default would buffer 500.
     steps = steps.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
     if workers:
         _parse_flags()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         steps = steps.mp_prefetch(options, worker_init_fn=_one_thread)
-    return TrainBatches(steps, len(source))
+    return TrainBatches(steps, len(dataset))
 
 
 class _Row(NamedTuple):
@@ -117,22 +117,22 @@ class _Row(NamedTuple):
 class _Stream:
     """Loads any position of the stream."""
 
-    def __init__(self, source: Dataset, seed: int, crop: int, max_segments: int):
-        self._source, self._seed, self._crop, self._max_segments = source, seed, crop, max_segments
-        self._class_of = {entry.id: index for index, entry in enumerate(source.vocabulary.classes)}
+    def __init__(self, dataset: Dataset, seed: int, crop: int, max_segments: int):
+        self._dataset, self._seed, self._crop, self._max_segments = dataset, seed, crop, max_segments
+        self._class_of = {entry.id: index for index, entry in enumerate(dataset.vocabulary.classes)}
 
     def load(self, position: int) -> _Row:
         skipped: list[str] = []
         while True:
-            epoch, place = divmod(position + len(skipped), len(self._source))
-            index = int(_order(self._seed, epoch, len(self._source))[place])
+            epoch, place = divmod(position + len(skipped), len(self._dataset))
+            index = int(_order(self._seed, epoch, len(self._dataset))[place])
             try:
-                record = self._source[index]
+                record = self._dataset[index]
                 image, segments = decoding.decode(record, self._max_segments)
                 break
             except (OSError, ValueError) as error:
                 skipped.append(str(error))
-                _check_unreadable(skipped, len(self._source))
+                _check_unreadable(skipped, len(self._dataset))
         jitter = transforms.draw_jitter(np.random.default_rng([self._seed, position]))
         labels = np.full(self._max_segments, -1, np.int32)
         labels[: len(segments.categories)] = [self._class_of[category] for category in segments.categories.tolist()]
@@ -161,24 +161,24 @@ def _load_step(stream: _Stream, batch_size: int, process_index: int, process_cou
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " N"]:
-    """The shuffled images of an epoch. Three words of seed, where the jitter has two: the draws share nothing."""
+    """Returns an epoch's order of images. The seed has three numbers, the jitter's two: the draws are independent."""
     return np.random.default_rng([seed, epoch, 1]).permutation(size)
 
 
 def _check_unreadable(reasons: Collection[str], size: int) -> None:
     if len(reasons) > MAX_UNREADABLE * size:
         raise ValueError(
-            f"{len(reasons)} of {size} images cannot be read, which is more than {MAX_UNREADABLE:.0%}; the first:"
-            f" {next(iter(reasons))}"
+            f"{len(reasons)} of {size} images cannot be read, which is more than {MAX_UNREADABLE:.0%}; repair the dataset."
+            f" The first: {next(iter(reasons))}"
         )
 
 
 def _one_thread(worker: int, workers: int) -> None:
-    """The workers are the parallelism: OpenCV would start a thread for each core in each of them."""
+    """Limits a worker to one thread: by default OpenCV starts one per core in every worker."""
     cv2.setNumThreads(1)
 
 
 def _parse_flags() -> None:
-    """grain's workers read absl's flags, which a program without absl.app.run has not parsed."""
+    """Marks absl's flags as parsed, which grain's workers require, in programs that do not use absl.app.run."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

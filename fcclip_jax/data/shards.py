@@ -1,4 +1,4 @@
-"""Writes a dataset as ArrayRecord shards: few large files that any host reads at random, where a folder has 200,000."""
+"""Writes a dataset as ArrayRecord shards: a few large files with random access instead of 200,000 small ones."""
 
 import hashlib
 import json
@@ -10,48 +10,45 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tqdm import tqdm
 
-from fcclip_jax.data import datasets
+from fcclip_jax import files
+from fcclip_jax.data import tfds_builder
+from fcclip_jax.data.datasets import is_prepared
 from fcclip_jax.data.folder import FolderDataset
-from fcclip_jax.data.tfds_builder import IMAGES_PER_SHARD, FcclipPanoptic
 
 _PLAN = "plan.json"
-"""In the folder: what it holds, or is going to."""
+"""The file, in the folder, that identifies the data that is being written."""
 
 
-def write_shards(
-    sources: Mapping[str, FolderDataset], output: epath.PathLike, images_per_shard: int = IMAGES_PER_SHARD
-) -> int:
-    """Writes the sources, by the name of their split, to a folder that `tfds.builder_from_directory` opens.
+def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) -> int:
+    """Writes the datasets, by the name of their split, to a folder that `tfds.builder_from_directory` opens.
 
-    A run that was stopped goes on after its last whole shard when it is repeated. Returns how many images this run wrote:
-    0 where all was there.
+    If the folder already has finished shards of the same data, the run resumes after them. Returns the number of images
+    that this run wrote.
 
     Raises:
-        ValueError: the folder holds, or was going to hold, something else.
+        ValueError: the folder contains other data, or the beginning of it.
         OSError: an image or a PNG cannot be read, or the folder cannot be written.
     """
     folder = epath.Path(output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, {"digest": _digest(sources), "images_per_shard": images_per_shard})
-    if datasets.is_prepared(folder):
+    _check_plan(folder, {"digest": _digest(datasets), "images_per_shard": tfds_builder.IMAGES_PER_SHARD})
+    if is_prepared(folder):
         return 0
-    builder = FcclipPanoptic(sources=sources, images_per_shard=images_per_shard, data_dir=folder)
+    builder = tfds_builder.FcclipPanoptic(datasets=datasets, data_dir=folder)
     written, splits = 0, []
-    with tqdm(desc="preparing", total=sum(map(len, sources.values())), unit="image", disable=None) as progress:
-        for split, source in sources.items():
+    with tqdm(desc="preparing", total=sum(map(len, datasets.values())), unit="image", disable=None) as progress:
+        for split in datasets:
             template = tfds.core.ShardedFileTemplate(
                 folder, dataset_name=builder.name, split=split, filetype_suffix=builder.info.file_format.file_suffix
             )
             shards = builder.shards(split)
-            paths, lengths = template.sharded_filepaths(len(shards)), []
-            for start, (path, examples) in enumerate(zip(paths, shards, strict=True)):
-                length = min(images_per_shard, len(source) - start * images_per_shard)
-                lengths.append(length)
+            paths, lengths = template.sharded_filepaths(len(shards)), [shard.length for shard in shards]
+            for path, shard in zip(paths, shards, strict=True):
                 if path.exists():
-                    progress.update(length)
+                    progress.update(shard.length)
                 else:
-                    _write_shard(builder.info.features, examples(), path, progress)
-                    written += length
+                    _write_shard(builder.info.features, shard.examples(), path, progress)
+                    written += shard.length
             size = sum(path.stat().length for path in paths)
             splits.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
     builder.info.set_splits(tfds.core.SplitDict(splits))
@@ -62,28 +59,26 @@ def write_shards(
 def _write_shard(
     features: tfds.features.FeaturesDict, examples: Iterable[tuple[int, dict]], path: epath.Path, progress: tqdm
 ) -> None:
-    """Under another name until it is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # one record a group: any of them is read alone
-    for _, example in examples:
-        writer.write(features.serialize_example(example))
-        progress.update()
-    writer.close()
-    partial.rename(path)
+    with files.replacing(path, sole_writer=True) as partial:
+        writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # groups of one record, for random access
+        for _, example in examples:
+            writer.write(features.serialize_example(example))
+            progress.update()
+        writer.close()
 
 
 def _check_plan(folder: epath.Path, plan: dict) -> None:
-    """Shards of other data, or cut differently, must not be mixed with these."""
-    journal = folder / _PLAN
-    if journal.exists():
-        if json.loads(journal.read_text()) != plan:
-            raise ValueError(f"{folder} holds, or was going to hold, other data; empty it or choose another folder")
+    """Raises ValueError if the folder has shards of other data, or of another size; records the plan otherwise."""
+    record = folder / _PLAN
+    if record.exists():
+        if json.loads(record.read_text()) != plan:
+            raise ValueError(f"{folder} contains other data, finished or not; empty it or choose another folder")
         return
     if any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty, and nothing was being prepared there; choose another folder")
-    journal.write_text(json.dumps(plan))
+        raise ValueError(f"{folder} contains other files; choose an empty folder")
+    record.write_text(json.dumps(plan))
 
 
-def _digest(sources: Mapping[str, FolderDataset]) -> str:
-    parts = [(split, source.vocabulary.to_json(), source.digest) for split, source in sources.items()]
+def _digest(datasets: Mapping[str, FolderDataset]) -> str:
+    parts = [(split, dataset.vocabulary.to_json(), dataset.digest) for split, dataset in datasets.items()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

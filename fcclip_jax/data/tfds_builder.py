@@ -1,34 +1,46 @@
-"""A TFDS builder over any source: images and annotations as they are, in ArrayRecord shards for random access.
+"""A TFDS builder that stores any dataset's records, undecoded, in ArrayRecord shards with random access.
 
-The features are named as those of TFDS' own coco/2017_panoptic, so that one reader reads both. TensorFlow is not needed.
+The features have the names of TFDS' own coco/2017_panoptic, so that one reader reads both. TensorFlow is not needed.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fcclip_jax.data.folder import Dataset
+from fcclip_jax.data.records import Dataset
 
 IMAGES_PER_SHARD = 1500
 """About 250 MB of COCO."""
 
 
+class Shard(NamedTuple):
+    """The examples of one file."""
+
+    length: int
+    examples: Callable[[], Iterator[tuple[int, dict]]]
+    """Yields (key, example)."""
+
+
 class FcclipPanoptic(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A dataset in TFDS' sense; `download_and_prepare` writes it in one go, prepare.py shard by shard."""
+    """A TFDS dataset. `download_and_prepare` writes it at once, `shards.write_shards` shard by shard, resumably."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos: ClassVar = {}  # nothing is downloaded; TFDS would look for a list of check sums beside this file
+    url_infos: ClassVar = {}  # nothing is downloaded; otherwise TFDS searches for a list of checksums beside this file
 
-    def __init__(self, *, sources: Mapping[str, Dataset], images_per_shard: int = IMAGES_PER_SHARD, **options: Any):
-        """sources: by the name of the split; their vocabularies are one. options: of tfds.core.DatasetBuilder."""
-        self._sources, self._images_per_shard = sources, images_per_shard
+    def __init__(self, *, datasets: Mapping[str, Dataset], **options: Any):
+        """Describes the datasets.
+
+        datasets: one for each split, by its name, with the same vocabulary.
+        options: those of tfds.core.DatasetBuilder.
+        """
+        self._datasets = datasets
         super().__init__(file_format="array_record", **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        first = next(iter(self._sources.values()))
+        first = next(iter(self._datasets.values()))
         features = {
             "image": tfds.features.Image(encoding_format="jpeg"),
             "image/filename": tfds.features.Text(),
@@ -50,22 +62,20 @@ class FcclipPanoptic(tfds.core.ShardBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(vocabulary=first.vocabulary.to_json()),
         )
 
-    def shards(self, split: str) -> list[Callable[[], Iterator[tuple[int, dict]]]]:
-        """What yields the (key, example) pairs of each shard of a split, in the source's order."""
-        source, step = self._sources[split], self._images_per_shard
-        return [
-            functools.partial(_examples, source, range(start, min(start + step, len(source))))
-            for start in range(0, len(source), step)
-        ]
+    def shards(self, split: str) -> list[Shard]:
+        """Returns the shards of a split, in the dataset's order."""
+        dataset, step = self._datasets[split], IMAGES_PER_SHARD
+        ranges = [range(start, min(start + step, len(dataset))) for start in range(0, len(dataset), step)]
+        return [Shard(len(indices), functools.partial(_examples, dataset, indices)) for indices in ranges]
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[tuple[int, dict]]]]]:
-        return {split: self.shards(split) for split in self._sources}
+        return {split: [shard.examples for shard in self.shards(split)] for split in self._datasets}
 
 
-def _examples(source: Dataset, indices: range) -> Iterator[tuple[int, dict]]:
-    class_of = {entry.id: index for index, entry in enumerate(source.vocabulary.classes)}
+def _examples(dataset: Dataset, indices: range) -> Iterator[tuple[int, dict]]:
+    class_of = {entry.id: index for index, entry in enumerate(dataset.vocabulary.classes)}
     for index in indices:
-        record = source[index]
+        record = dataset[index]
         example = {
             "image": record.image,
             "image/filename": record.file_name,

@@ -1,8 +1,8 @@
-"""Large-scale jitter: what training sees of an image. Flip, one scale in [0.1, 2], one crop, padding.
+"""Large-scale jitter, the augmentation of training: a flip, one scale in [0.1, 2], one crop, padding.
 
-The arithmetic is detectron2's (ResizeScale, FixedSizeCrop), and the pixels are Pillow's, which made the official numbers.
-Where an image grows OpenCV does the same at a fifth of the time, within one level; where it shrinks Pillow's
-anti-aliasing stays.
+The arithmetic is detectron2's (ResizeScale, FixedSizeCrop). The pixels are Pillow's, which the official results were
+computed with: shrinking uses Pillow itself, for its anti-aliasing; enlarging uses OpenCV, which differs by at most one
+level and takes a fifth of the time.
 """
 
 from typing import NamedTuple
@@ -23,26 +23,26 @@ class Jitter(NamedTuple):
 
     flip: bool
     scale: float
-    """Of the largest size that fits the crop."""
+    """Relative to the largest size that fits the crop."""
     offset: float
-    """In [0, 1): where the crop lies in what sticks out, both ways alike."""
+    """The crop's place in the part that exceeds it, in [0, 1), for both axes alike."""
 
 
 def draw_jitter(rng: np.random.Generator) -> Jitter:
-    """Draws in the official order; the offset too where nothing will be cropped."""
+    """Draws in the official order; the offset is drawn even if nothing will be cropped."""
     flip = rng.uniform() < 0.5
     return Jitter(flip=bool(flip), scale=rng.uniform(MIN_SCALE, MAX_SCALE), offset=rng.uniform())
 
 
 class Placement(NamedTuple):
-    """The size that an image is resized to, and the corner of the crop in it; (y, x) each."""
+    """The size that an image is resized to, and the crop's top left corner in it; (y, x) each."""
 
     shape: tuple[int, int]
     corner: tuple[int, int]
 
 
 def place(shape: tuple[int, int], jitter: Jitter, crop: int) -> Placement:
-    """Sizes and offsets round half to even, as NumPy does; an extreme aspect keeps at least one pixel each way."""
+    """Returns size and corner, rounded half to even as NumPy does; each side is at least 1 pixel."""
     height, width = shape
     scale = min(crop * jitter.scale / height, crop * jitter.scale / width)
     resized = max(round(height * scale), 1), max(round(width * scale), 1)
@@ -51,7 +51,7 @@ def place(shape: tuple[int, int], jitter: Jitter, crop: int) -> Placement:
 
 
 def jitter_image(image: UInt8[np.ndarray, "h w 3"], jitter: Jitter, crop: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The crop x crop pixels that the draws choose, padded with grey at the bottom and right."""
+    """Returns the crop x crop pixels that the draws choose, padded with grey at the bottom and right."""
     (height, width), (top, left) = place(image.shape[:2], jitter, crop)
     if jitter.flip:
         image = cv2.flip(image, 1)
@@ -66,7 +66,7 @@ def jitter_image(image: UInt8[np.ndarray, "h w 3"], jitter: Jitter, crop: int) -
 
 
 def jitter_map(segment_map: UInt8[np.ndarray, "h w"], jitter: Jitter, crop: int) -> UInt8[np.ndarray, "H W"]:
-    """The same of a segment map: nearest neighbours, and NO_SEGMENT where it is padded."""
+    """Returns the same crop of a segment map, by nearest neighbours; the padding is NO_SEGMENT."""
     (height, width), (top, left) = place(segment_map.shape, jitter, crop)
     rows = nearest(segment_map.shape[0], height)[top : top + crop]
     columns = nearest(segment_map.shape[1], width)[left : left + crop]
@@ -83,10 +83,10 @@ def jitter_map(segment_map: UInt8[np.ndarray, "h w"], jitter: Jitter, crop: int)
 
 
 def nearest(source: int, target: int) -> Int[np.ndarray, " target"]:
-    """The source pixel of each target pixel, as Pillow's NEAREST has it.
+    """Returns the source pixel of each target pixel, equal to Pillow's NEAREST.
 
-    Pillow adds the step up pixel by pixel in float64 (ImagingScaleAffine), so that up to 0.5 % of its choices differ from
-    floor((i + 0.5) * step). Adding up is what `np.cumsum` does too.
+    Pillow accumulates the step pixel by pixel in float64 (ImagingScaleAffine), so up to 0.5 % of its choices differ from
+    floor((i + 0.5) * step). `np.cumsum` accumulates likewise.
     """
     steps = np.full(target, source / target)
     steps[0] /= 2

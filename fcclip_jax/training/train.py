@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Dataset
 from fcclip_jax.data.pipeline import train_batches
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.training import sharding

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_ids, decode_image
-from fcclip_jax.data.folder import Dataset, Record
+from fcclip_jax.data.records import Dataset, Record
 from fcclip_jax.inference.annotated import truth_result
 from fcclip_jax.inference.results import Result
 from fcclip_jax.inference.segmenter import Segmenter

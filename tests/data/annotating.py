@@ -1,4 +1,4 @@
-"""What the tests of fcclip annotate share: files in and out, and the official scripts' own results."""
+"""Helpers of the tests of fcclip annotate: files in and out, and the official scripts' results."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def golden(section: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Fixtures, and what the official preparation scripts make of them."""
+    """Returns fixtures, and the official preparation scripts' output for them."""
     with np.load(GOLDEN / "annotations.npz") as arrays:
         return json.loads((GOLDEN / "annotations.json").read_text())[section], dict(arrays)
 
@@ -25,7 +25,7 @@ def save(pixels: np.ndarray, path: pathlib.Path) -> pathlib.Path:
 
 
 def save_palette(indices: np.ndarray, path: pathlib.Path) -> None:
-    """As Pascal VOC has its label maps: colours, whose indices are the labels."""
+    """Saves a label map like Pascal VOC's: a palette image whose indices are the labels."""
     image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
     image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def load_ids(path: pathlib.Path) -> np.ndarray:
 
 
 def tree(root: pathlib.Path) -> dict[str, str]:
-    """A check sum of each file below the folder."""
+    """Returns a checksum of each file below the folder."""
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -59,7 +59,7 @@ def annotate(dataset: str, root: pathlib.Path, *splits: str) -> int:
 
 
 def refusal(dataset: str, root: pathlib.Path, capsys, *splits: str) -> str:
-    """The one sentence that the command line refuses with."""
+    """Runs the command, which must exit with 2, and returns its one-sentence error."""
     capsys.readouterr()
     assert annotate(dataset, root, *splits) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""ADE20K-150: against the official scripts' results, and by hand; and what all preparations have in common."""
+"""ADE20K-150: against the official scripts' results, and by hand; and the behaviour that all data sets share."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from pycocotools import mask as coco_mask
 
 from fcclip_jax import cli
+from fcclip_jax.data.annotations.jobs import FOLDERS
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data.annotating import annotate, golden, load, load_ids, photo, refusal, save, tree
-
-FOLDERS = {"train": "training", "val": "validation"}
 
 
 def write(root, folder, name, semantic, instance, own="ADEChallengeData2016"):
@@ -28,7 +28,7 @@ def instance_map(classes, numbers):
 
 
 def relabelled(ids, segments):
-    """Each pixel's place in the list of segments, and -1 for void."""
+    """Returns each pixel's place in the list of segments, and -1 for void."""
     places = {segment["id"]: place for place, segment in enumerate(segments)}
     return np.vectorize(lambda id: places[id] if id else -1)(ids)
 
@@ -84,14 +84,14 @@ def test_the_official_scripts_results(official):
     assert section["thing_ids"] == [entry.id for entry in Vocabulary.load("ade20k_150").classes if entry.is_thing]
 
 
-# pycocotools' decoder does not know NumPy 2's copy argument.
+# pycocotools' decoder has no NumPy 2 copy argument.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_by_hand(tmp_path):
     """A wall (class 0) that two beds (class 7, the first of things) cover in part and a sky (2) that one hides."""
     semantic = np.array([[1, 1, 3], [1, 1, 0], [8, 8, 0]], np.uint8)
     numbers = np.array([[0, 0, 2], [1, 1, 0], [1, 1, 0]])
     write(tmp_path, "validation", "ADE_val_00000001", semantic, instance_map((numbers > 0) * 1, numbers))
-    assert annotate("ade20k", tmp_path / "ADEChallengeData2016", "val") == 0  # the dataset's own folder will do
+    assert annotate("ade20k", tmp_path / "ADEChallengeData2016", "val") == 0  # the dataset's own folder works too
     root = tmp_path / "ADEChallengeData2016"
     (annotation,) = json.loads((root / "ade20k_panoptic_val.json").read_text())["annotations"]
     wall, sky, first, second = annotation["segments_info"]
@@ -105,19 +105,19 @@ def test_by_hand(tmp_path):
     instances = json.loads((root / "ade20k_instance_val.json").read_text())["annotations"]
     np.testing.assert_array_equal(coco_mask.decode(instances[0]["segmentation"]), numbers == 1)
     assert [entry["id"] for entry in instances] == [1, 2]
-    source = open_dataset("ade20k_panoptic", tmp_path, "val")
-    assert source[0].segments[:, 1].tolist() == [0, 2, 7, 7]
+    dataset = open_dataset("ade20k_panoptic", tmp_path, "val")
+    assert dataset[0].segments[:, 1].tolist() == [0, 2, 7, 7]
 
 
 def test_only_what_is_missing_is_written(official, capsys):
     assert annotate("ade20k", official) == 0
-    assert "train: 3 images, where the whole data set has 20210" in capsys.readouterr().out
+    assert "train: 3 of the official 20210 images\n" in capsys.readouterr().out
     root = official / "ADEChallengeData2016"
     before, times = tree(official), {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert annotate("ade20k", official) == 0
-    assert "0 of them written now" in capsys.readouterr().out
+    assert "All files are complete; this run wrote 0 of them in " in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
-    # A map that another program left, with ids of its own, does not outlive the json that is made now.
+    # A map that another program wrote, with other ids, is replaced when the json is made.
     (root / "ade20k_panoptic_val.json").unlink()
     map_path = root / "ade20k_panoptic_val" / "ADE_val_00000001.png"
     save(load(map_path) ^ 1, map_path)
@@ -128,7 +128,7 @@ def test_only_what_is_missing_is_written(official, capsys):
 
 
 def test_killed_half_way(tmp_path):
-    """With SIGKILL, which lets nobody tidy up."""
+    """With SIGKILL, after which no clean-up code runs."""
     for root in (tmp_path / "killed", tmp_path / "whole"):
         for index in range(60):
             semantic = np.full((300, 400), index, np.uint8)
@@ -158,7 +158,7 @@ def test_nothing_half_written_is_left(official, monkeypatch, capsys):
             file.write(content[:10])
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(type(epath.Path(official)), "write_bytes", full)
     assert "No space left on device" in refusal("ade20k", official, capsys)
     assert tree(official) == before
 
@@ -169,10 +169,10 @@ def test_nothing_half_written_is_left(official, monkeypatch, capsys):
         (lambda root: (root / "annotations_instance/validation/ADE_val_00000002.png").unlink(), "; unpack ADEChall"),
         (
             lambda root: (root / "annotations/training/ADE_train_00000002.png").unlink(),
-            "ADE_train_00000002.png; unpack",
+            "ADE_train_00000002.png does not exist; unpack",
         ),
-        (lambda root: (root / "images").rename(root / "photos"), "there is no folder"),
-        (lambda root: [path.unlink() for path in root.glob("images/*/*.jpg")], "there is no *.jpg in"),
+        (lambda root: (root / "images").rename(root / "photos"), "images/training does not exist; unpack"),
+        (lambda root: [path.unlink() for path in root.glob("images/*/*.jpg")], "images/training has no *.jpg; unpack"),
     ],
 )
 def test_missing_sources_are_told_before_anything_is_written(official, capsys, spoil, message):
@@ -198,14 +198,18 @@ def test_damaged_sources(official, capsys):
     for path, spoil, message in (
         (semantic, truncate, "cannot read"),
         (instance, truncate, "cannot read"),
-        (semantic, lambda path: path.write_bytes(b"no image"), "it is not an image; unpack it again"),
-        (image, lambda path: path.write_bytes(b"no image"), "it is not an image; unpack it again"),
-        (semantic, lambda path: save(labels[1:], path), "pixels, its image"),
+        (semantic, lambda path: path.write_bytes(b"no image"), "it is not an image in a known format; unpack it again"),
+        (image, lambda path: path.write_bytes(b"no image"), "it is not an image in a known format; unpack it again"),
+        (semantic, lambda path: save(labels[1:], path), "pixels, but its image"),
         (semantic, lambda path: save(np.full_like(labels, 151), path), "has the label 151"),
         (semantic, lambda path: save(things, path), "not a map of 8-bit labels"),
-        (instance, lambda path: save(labels, path), "is no RGB image"),
-        (instance, lambda path: save(instance_map(ones + 100, ones), path), "of the class 101"),
-        (instance, lambda path: save(instance_map(ones.cumsum(axis=1) % 9 + 1, ones), path), "is of 9 classes"),
+        (instance, lambda path: save(labels, path), "is not an RGB image"),
+        (
+            instance,
+            lambda path: save(instance_map(ones + 100, ones), path),
+            "has the class 101, which is not from 1 to 100",
+        ),
+        (instance, lambda path: save(instance_map(ones.cumsum(axis=1) % 9 + 1, ones), path), "has 9 classes"),
     ):
         spoil(path)
         error = refusal("ade20k", official, capsys, "val")
@@ -216,7 +220,7 @@ def test_damaged_sources(official, capsys):
 
 
 def test_bad_commands(tmp_path, capsys):
-    assert "there is no folder" in refusal("ade20k", tmp_path / "nowhere", capsys)
+    assert "nowhere/images/training does not exist" in refusal("ade20k", tmp_path / "nowhere", capsys)
     for arguments in (["annotate", "ade20k", "--root", "x", "--splits", "test"], ["annotate", "coco", "--root", "x"]):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from fcclip_jax.conventions import CITYSCAPES_LABELS
 from fcclip_jax.data.annotations import cityscapes
-from tests.data.annotating import annotate, load, load_ids, refusal, save, tree
+from tests.data.annotating import annotate, load, load_ids, refusal, save
 
 CITIES = {"train": ("aachen", "ulm"), "val": ("frankfurt",)}
 
 
 def write(folder, name, ids):
-    """The maps that the archive holds: instance ids, and labels."""
+    """Writes an image's maps like the archive: instance ids, and labels."""
     save(ids.astype(np.uint16), folder / f"{name}_gtFine_instanceIds.png")
     labels = np.where(ids >= 1000, ids // 1000, ids)
     return save(labels.astype(np.uint8), folder / f"{name}_gtFine_labelIds.png")
@@ -66,7 +67,7 @@ def test_their_table_of_labels(scripts):
     from cityscapesscripts.helpers.labels import labels
 
     known = [label for label in labels if label.id >= 0]
-    assert len(known) == cityscapes.LABELS
+    assert len(known) == CITYSCAPES_LABELS
     ours = cityscapes.train_ids(np.array([[label.id for label in known]]))
     assert ours.tolist() == [[label.trainId for label in known]]
     groups = {id: group for group, ids in cityscapes.GROUPS.items() for id in ids}
@@ -121,32 +122,24 @@ def test_by_hand(tmp_path):
     assert categories[0] == (7, "road", 0) and categories[-1] == (33, "bicycle", 1) and len(categories) == 19
 
 
-def test_it_goes_on_where_it_stopped(dataset, capsys):
-    assert annotate("cityscapes", dataset) == 0
-    before = tree(dataset)
-    truth = dataset / "cityscapes" / "gtFine"
-    (truth / "cityscapes_panoptic_train.json").unlink()
-    for path in truth.glob("train/ulm/*_labelTrainIds.png"):
-        path.unlink()
-    assert annotate("cityscapes", dataset) == 0
-    assert "4 of them written now" in capsys.readouterr().out
-    assert tree(dataset) == before
-
-
 def test_bad_sources(dataset, capsys):
     assert "unpack gtFine_trainvaltest.zip" in refusal("cityscapes", dataset / "nowhere", capsys)
     folder = dataset / "cityscapes/gtFine/val/frankfurt"
     instances, labels = (folder / f"frankfurt_000001_000019_gtFine_{kind}.png" for kind in ("instanceIds", "labelIds"))
     ids, label_map = load(instances), load(labels)
     for path, spoil, message in (
-        (labels, lambda path: path.unlink(), "there is no"),
+        (labels, lambda path: path.unlink(), "does not exist"),
         (labels, lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot read"),
         (labels, lambda path: save(label_map + np.uint8(34), path), "has the label"),
-        (labels, lambda path: save(label_map[1:], path), "pixels, its image"),
+        (labels, lambda path: save(label_map[1:], path), "pixels, but its image"),
         (instances, lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot read"),
-        (instances, lambda path: save(np.full_like(ids, 34000), path), "has the id 34000"),
-        (instances, lambda path: save(np.full_like(ids, 999), path), "has the id 999"),
-        (instances, lambda path: save(np.dstack([label_map] * 3), path), "is no map of ids"),
+        (
+            instances,
+            lambda path: save(np.full_like(ids, 34000), path),
+            "has the id 34000, whose label 34 does not exist",
+        ),
+        (instances, lambda path: save(np.full_like(ids, 999), path), "has the id 999, whose label 999 does not exist"),
+        (instances, lambda path: save(np.dstack([label_map] * 3), path), "is not a map of ids"),
     ):
         kept = path.read_bytes()
         spoil(path)

@@ -6,10 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from fcclip_jax.data.annotations.jobs import FOLDERS
 from fcclip_jax.evaluation import benchmarks
 from tests.data.annotating import annotate, golden, load, photo, refusal, save, save_palette, tree
-
-FOLDERS = {"train": "training", "val": "validation"}
 
 
 def write(root, maps):
@@ -67,7 +66,7 @@ def test_it_goes_on_where_it_stopped(official, capsys):
     for path in sorted((official / "pascal_voc_d2").rglob("*.png"))[::2]:
         path.unlink()
     assert annotate("pascal_voc", official) == 0
-    assert "3 of them written now" in capsys.readouterr().out
+    assert "this run wrote 3 of them in " in capsys.readouterr().out
     assert tree(official) == before
 
 
@@ -89,7 +88,7 @@ def test_it_is_read_only_when_it_is_finished(tmp_path, capsys):
 
 
 def test_one_at_a_time(official, capsys):
-    """Two would take each other's files away; one that was killed holds nothing up."""
+    """Two processes would delete each other's files; a killed process releases its lock."""
     program = (
         "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX);"
         " print('locked', flush=True); time.sleep(60)"
@@ -97,7 +96,7 @@ def test_one_at_a_time(official, capsys):
     photos = official / "VOCdevkit" / "VOC2012" / "JPEGImages"
     first = subprocess.Popen([sys.executable, "-c", program, photos], stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"locked\n"
-    assert "another fcclip annotate reads" in refusal("pascal_voc", official, capsys, "val")
+    assert "another fcclip annotate is using" in refusal("pascal_voc", official, capsys, "val")
     first.kill()
     first.communicate()
     assert annotate("pascal_voc", official, "val") == 0
@@ -111,12 +110,12 @@ def test_bad_sources(official, capsys):
         (annotation, lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot read"),
         (annotation, lambda path: save(np.stack([labels] * 3, axis=-1), path), "not a map of 8-bit labels"),
         (annotation, lambda path: save(np.full_like(labels, 21), path), "has the label 21"),
-        (annotation, lambda path: save(labels[:, 1:], path), "pixels, its image"),
-        (annotation, lambda path: path.unlink(), "there is no"),
-        (names, lambda path: path.write_text("2007_000033\n2007_000033\n"), "have one name"),
-        (names, lambda path: path.unlink(), "unpack VOCtrainval_11-May-2012.tar"),
-        (names, lambda path: path.write_text("\n"), "is empty"),
-        (names, lambda path: path.write_bytes(b"\xff\xfe"), "no text"),
+        (annotation, lambda path: save(labels[:, 1:], path), "pixels, but its image"),
+        (annotation, lambda path: path.unlink(), "does not exist"),
+        (names, lambda path: path.write_text("2007_000033\n2007_000033\n"), "have the same name"),
+        (names, lambda path: path.unlink(), "val.txt does not exist; unpack VOCtrainval_11-May-2012.tar"),
+        (names, lambda path: path.write_text("\n"), "is empty or not text"),
+        (names, lambda path: path.write_bytes(b"\xff\xfe"), "is empty or not text"),
     ):
         kept = path.read_bytes()
         spoil(path)

@@ -1,4 +1,4 @@
-"""What is said of segments: against pycocotools."""
+"""Areas, boxes and colours of segments, against pycocotools."""
 
 import numpy as np
 from hypothesis import given

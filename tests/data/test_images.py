@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from etils import epath
+from PIL import ExifTags, Image
 
-from fcclip_jax.data.images import load_image, pad, resize, resized_shape
+from fcclip_jax.data.images import load_image, pad, resize, resized_shape, upright_shape
 
 
 def test_sizes_and_pixels_of_detectron2(shared):
@@ -38,13 +39,16 @@ def test_sizes(size, expected):
 
 
 def test_upright_rgb(tmp_path):
-    """A photograph that says it was taken on its side, a palette, grey with alpha, 16 bits."""
+    """A photograph whose EXIF tag turns it, a palette, grey with alpha, 16 bits."""
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[0x0112] = 6  # turn 90 degrees clockwise to see it upright
+    exif[ExifTags.Base.Orientation] = 6  # turn 90 degrees clockwise to see it upright
     image.save(tmp_path / "side.png", exif=exif)
     np.testing.assert_array_equal(load_image(tmp_path / "side.png"), np.rot90(pixels, -1))
+    assert upright_shape(epath.Path(tmp_path / "side.png")) == (3, 2)
+    image.save(tmp_path / "upright.png")
+    assert upright_shape(epath.Path(tmp_path / "upright.png")) == (2, 3)
     np.testing.assert_array_equal(load_image(image.convert("RGB")), pixels)
     grey = np.array([[0, 128], [255, 7]], np.uint8)
     expected = np.repeat(grey[..., None], 3, axis=-1)
@@ -59,17 +63,19 @@ def test_what_is_not_an_image(tmp_path):
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     for name, message in [
-        ("text.jpg", "text.jpg: it is not an image that Pillow knows"),
+        ("text.jpg", "text.jpg: it is not an image in a known format"),
         ("half.jpg", "half.jpg: .*truncated"),
         (".", "is a folder, not an image"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="there is no image at .*absent.png"):
+    with pytest.raises(ValueError, match="cannot read .*text.jpg: it is not an image in a known format"):
+        upright_shape(epath.Path(tmp_path / "text.jpg"))
+    with pytest.raises(FileNotFoundError, match="the image .*absent.png does not exist"):
         load_image(tmp_path / "absent.png")
-    with pytest.raises(ValueError, match="0 pixels wide and 5 high"):
+    with pytest.raises(ValueError, match="the image is empty: 0 pixels wide and 5 high"):
         load_image(Image.new("RGB", (0, 5)))
-    with pytest.raises(ValueError, match="infinities or NaN"):
+    with pytest.raises(ValueError, match="infinite or NaN pixels"):
         load_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
     with pytest.raises(ValueError, match=r"expected an RGB image as uint8 \[H, W, 3\], got float32 \[2, 2, 3\]"):
         load_image(np.zeros((2, 2, 3), np.float32))
@@ -82,6 +88,7 @@ def test_resize_and_pad():
     taps = np.array([1, 3, 3, 1]) / 8
     expected = np.einsum("i,j,ijc->c", taps, taps, image[9:13, 19:23].astype(float))
     np.testing.assert_allclose(resize(image, (20, 30))[5, 10], expected, atol=1)  # Pillow rounds after each axis
-    padded = pad(image, (64, 64))
-    assert padded.shape == (64, 64, 3)
+    padded = pad(image, (64, 96))
+    assert padded.shape == (64, 96, 3)
     np.testing.assert_array_equal(padded[:40, :60], image)
+    assert not padded[40:].any() and not padded[:, 60:].any()

@@ -1,25 +1,27 @@
-"""The benchmark's two ways give the same, so that it compares like with like."""
+"""The timing script's two ways give the same crops, so that their times can be compared."""
 
-import numpy as np
-
-from fcclip_jax.data import timing as bench
+from fcclip_jax.data import timing
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.folder import FolderDataset
-from fcclip_jax.data.shards import prepare
+from fcclip_jax.data.shards import write_shards
 from tests.data import tiny
 
 
 def test_both_ways_agree(tmp_path, capsys):
-    prepare({"train": FolderDataset(*tiny.write(tmp_path / "data", 3))}, tmp_path / "prepared")
-    source = open_dataset("custom", tmp_path / "prepared")
-    bench._compare(source, 48, 12)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] in [f"largest difference of a pixel {off} (of 255), pixels of other segments 0" for off in (0, 1)]
-    bench._watch_memory(source, 48, 20)
-    assert len(capsys.readouterr().out.splitlines()) == 5
-    assert np.isfinite(bench._resident_mib())
+    write_shards({"train": FolderDataset(*tiny.write(tmp_path / "data", 3))}, tmp_path / "prepared")
+    dataset = open_dataset("custom", tmp_path / "prepared")
+    timing._compare(dataset, 48, 12)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last in [
+        f"largest difference of a pixel: {off} of 255 levels; pixels in different segments: 0" for off in (0, 1)
+    ]
+    timing._watch_memory(dataset, 48, 20)
+    counts = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert counts == [4, 8, 12, 16, 20]
+    assert 10 < timing._resident_mib() < 100_000
 
 
 def test_a_missing_folder_is_one_sentence(capsys):
-    assert bench.main(["coco_panoptic", "--root", "/nowhere"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert timing.main(["coco_panoptic", "--root", "/nowhere"]) == 2
+    error = "error: coco_panoptic has no folder at /nowhere; give the folder that contains annotations/panoptic_train2017.json\n"
+    assert capsys.readouterr().err == error

@@ -1,4 +1,4 @@
-"""The jitter by hand, against Pillow, and against what the official mapper made of real images."""
+"""The jitter: by hand, against Pillow, and against the official mapper's output for real images."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcclip_jax.conventions import NONE
+from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import decoding, transforms
 from fcclip_jax.data.transforms import Jitter
 
@@ -38,7 +38,7 @@ def test_every_official_case(shared):
         assert segments.categories.tolist() == [target["category_id"] for target in case["targets"]]
         areas = np.bincount(slots.ravel(), minlength=256)[: len(case["targets"])]
         assert areas.tolist() == [target["mask_area"] for target in case["targets"]]
-        expected = np.full_like(slots, NONE)
+        expected = np.full_like(slots, NO_SEGMENT)
         for slot, target in enumerate(case["targets"]):
             expected[arrays[f"case{i}_pan_id"] == target["segment_id"]] = slot
         np.testing.assert_array_equal(slots, expected)
@@ -62,7 +62,7 @@ def test_draws_come_in_the_official_order():
 
 
 def test_sizes_and_offsets_round_half_to_even():
-    # 480x640 into 256: 190.5 rows round to 190. What sticks out is 85 columns: 42.5 rounds to 42.
+    # 480x640 into 256: 190.5 rows round to 190. The crop leaves out 85 columns: 42.5 rounds to 42.
     assert transforms.place((480, 640), Jitter(False, 0.9921875, 0.9), 256) == ((190, 254), (0, 0))
     assert transforms.place((480, 640), Jitter(False, 1.33203125, 0.5), 256) == ((256, 341), (0, 42))
     # 0.2 rows: one stays.
@@ -78,7 +78,7 @@ def test_crop_and_padding_by_hand():
     row = [10, 30, 50, 70, 90, 110]
     expected = np.uint8([row] * 4 + [[128] * 6] * 2)
     np.testing.assert_array_equal(transforms.jitter_image(image, jitter, 6), np.repeat(expected[..., None], 3, -1))
-    top, bottom, none = [0, 1, 1, 2, 2, 3], [4, 5, 5, 6, 6, 7], [NONE] * 6
+    top, bottom, none = [0, 1, 1, 2, 2, 3], [4, 5, 5, 6, 6, 7], [NO_SEGMENT] * 6
     np.testing.assert_array_equal(
         transforms.jitter_map(slots, jitter, 6), np.uint8([top, top, bottom, bottom, none, none])
     )
@@ -89,12 +89,12 @@ def test_crop_and_padding_by_hand():
     # Halved to 1x2; the rest is padding. Anti-aliased: 0, 40 and 80 weigh 3 : 3 : 1, which makes 28.6.
     halved = transforms.jitter_image(image, Jitter(False, 0.5, 0.9), 4)
     assert halved[0, :2, 0].tolist() == [29, 91] and (halved[1:] == 128).all() and (halved[:, 2:] == 128).all()
-    assert transforms.jitter_map(slots, Jitter(False, 0.5, 0.9), 4)[0].tolist() == [5, 7, NONE, NONE]
+    assert transforms.jitter_map(slots, Jitter(False, 0.5, 0.9), 4)[0].tolist() == [5, 7, NO_SEGMENT, NO_SEGMENT]
 
 
 @pytest.mark.parametrize("shape", [(37, 53), (64, 31)])
 def test_flipping_first_is_flipping_the_result(shape):
-    """Without a crop: nothing about the resize knows left from right, but for ties that round."""
+    """Without a crop: resizing is symmetric, except for the rounding of ties."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
     for scale in (0.4, 1.0):
@@ -125,7 +125,7 @@ def test_the_same_as_pillow(shape, flip, scale, offset):
         padding = [(0, crop - seen.shape[0]), (0, crop - seen.shape[1])] + [(0, 0)] * (pixels.ndim - 2)
         return np.pad(seen, padding, constant_values=fill)
 
-    np.testing.assert_array_equal(transforms.jitter_map(slots, jitter, crop), official(slots, 0, NONE))
+    np.testing.assert_array_equal(transforms.jitter_map(slots, jitter, crop), official(slots, 0, NO_SEGMENT))
     expected = official(image, Image.Resampling.BILINEAR, 128)
     difference = np.abs(transforms.jitter_image(image, jitter, crop).astype(int) - expected)
     assert difference.max() <= (1 if height >= shape[0] and width >= shape[1] else 0)

@@ -1,4 +1,4 @@
-"""A dataset of a few small images in COCO's panoptic format."""
+"""Writes a dataset of a few small images in COCO's panoptic format."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def encode(pixels: np.ndarray, kind: str) -> bytes:
 
 
 def grey_png(numbers: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of 1, 2, 4 or 8 bits a pixel, which Pillow reads but does not write."""
+    """Returns a grey PNG of 1, 2, 4 or 8 bits a pixel, which Pillow reads but does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -55,7 +55,7 @@ def grey_png(numbers: np.ndarray, bits: int) -> bytes:
 
 
 def write(root: pathlib.Path, count: int, *, seed: int = 0) -> Paths:
-    """Images of several sizes; each has a cat, a sky, a crowd of dogs, a strip of void and a segment without pixels."""
+    """Writes images of several sizes; each has a cat, a sky, a crowd of dogs, a strip of void and a segment without pixels."""
     rng = np.random.default_rng(seed)
     paths = Paths(root / "images", root / "panoptic.json", root / "pngs")
     paths.images.mkdir(parents=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fcclip_jax.data import decoding, transforms
 from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Record
+from fcclip_jax.data.records import Record
 from fcclip_jax.inference.postprocess import postprocess
 from fcclip_jax.metrics.panoptic import Average, PanopticCounts, Truth, average, count
 from fcclip_jax.models.building import named_variables, with_values

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fcclip_jax.data.datasets import open_dataset
-from fcclip_jax.data.folder import Dataset
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.annotated import truth_result
 from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.training.validate import Validator, read_truth, scores

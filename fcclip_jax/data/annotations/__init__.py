@@ -1,5 +1,5 @@
-"""Annotations as benchmarks are read, made of what the data sets' archives hold: `fcclip annotate`.
+"""Makes the annotations that benchmarks are evaluated on from the data sets' archives: `fcclip annotate`.
 
-One module a data set, each with `plan(root, split)`. Folders, names and values are those that the official project's
-scripts write (bytedance/fc-clip, datasets/prepare_*.py), so that data prepared by either serve both.
+Each data set has a module with `plan(root, split)`. Folders, names and values are those of the official project's scripts
+(bytedance/fc-clip, datasets/prepare_*.py), so data prepared by either can be used with both.
 """

@@ -1,9 +1,9 @@
-"""ADE20K-847 (A-847): images with a short side of 512, and maps of 16 bits, of the full data set (ADE20K_2021_17_01).
+"""Makes ADE20K-847's (A-847) images and 16-bit maps from the full data set (ADE20K_2021_17_01).
 
-Three ways of the official script (prepare_ade20k_full_sem_seg.py) matter to the figures: images shrink only where both sides
-exceed 512, labels by OpenCV's rule for nearest neighbours, and images are written as JPEG of Pillow's default quality even
-where they keep their size. Two are left out: its list of files is a pickle, where walking the folders gives the same; and it
-writes to ade/ADE20K_2021_17_01, where nothing reads.
+Three habits of the official script (prepare_ade20k_full_sem_seg.py) affect the scores and are kept: images shrink to a short
+side of 512 only if both sides exceed it; labels shrink by OpenCV's nearest neighbours; and images are written as JPEG of
+Pillow's default quality even if they keep their size. Two are not kept: it reads the list of files from a pickle, while
+listing the folders gives the same; and it writes to ade/ADE20K_2021_17_01, where no program reads.
 """
 
 import functools
@@ -15,21 +15,20 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 
+from fcclip_jax.conventions import IGNORE
 from fcclip_jax.data.annotations import jobs, pixels
-from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
+from fcclip_jax.data.annotations.jobs import FOLDERS, Converted, Job, Plan
 
-FOLDERS = {"train": "training", "val": "validation"}
 OFFICIAL_COUNTS = {"train": 25574, "val": 2000}
 NAME = "ADE20K_2021_17_01"
 SHORT_SIDE = 512
-IGNORE = 65535
-ADVICE = f"unpack the full ADE20K, which its site sends to those who register ({NAME}/images/ADE)"
+ADVICE = f"unpack the full ADE20K, which its site sends after registration ({NAME}/images/ADE)"
 
 
 def plan(root: pathlib.Path, split: str) -> Plan:
-    """root: ADE20K_2021_17_01, or the folder that it lies in, or lies in the folder ade of, as the official script wants it.
+    """root: ADE20K_2021_17_01, or the folder that contains it, directly or in ade/ as the official script requires.
 
-    Results go where they are read, to ADE20K_2021_17_01 in the root, in any case.
+    In all cases, results are written to the ADE20K_2021_17_01 that evaluation reads: directly in the containing folder.
     """
     root, folder = root.expanduser().absolute(), FOLDERS[split]
     output = root if (root / "images").is_dir() else root / NAME
@@ -53,10 +52,10 @@ def plan(root: pathlib.Path, split: str) -> Plan:
 
 
 def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
-    """The image and its map, at the size that both are evaluated at."""
+    """Returns the image and its map, at the size that evaluation reads."""
     colors, photo = pixels.read(annotation), pixels.read(image)
     if colors.dtype != np.uint8 or colors.ndim != 3:
-        raise ValueError(f"{annotation} is no RGB image; unpack it again")
+        raise ValueError(f"{annotation} is not an RGB image; unpack it again")
     pixels.check_shapes({annotation: colors}, image)
     labels = class_ids()[object_ids(colors)]
     if (shape := resized_shape(*labels.shape)) != labels.shape:
@@ -67,15 +66,15 @@ def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
 
 
 def object_ids(colors: UInt8[np.ndarray, "H W C"]) -> Int[np.ndarray, "H W"]:
-    """The data set's own numbers of objects: the tens of R and all of G."""
+    """Returns the data set's own numbers of objects, made of the tens of R and all of G."""
     return colors[..., 0].astype(np.int64) // 10 * 256 + colors[..., 1]
 
 
 @functools.cache
 def class_ids() -> UInt16[np.ndarray, " {26*256}"]:
-    """The class of each of the data set's numbers, and IGNORE for those that are none of the 847.
+    """Returns the class of each of the data set's numbers, and IGNORE for numbers of none of the 847 classes.
 
-    17 classes have none: in the official table a later class has the same number, and the last one counts.
+    17 classes have no number: in the official table a later class has the same one, and the last one counts.
     """
     numbers = json.loads((resources.files(__package__) / "ade20k_847_objects.json").read_text("utf-8"))
     classes = np.full(26 * 256, IGNORE, np.uint16)
@@ -86,7 +85,7 @@ def class_ids() -> UInt16[np.ndarray, " {26*256}"]:
 
 
 def resized_shape(height: int, width: int) -> tuple[int, int]:
-    """The short side becomes 512 where it exceeds that; the other rounds half to even."""
+    """Returns the size with the short side limited to 512; the other side is rounded half to even."""
     if min(height, width) <= SHORT_SIDE:
         return height, width
     if width >= height:
@@ -95,9 +94,9 @@ def resized_shape(height: int, width: int) -> tuple[int, int]:
 
 
 def nearest(source: int, target: int) -> Int[np.ndarray, " target"]:
-    """The source pixel of each target pixel, as OpenCV's INTER_NEAREST has it: the step is 1 / (target / source).
+    """Returns the source pixel of each target pixel, equal to OpenCV's INTER_NEAREST.
 
-    source / target instead would differ in rare rows.
+    OpenCV's step is 1 / (target / source); source / target would differ in rare rows.
     """
     step = 1 / (target / source)
     return np.minimum(np.floor(np.arange(target) * step).astype(np.int64), source - 1)

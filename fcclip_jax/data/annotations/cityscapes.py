@@ -1,7 +1,7 @@
-"""Cityscapes: panoptic annotations, and label maps of training ids, of what gtFine holds.
+"""Makes Cityscapes' panoptic annotations, and its label maps of training ids, from gtFine.
 
-They are those of cityscapesScripts (createPanopticImgs.py with its default of label ids, createTrainIdLabelImgs.py). Its
-table of labels (helpers/labels.py) is, as far as it is needed, the vocabulary's ids and the groups below.
+They equal those of cityscapesScripts (createPanopticImgs.py with its default, label ids; createTrainIdLabelImgs.py). The
+parts of its table of labels (helpers/labels.py) that are needed are the vocabulary's ids and the groups below.
 """
 
 import pathlib
@@ -9,13 +9,12 @@ import pathlib
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from fcclip_jax.conventions import CITYSCAPES_LABELS
+from fcclip_jax.conventions import CITYSCAPES_LABELS, IGNORE_8BIT
 from fcclip_jax.data.annotations import jobs, pixels
 from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
 from fcclip_jax.text.vocabulary import Vocabulary
 
 OFFICIAL_COUNTS = {"train": 2975, "val": 500}
-"""Label ids are 0..33; 19 of them are evaluated."""
 GROUPS = {
     "flat": range(7, 11),
     "construction": range(11, 17),
@@ -25,16 +24,16 @@ GROUPS = {
     "human": range(24, 26),
     "vehicle": range(26, 34),
 }
+"""The labels of each supercategory."""
 INSTANCE = 1000
-"""An instance's id is its label times this, plus its number; below are labels, of stuff and of crowds."""
-IGNORE = 255
+"""An instance's id is its label times this, plus its number. Smaller ids are labels, of stuff or of crowds."""
 ADVICE = "unpack gtFine_trainvaltest.zip (cityscapes/gtFine)"
 
 _CLASSES = {entry.id: entry for entry in Vocabulary.load("cityscapes").classes}
 
 
 def plan(root: pathlib.Path, split: str) -> Plan:
-    """root: the folder that holds gtFine, or cityscapes, which holds it."""
+    """root: the folder cityscapes, which contains gtFine, or the folder that contains cityscapes."""
     truth = jobs.own_folder(root, "cityscapes") / "gtFine"
     name = f"cityscapes_panoptic_{split}"
 
@@ -52,17 +51,17 @@ def plan(root: pathlib.Path, split: str) -> Plan:
 
 
 def convert(instances: pathlib.Path, labels: pathlib.Path) -> Converted:
-    """One image's maps, and the part of the json that is about it."""
+    """Returns one image's maps, and its entry in the json."""
     ids, label_map = pixels.read(instances), pixels.read_labels(labels)
     if ids.ndim != 2:
-        raise ValueError(f"{instances} is no map of ids; unpack it again")
+        raise ValueError(f"{instances} is not a map of ids; unpack it again")
     pixels.check_labels(label_map, set(range(CITYSCAPES_LABELS)), labels)
     pixels.check_shapes({labels: label_map}, instances)
     kept, segments = np.zeros(ids.shape, np.int32), []
     for id in np.unique(ids).tolist():
         label = id // INSTANCE if id >= INSTANCE else id
         if not 0 <= label < CITYSCAPES_LABELS:
-            raise ValueError(f"{instances} has the id {id}, whose label there is not; unpack it again")
+            raise ValueError(f"{instances} has the id {id}, whose label {label} does not exist; unpack it again")
         if label not in _CLASSES:
             continue
         mask = ids == id
@@ -79,8 +78,8 @@ def convert(instances: pathlib.Path, labels: pathlib.Path) -> Converted:
 
 
 def train_ids(labels: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-    """Classes 0..18 of labels 0..33, and 255 for those that are not evaluated."""
-    table = np.full(CITYSCAPES_LABELS, IGNORE, np.uint8)
+    """Returns classes 0..18 for labels 0..33, and 255 for labels that are not evaluated."""
+    table = np.full(CITYSCAPES_LABELS, IGNORE_8BIT, np.uint8)
     table[list(_CLASSES)] = np.arange(len(_CLASSES))
     return table[labels]
 

@@ -1,7 +1,7 @@
-"""What the preparations share: a list of jobs in, files out.
+"""Runs the jobs that make a data set's annotations.
 
-A file has another name until it is whole, so a run that was stopped goes on when it is repeated. A json, which speaks of
-all images, is written last; so is the record of how many images there are, without which nobody could tell that maps lack.
+Every file is written under a temporary name and then renamed, so a repeated run resumes after the finished files. A json
+that covers all images is written last. So is the number of images, which later reveals missing maps.
 """
 
 import concurrent.futures
@@ -18,79 +18,87 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fcclip_jax import files
 from fcclip_jax.data.annotations import pixels
 
-FORMATS = {".png": "PNG", ".tif": "TIFF", ".jpg": "JPEG"}
+FOLDERS = {"train": "training", "val": "validation"}
+"""The folders of the splits, in ADE20K and in what the official scripts write."""
+
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".jpg": "JPEG"}
 
 
 class Converted(NamedTuple):
-    """What comes of one job."""
+    """One job's output."""
 
     contents: tuple[np.ndarray | bytes, ...]
-    """Of each result: pixels, or a file as it is."""
+    """The content of each result: pixels, or a file's bytes."""
     record: Any = None
-    """What the summaries are made of."""
+    """The image's entry in the summaries."""
 
 
 class Job(NamedTuple):
-    """One image."""
+    """The conversion of one image."""
 
     sources: tuple[pathlib.Path, ...]
     results: tuple[pathlib.Path, ...]
     convert: Callable[..., Converted]
-    """Called with the sources, in a thread of its own. Raises ValueError for what is wrong with them, naming the file."""
+    """Is called with the sources, in one of several threads. Raises ValueError, naming the file, for an invalid source."""
 
 
 class Plan(NamedTuple):
-    """One split of a data set."""
+    """The jobs of one split of a data set."""
 
     jobs: list[Job]
     official_count: int
-    """Images in the whole split."""
+    """The number of images in the complete split."""
     advice: str
-    """Where what is missing comes from."""
+    """What to unpack if a source is missing, for error messages."""
     summaries: Mapping[pathlib.Path, Callable[[list[Any]], dict]] = {}
-    """What makes each json of the jobs' records, which are in the jobs' order."""
+    """For each json, the function that makes it from the jobs' records, in the jobs' order."""
     count_file: pathlib.Path | None = None
-    """Gets the number of images when all are done; for splits that no json speaks of."""
+    """Receives the number of images when all are done; for splits without a json."""
 
 
 def run(plans: Mapping[str, Plan]) -> int:
-    """Does what is left to do of the splits, by name. Returns how many maps, images and jsons of them it wrote.
+    """Runs the unfinished jobs of the splits, by name. Returns the number of maps, images and jsons that it wrote.
 
     Raises:
-        FileNotFoundError: a source is missing, of whichever split; nothing was written then.
-        ValueError: a source is damaged, or not as its data set has it, or two are of one name; or another process does this.
+        FileNotFoundError: a source of any split is missing; nothing has been written then.
+        ValueError: a source is damaged or invalid, two sources have the same name, or another process is doing the same.
         OSError: a file cannot be read or written.
     """
     for plan in plans.values():
         _check(plan)
     written = 0
     for split, plan in plans.items():
-        with _alone(plan.jobs[0].sources[0].parent):
+        with _lock(plan.jobs[0].sources[0].parent):
             written += _run(split, plan)
     return written
 
 
 def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.Path]:
-    """Sorted; raises FileNotFoundError where there are none."""
+    """Returns the files that match, sorted.
+
+    Raises:
+        FileNotFoundError: none matches; the message ends with `advice`.
+    """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; {advice}")
+        raise FileNotFoundError(f"the folder {folder} does not exist; {advice}")
     found = sorted(folder.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"there is no {pattern} in {folder}; {advice}")
+        raise FileNotFoundError(f"{folder} has no {pattern}; {advice}")
     return found
 
 
 def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
-    """The data set's folder, where the root is that folder or the one that it lies in."""
+    """Returns the data set's folder, given that folder or the one that contains it."""
     root = root.expanduser().absolute()
     return root / name if (root / name).is_dir() else root
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Raises ValueError if another process makes something of the folder; the system forgets those that were killed."""
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    """Raises ValueError if another process has locked the folder. The system releases the locks of killed processes."""
     try:
         import fcntl
     except ImportError:  # Windows cannot lock a folder
@@ -101,8 +109,8 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"another fcclip annotate reads {folder}; wait until it is done") from None
-    except OSError:  # some network drives cannot either
+        raise ValueError(f"another fcclip annotate is using {folder}; wait until it has finished") from None
+    except OSError:  # nor can some network drives
         pass
     try:
         yield
@@ -114,7 +122,7 @@ def _run(split: str, plan: Plan) -> int:
     todo = [job for job in plan.jobs if not all(result.exists() for result in job.results)]
     summed = all(path.exists() for path in plan.summaries)
     if plan.summaries and (todo or not summed):
-        # A json needs every image's record, and must not describe maps that another program left.
+        # A json needs every image's record, and must not describe maps that another program wrote.
         todo, summed = plan.jobs, False
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
@@ -123,7 +131,7 @@ def _run(split: str, plan: Plan) -> int:
     finally:
         pool.shutdown(cancel_futures=True)
     if lost := [result for job in plan.jobs for result in job.results if not result.exists()]:
-        raise FileNotFoundError(f"{lost[0]} was written and is gone; repeat the command ({len(lost)} files in all)")
+        raise FileNotFoundError(f"{lost[0]} was written but no longer exists ({len(lost)} files); repeat the command")
     written = sum(count for count, _ in done)
     if not summed:
         records = [record for _, record in done]
@@ -132,23 +140,26 @@ def _run(split: str, plan: Plan) -> int:
             written += 1
     if plan.count_file is not None:
         count = json.dumps({"images": len(plan.jobs)}).encode()
-        if not plan.count_file.exists() or not _holds(plan.count_file, count):
+        if not plan.count_file.exists() or not _equals(plan.count_file, count):
             _write(plan.count_file, count)
     return written
 
 
 def _do(job: Job, compare: bool) -> tuple[int, Any]:
-    """compare: whether results that are there are looked at, and replaced if they differ."""
+    """Converts one image. Returns the number of files written, and the record.
+
+    compare: replaces existing results that differ.
+    """
     contents, record = job.convert(*job.sources)
     written = 0
     for path, content in zip(job.results, contents, strict=True):
-        if not path.exists() or (compare and not _holds(path, content)):
+        if not path.exists() or (compare and not _equals(path, content)):
             _write(path, content if isinstance(content, bytes) else _encode(content, path.suffix))
             written += 1
     return written, record
 
 
-def _holds(path: pathlib.Path, content: np.ndarray | bytes) -> bool:
+def _equals(path: pathlib.Path, content: np.ndarray | bytes) -> bool:
     if isinstance(content, bytes):
         return path.read_bytes() == content
     try:
@@ -159,27 +170,25 @@ def _holds(path: pathlib.Path, content: np.ndarray | bytes) -> bool:
 
 def _encode(content: np.ndarray, suffix: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(content).save(buffer, FORMATS[suffix])
+    Image.fromarray(content).save(buffer, _FORMATS[suffix])
     return buffer.getvalue()
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with files.replacing(path, sole_writer=True) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check(plan: Plan) -> None:
+    """Raises FileNotFoundError for missing sources, and ValueError for two sources that would have the same result."""
     missing = [source for job in plan.jobs for source in job.sources if not source.exists()]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"there is no {missing[0]}{more}; {plan.advice}")
+        verb = f"and {len(missing) - 1} more files do" if len(missing) > 1 else "does"
+        raise FileNotFoundError(f"{missing[0]} {verb} not exist; {plan.advice}")
     makers: dict[pathlib.Path, pathlib.Path] = {}
     for job in plan.jobs:
         first = makers.setdefault(job.results[0], job.sources[0])
         if first is not job.sources[0]:
-            raise ValueError(f"{first} and {job.sources[0]} have one name; remove what is not the data set's")
+            raise ValueError(
+                f"{first} and {job.sources[0]} have the same name; remove the one that is not the data set's"
+            )

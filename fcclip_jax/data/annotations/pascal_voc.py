@@ -1,20 +1,20 @@
-"""Pascal VOC 2012: label maps with the background as a class (PAS-21) and without (PAS-20)."""
+"""Makes Pascal VOC 2012's label maps with the background as a class (PAS-21) and without it (PAS-20)."""
 
 import pathlib
 
 import numpy as np
 
+from fcclip_jax.conventions import IGNORE_8BIT
 from fcclip_jax.data.annotations import jobs, pixels
-from fcclip_jax.data.annotations.jobs import Converted, Job, Plan
+from fcclip_jax.data.annotations.jobs import FOLDERS, Converted, Job, Plan
 
-FOLDERS = {"train": "training", "val": "validation"}
 OFFICIAL_COUNTS = {"train": 1464, "val": 1449}
-BACKGROUND, CLASSES, IGNORE = 0, 20, 255
+BACKGROUND, CLASSES = 0, 20
 ADVICE = "unpack VOCtrainval_11-May-2012.tar (VOCdevkit/VOC2012)"
 
 
 def plan(root: pathlib.Path, split: str) -> Plan:
-    """root: the folder that holds VOCdevkit, and gets pascal_voc_d2; or VOCdevkit itself."""
+    """root: VOCdevkit, or the folder that contains it; pascal_voc_d2 is written beside VOCdevkit."""
     devkit, folder = jobs.own_folder(root, "VOCdevkit"), FOLDERS[split]
     voc, output = devkit / "VOC2012", devkit.parent / "pascal_voc_d2"
 
@@ -37,21 +37,22 @@ def plan(root: pathlib.Path, split: str) -> Plan:
 
 
 def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
-    """The image as it is, and both maps; the borders of objects are 255 in either."""
+    """Returns the unchanged image and both maps; the borders of objects are 255 in both."""
     labels = pixels.read_labels(annotation)
-    pixels.check_labels(labels, {*range(CLASSES + 1), IGNORE}, annotation)
+    pixels.check_labels(labels, {*range(CLASSES + 1), IGNORE_8BIT}, annotation)
     pixels.check_shapes({annotation: labels}, image)
-    objects = np.where((labels == BACKGROUND) | (labels == IGNORE), IGNORE, labels - np.uint8(1)).astype(np.uint8)
+    counted = (labels != BACKGROUND) & (labels != IGNORE_8BIT)
+    objects = np.where(counted, labels - np.uint8(1), IGNORE_8BIT).astype(np.uint8)
     return Converted((image.read_bytes(), labels, objects))
 
 
 def _read_names(path: pathlib.Path) -> list[str]:
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}; {ADVICE}")
+        raise FileNotFoundError(f"{path} does not exist; {ADVICE}")
     try:
         names = path.read_text("utf-8").split()
     except UnicodeDecodeError:
         names = []
     if not names:
-        raise ValueError(f"{path} is empty, or no text; {ADVICE}")
+        raise ValueError(f"{path} is empty or not text; {ADVICE}")
     return names

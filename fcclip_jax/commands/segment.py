@@ -1,0 +1,225 @@
+"""`fcclip segment`: segments photographs, and writes pictures and files in COCO's formats."""
+
+import argparse
+import difflib
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from fcclip_jax import files, reporting
+from fcclip_jax.commands.class_lists import read_classes
+from fcclip_jax.commands.photographs import find_photos
+from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, RANDOM_WEIGHTS, SHORT_SIDE, STRIDE, TASKS, check_tasks
+
+HELP = "segment photographs"
+DESCRIPTION = "Segments photographs into the classes that you name."
+EPILOG = """\
+examples:
+  fcclip segment photos/*.jpg --classes "cat, remote control" --weights DIR --output out/
+  fcclip segment photos/ --classes "cat|kitten, sofa, wall" --stuff "sofa, wall" --weights DIR --output out/
+  fcclip segment photos/ --classes coco_panoptic --task panoptic --weights DIR --output out/
+
+outputs, below the --output folder:
+  overlays/NAME.TASK.jpg            the photographs with coloured, labelled segments
+  panoptic/NAME.png, panoptic.json  COCO's panoptic format
+  instances.json                    COCO's result format, with masks as RLE
+  semantic/NAME.png                 class numbers, from 0; 8 bits for up to 255 classes, otherwise 16
+  images.json                       images and categories; "index" is a category's number in semantic maps
+
+NAME is the photograph's file name without its suffix. If several photographs share it, the later ones get -2, -3, ...
+Files of the same name from an earlier run are replaced.
+
+exit codes: 0 all photographs are segmented; 1 some were damaged or too large (they are reported and skipped);
+2 stopped, with the reason, or no photograph could be segmented; 130 interrupted (finished results are kept).
+"""
+MEMORY_ADVICE = "try a smaller --short-side, --max-side or --batch-size"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="image files, folders (searched at any depth) or glob patterns"
+    )
+    parser.add_argument(
+        "--classes",
+        required=True,
+        metavar="WORDS",
+        help="the classes to find, separated by commas; separate synonyms with | (cat|kitten, sofa). Or the name of a"
+        " shipped vocabulary (see fcclip vocabularies), or a .txt file with one class per line, its synonyms separated by"
+        " commas",
+    )
+    parser.add_argument(
+        "--stuff",
+        default="",
+        metavar="WORDS",
+        help="the classes among your words that are stuff, such as sky or grass: they are not counted one by one and have"
+        " no instances",
+    )
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="DIR",
+        help="a checkpoint directory written by fcclip-convert or by training, local or gs://; or"
+        f" {RANDOM_WEIGHTS!r}, a small model with random weights, to try the command",
+    )
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="the folder for results")
+    parser.add_argument(
+        "--task",
+        type=_tasks,
+        default=TASKS,
+        metavar="TASKS",
+        help=f"one or more of {', '.join(TASKS)}, separated by commas (default: all)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_share,
+        default=0.5,
+        metavar="SCORE",
+        help="the lowest score of an instance that is written and drawn (default: %(default)s); 0 writes up to 100 per"
+        " image, which COCO's average precision needs",
+    )
+    parser.add_argument(
+        "--overlap-threshold",
+        type=_share,
+        default=OVERLAP_THRESHOLD,
+        metavar="SHARE",
+        help="the lowest share of its own mask that a panoptic segment may keep when others cover it; segments that keep"
+        " less are dropped (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=_count,
+        default=SHORT_SIDE,
+        metavar="PIXELS",
+        help="the shorter side of the resized images that the network reads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-side",
+        type=_count,
+        default=MAX_SIDE,
+        metavar="PIXELS",
+        help="the longest that their longer side may become; it limits the shorter side too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--buckets",
+        metavar="SIZES",
+        help=f"the sizes that resized images are padded to, as HEIGHTxWIDTH,... in multiples of {STRIDE} (default: a few"
+        " that suit the sides). One program is compiled per bucket used. Images larger than all buckets are skipped",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="images of one bucket per batch (default: %(default)s). Larger batches are faster on accelerators; a CPU"
+        " computes images one by one",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Everything that can be wrong with the arguments is checked before a model is loaded.
+    if arguments.short_side > arguments.max_side:
+        raise ValueError(
+            f"--short-side {arguments.short_side} is more than --max-side {arguments.max_side}; raise --max-side too"
+        )
+    words = read_classes(arguments.classes, arguments.stuff)
+    if not arguments.weights.strip():
+        raise ValueError(f"--weights is empty; give a checkpoint directory, or {RANDOM_WEIGHTS}")
+    output = arguments.output
+    files.check_writable(output, f"--output {output}")
+    paths = find_photos(arguments.photos, output=output)
+
+    from fcclip_jax import caching
+    from fcclip_jax.inference import buckets, export
+    from fcclip_jax.inference.segmenter import Segmenter
+
+    shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
+    exporter = export.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
+    photos = export.name_photos(paths)
+
+    options = {
+        "short_side": arguments.short_side,
+        "max_side": arguments.max_side,
+        "buckets": shapes,
+        "batch_size": arguments.batch_size,
+    }
+    started = time.perf_counter()
+    with caching.compile_times() as compiling:
+        if arguments.weights == RANDOM_WEIGHTS:
+            print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
+            segmenter = Segmenter.random(**options)
+        else:
+            segmenter = Segmenter.load(arguments.weights, **options)
+        segmenter.set_classes(words)
+        results = segmenter.stream(paths, tasks=arguments.task, overlap_threshold=arguments.overlap_threshold)
+        done = _export_all(results, photos, exporter)
+    seconds, skipped = time.perf_counter() - started, len(photos) - done
+    print(
+        f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
+        f"{f', {skipped} skipped' if skipped else ''}. The results are in {output}."
+    )
+    return reporting.INCOMPLETE if skipped else reporting.DONE
+
+
+def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], exporter: Any) -> int:
+    """Writes the results of Segmenter.stream and reports its errors. Returns the number of segmented images.
+
+    photos, exporter: of fcclip_jax.inference.export, which this module cannot import at its head.
+    """
+    done = 0
+    try:
+        for index, result in tqdm(results, "segmenting", total=len(photos), unit="image", disable=None):
+            if isinstance(result, Exception):
+                tqdm.write(f"skipped: {_describe(photos[index].path, result)}", file=sys.stderr)
+            else:
+                exporter.add(photos[index], result)
+                done += 1
+    except KeyboardInterrupt:
+        if done:
+            exporter.finish()
+        raise
+    if not done:
+        raise ValueError("no photograph could be segmented; the lines above give the reasons")
+    exporter.finish()
+    return done
+
+
+def _describe(path: pathlib.Path, error: Exception) -> str:
+    text = reporting.one_line(error)
+    return text if str(path) in text else f"{path}: {text}"
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    chosen = [part.strip() for part in text.split(",")]
+    if chosen == ["all"]:
+        return TASKS
+    for task in chosen:
+        if task not in TASKS:
+            close = difflib.get_close_matches(task, TASKS, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise argparse.ArgumentTypeError(f"{task!r} is not a task{hint}: give one or more of {', '.join(TASKS)}")
+    return check_tasks(chosen)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value

@@ -1,0 +1,64 @@
+"""A segmenter that computes nothing, and what the tests of `fcclip segment` share."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from fcclip_jax.data.images import load_image, resized_shape
+from fcclip_jax.inference import buckets
+from tests.inference.fake_results import fake_result
+
+
+class FakeSegmenter:
+    """Reads photographs as the real one does, and returns the same result for all of them."""
+
+    def __init__(self, weights, *, interrupt_at, **options):
+        self.weights, self.interrupt_at, self.options = weights, interrupt_at, options
+
+    def set_classes(self, classes):
+        self.vocabulary = classes
+
+    def stream(self, images, **options):
+        self.options |= options
+        for index, image in enumerate(images):
+            if index == self.interrupt_at:
+                raise KeyboardInterrupt
+            try:
+                pixels = load_image(image)
+                if self.options["buckets"] is not None:
+                    small = resized_shape(*pixels.shape[:2], self.options["short_side"], self.options["max_side"])
+                    buckets.choose_bucket(small, self.options["buckets"])
+            except (ValueError, OSError) as error:
+                yield index, error
+            else:
+                yield index, fake_result(pixels.shape[:2], self.vocabulary)
+
+
+class Made(list):
+    interrupt_at = None
+    """The index of the photograph before which later segmenters are interrupted."""
+
+
+def write_photo(path, shape=(48, 64), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def read_json(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def fails(capsys, code, *, skipped=0):
+    """Asserts exit code 2 and one sentence on stderr, after a line for each skipped photograph; returns the sentence."""
+    assert code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 + skipped, lines
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
