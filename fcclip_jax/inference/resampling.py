@@ -5,7 +5,7 @@ both resizes are bilinear with align_corners=False and no antialiasing. Images o
 are those of a canvas, and the loops run over the tiles that the output really has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -177,21 +177,20 @@ def resized_probs(
     return Reader(strip, tile)
 
 
-def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], readers: Sequence[Reader]) -> Any:
-    """Folds `visit(state, window, *tiles)`, one tile a reader, over the output."""
+def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], reader: Reader) -> Any:
+    """Folds `visit(state, window, tile)` over the tiles of the output, row by row; returns the last state."""
     tile_rows, tile_columns = tile_shape()
 
     def visit_row(index: Int[Array, ""], state: Any) -> Any:
         row = index * tile_rows
-        strips = [reader.strip(row) for reader in readers]
+        strip = reader.strip(row)
         rows_inside = row + jnp.arange(tile_rows, dtype=jnp.int32) < output_hw[0]
 
         def visit_tile(index: Int[Array, ""], state: Any) -> Any:
             column = index * tile_columns
             columns_inside = column + jnp.arange(tile_columns, dtype=jnp.int32) < output_hw[1]
             window = Window(row, column, rows_inside[:, None] & columns_inside[None, :])
-            tiles = (reader.tile(strip, column) for reader, strip in zip(readers, strips, strict=True))
-            return visit(state, window, *tiles)
+            return visit(state, window, reader.tile(strip, column))
 
         return lax.fori_loop(0, ceil_div(output_hw[1], tile_columns), visit_tile, state)
 

@@ -5,15 +5,14 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Int, UInt8
-from scipy import ndimage
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_ids, decode_image
 from fcclip_jax.data.folder import Dataset, Record
-from fcclip_jax.inference.results import Panoptic, Result, Segment
+from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
@@ -109,23 +108,6 @@ def read_truth(record: Record, vocabulary: Vocabulary) -> Truth:
     ids, categories, crowds = record.segments.T
     classes = np.asarray([class_of[category] for category in categories.tolist()], np.int64)
     return Truth(decode_ids(record.panoptic), ids, classes, crowds.astype(bool))
-
-
-def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary) -> Result:
-    """The annotation in the form of a result, for drawing. Crowds are left out."""
-    id_map: Int[np.ndarray, "H W"] = np.zeros(truth.id_map.shape, np.int64)
-    kept = np.flatnonzero(~truth.crowds)
-    for number, row in enumerate(kept, start=1):
-        id_map[truth.id_map == truth.ids[row]] = number
-    segments = []
-    for number, box in enumerate(ndimage.find_objects(id_map, len(kept)), start=1):
-        if box is not None:
-            y, x = box
-            index = int(truth.classes[kept[number - 1]])
-            area = int(np.sum(id_map[box] == number))
-            corners = (x.start, y.start, x.stop, y.stop)
-            segments.append(Segment(number, index, vocabulary.classes[index], 1.0, area, corners))
-    return Result(image, vocabulary, Panoptic(id_map, segments), None, None)
 
 
 def beside(left: Result, right: Result) -> UInt8[np.ndarray, "H W 3"]:

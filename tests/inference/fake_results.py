@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fcclip_jax.inference.results import Instance, Panoptic, Result, Segment
+from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segments import Instance, Panoptic, Segment
 from fcclip_jax.text.vocabulary import Vocabulary
 
 WORDS = Vocabulary.from_words(["cat, kitten", "remote control", "sofa"], stuff=["sofa"])

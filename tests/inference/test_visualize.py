@@ -8,6 +8,7 @@ from PIL import ImageDraw
 
 from fcclip_jax.inference import visualize
 from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segments import Panoptic
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.fake_results import WORDS, empty_result, fake_result, rectangle
 
@@ -118,11 +119,7 @@ def test_labels_avoid_what_is_not_theirs(labels):
         result.panoptic.segments[0]._replace(id=id, class_index=id - 1, entry=vocabulary.classes[id - 1], box=box)
         for id, box in ((1, (50, 40, 350, 260)), (2, (150, 100, 250, 200)))
     ]
-    visualize.draw(
-        Result(result.image, vocabulary, result.panoptic._replace(id_map=id_map, segments=segments), None, None),
-        "panoptic",
-        threshold=0.0,
-    )
+    visualize.draw_panoptic(result.image, vocabulary, Panoptic(id_map, segments))
     for word, (x0, y0, x1, y1) in zip(labels[1], labels[0], strict=True):
         assert (id_map[y0 : y1 + 1, x0 : x1 + 1] == ["road", "sea"].index(word) + 1).all()
     assert sorted(labels[1]) == ["road", "sea"]
