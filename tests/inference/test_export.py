@@ -1,4 +1,4 @@
-"""Files read back with the public readers, or with a few lines of one's own, and compared with the results."""
+"""Exported files, read back with public readers or a few lines of code, against the results."""
 
 import errno
 import json
@@ -184,7 +184,7 @@ def full_disk(*_, **__):
 
 @pytest.mark.parametrize("step", ["write", "second write", "rename"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, step):
-    """What was there before stays, and nothing is added, whichever step fails."""
+    """Earlier files stay and none is added, whichever step fails."""
     old = {tmp_path / "a.png": b"old a", tmp_path / "sub/b.json": b"old b"}
     write_files(old)
     real = pathlib.Path.write_bytes
@@ -227,7 +227,7 @@ def test_an_image_that_could_not_be_written_is_not_in_the_json(tmp_path, monkeyp
 
 
 def test_long_names_can_be_written(tmp_path):
-    """255 bytes are the most that file systems allow; the temporary name must not be longer than the name itself."""
+    """File systems allow 255 bytes; the temporary name must not be longer than the name itself."""
     result = fake_result()
     name = "n" * 240
     exporter = Exporter(tmp_path, WORDS, tasks=["semantic"], threshold=0.5)

@@ -1,4 +1,4 @@
-"""Colours and places of what is drawn, on rectangles; how it looks has to be judged by eye."""
+"""Colours and places in drawings of rectangles; their looks have to be judged by eye."""
 
 import itertools
 
@@ -18,7 +18,7 @@ SOFA, BACK, FRONT = (0, 0, 240, 240), (40, 30, 160, 120), (80, 60, 200, 180)
 
 @pytest.fixture
 def labels(monkeypatch):
-    """Boxes and words of the labels that are drawn, which then are not, so that the fillings can be read."""
+    """Records the labels' boxes and words without drawing them, so that the fillings can be tested."""
     boxes, words = [], []
     monkeypatch.setattr(ImageDraw.ImageDraw, "rounded_rectangle", lambda self, box, *rest: boxes.append(box))
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *rest, **more: words.append(text))
@@ -54,7 +54,7 @@ def test_panoptic_tints_each_segment_and_leaves_void_alone(labels):
 
 
 def test_a_line_parts_segments(labels):
-    """Black photograph, black colours: the lines alone are light."""
+    """On a black image only the lines are light."""
     result = fake_result(SHAPE)
     drawn = np.asarray(Result(np.zeros_like(result.image), *list(vars(result).values())[1:]).draw("panoptic"))
     for column in (40, 159):  # the sides of the cat at the back
@@ -110,7 +110,7 @@ def test_labels_stand_in_their_segments_and_not_on_each_other(labels, shape):
 
 
 def test_labels_avoid_what_is_not_theirs(labels):
-    """A ring: its middle belongs to somebody else."""
+    """A ring, whose middle belongs to another segment."""
     id_map = rectangle((300, 400), (50, 40, 350, 260)).astype(np.int32)
     id_map[100:200, 150:250] = 2
     vocabulary = Vocabulary.from_words(["road", "sea"], stuff=["road", "sea"])
