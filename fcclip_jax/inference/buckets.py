@@ -1,4 +1,4 @@
-"""Static shapes for a world of sizes: XLA compiles a program for every shape, so shapes come from short lists."""
+"""Static shapes for images of any size: XLA compiles a program for each shape, so shapes come from short lists."""
 
 import itertools
 import re
@@ -8,26 +8,27 @@ from typing import NamedTuple
 from fcclip_jax.conventions import STRIDE, round_up
 
 CANVAS_SIDES = (640, 1344, 2048, 4096)
-"""Output maps, square: their cost follows the real size, so few will do. Larger ones go by multiples of the last."""
+"""Sides of output maps, which are square. Their cost follows the image's size, so few are enough; larger ones are multiples
+of the last."""
 
 LANDSCAPES = (4 / 3, 3 / 2, 5 / 3, 2.0, 2.5)
 PORTRAITS = (4 / 3, 5 / 3, 2.5)
-"""Long side over short side. Photographs crowd at 4:3 and 3:2: on COCO's sizes these five buckets at 800 / 1333
-(three lying, two standing) hold about 2 % more pixels than every image's own multiple of 32."""
+"""Long side over short side. Most photographs are 4:3 or 3:2: on COCO's sizes the five buckets at 800 / 1333 (three
+landscape, two portrait) hold about 2 % more pixels than each image's own multiple of 32."""
 
 CANVAS_COST = 0.1
-"""What a pixel of a canvas costs, beside one of a bucket: little, for it is only cleared and fetched."""
+"""Cost of a canvas pixel relative to a bucket pixel: low, because it is only cleared and fetched."""
 
 
 class Shapes(NamedTuple):
-    """What a program is compiled for."""
+    """The shapes that a program is compiled for."""
 
     bucket: tuple[int, int]
     canvas: tuple[int, int]
 
 
 def image_buckets(short_side: int, max_side: int) -> tuple[tuple[int, int], ...]:
-    """The (height, width) of the arrays that hold every image resized to these sides, smallest first."""
+    """Returns the (height, width) of arrays for images resized to these sides, smallest first; each image fits one of them."""
 
     def long_sides(ratios: Sequence[float]) -> set[int]:
         return {
@@ -40,10 +41,10 @@ def image_buckets(short_side: int, max_side: int) -> tuple[tuple[int, int], ...]
 
 
 def choose_bucket(shape: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The smallest bucket that holds the shape.
+    """Returns the smallest bucket that holds the shape.
 
     Raises:
-        ValueError: none does.
+        ValueError: no bucket holds it.
     """
     fitting = [bucket for bucket in buckets if bucket[0] >= shape[0] and bucket[1] >= shape[1]]
     if not fitting:
@@ -56,7 +57,7 @@ def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
     """Reads "800x1088,1088x800": height x width in pixels, multiples of 32.
 
     Raises:
-        ValueError: the text is of another form, or a side is no multiple of 32.
+        ValueError: the text has another form, or a side is not a multiple of 32.
     """
     buckets = []
     for part in text.split(","):
@@ -68,7 +69,11 @@ def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """The buckets, if every side is a positive multiple of 32."""
+    """Returns the buckets if every side is a positive multiple of 32.
+
+    Raises:
+        ValueError: a side is not.
+    """
     for height, width in buckets:
         if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
             near = "x".join(str(max(round_up(side, STRIDE), STRIDE)) for side in (height, width))
@@ -77,7 +82,7 @@ def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], 
 
 
 def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:
-    """The square that holds an output map of this size."""
+    """Returns the square array that holds an output map of this size."""
     longest = max(output_hw)
     sides = itertools.chain(CANVAS_SIDES, itertools.count(2 * CANVAS_SIDES[-1], CANVAS_SIDES[-1]))
     side = next(side for side in sides if side >= longest)
@@ -87,12 +92,13 @@ def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:
 def share_programs(
     counts: Mapping[Shapes, int], buckets: Sequence[tuple[int, int]], limit: int
 ) -> dict[Shapes, Shapes]:
-    """Which shapes stand in for which, so that at most `limit` remain, at little cost in pixels.
+    """Returns the shapes that replace each of these, so that at most `limit` remain, at little cost in pixels.
 
-    counts: how many images need these shapes at least.
-    Shapes of lying and standing images may have no common bucket; then more than `limit` remain.
+    Shapes of landscape and portrait images may have no common bucket; then more than `limit` remain.
+
+    counts: the number of images that need each of the shapes.
     """
-    # Groups are merged two by two, each time the two that cost the least.
+    # Repeatedly merges the two groups whose merger costs the least.
     groups = {shapes: [shapes] for shapes in counts}
 
     def pixels(shapes: Shapes) -> float:

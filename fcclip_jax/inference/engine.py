@@ -1,4 +1,4 @@
-"""Weights in their places, compiled programs, and results as they are done: what `Segmenter` and evaluations run."""
+"""The weights on their devices and the compiled programs; `Segmenter`, evaluation and validation run it."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.text.vocabulary import Vocabulary
 
 Dispatch = Callable[[int, Shapes, list[Photo]], Postprocessed]
-"""Starts one program: on which place, of which shapes, for which photographs."""
+"""Starts one program: (index of the placement, shapes, images) → output on the device."""
 
 
 class Engine:
     """A model whose programs are compiled once for each pair of shapes, on one device or several.
 
-    Neither new words nor new weights compile anything.
+    New words within a bucket of classes, and new weights, never recompile.
     """
 
     def __init__(
@@ -41,23 +41,29 @@ class Engine:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """The last three are `Segmenter`'s.
+        """Places the weights; programs are compiled when they first run.
 
-        model: its text tower is left out: the programs never read it.
+        model: the engine ignores its text tower.
+        batch_size, batched, devices: `Segmenter`'s.
+
+        Raises:
+            ValueError: the batch does not fit the devices.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        # Where a program runs; None is where JAX puts it.
+        # The device or the devices of each program; None is JAX's default.
         self._places: list[jax.Device | NamedSharding | None] = [None] if devices is None else list(devices)
         devices = jax.local_devices()[:1] if devices is None else list(devices)
         if batched is None:
             batched = devices[0].platform != "cpu"
         if batched and batch_size % len(devices):
-            raise ValueError(f"a batch of {batch_size} cannot be spread evenly over {len(devices)} devices")
+            raise ValueError(
+                f"a batch of {batch_size} cannot be divided evenly among {len(devices)} devices; choose a multiple of them"
+            )
         self.feeder, self.batch_size, self.ensemble = feeder, batch_size, model.ensemble
-        self._rows = batch_size if batched else 1  # images that a program takes
+        self._rows = batch_size if batched else 1  # images in one run of a program
         self._vocabulary: Vocabulary | None = None
-        self._words: list[Words] = []  # in each place
+        self._words: list[Words] = []  # one for each placement
 
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
@@ -78,20 +84,20 @@ class Engine:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The classes that are looked for."""
+        """The classes to find; None before `set_words`."""
         return self._vocabulary
 
     def set_words(self, vocabulary: Vocabulary, words: Words) -> None:
-        """Chooses what is looked for from the next call on. Compiles nothing inside a bucket of classes.
+        """Sets the classes that the next call finds. Does not recompile within a bucket of classes.
 
-        words: the same as arrays on the host.
+        words: the vocabulary as arrays on the host.
         """
         self._vocabulary, self._words = vocabulary, self._put(words)
 
     def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
-        """Announces the (height, width) of images to come: if they would need more programs, sizes share some.
+        """Announces the (height, width) of later images. If they need more than `programs` programs, sizes share some.
 
-        Results stay the same up to rounding. Sizes that were not announced are served as before.
+        Results stay the same up to rounding. For other sizes nothing changes.
 
         Raises:
             ValueError: a size fits none of the buckets.
@@ -99,12 +105,12 @@ class Engine:
         self.feeder.expect(sizes, programs)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Replaces values of the image model, by the names of `models.building.named_variables`. Recompiles nothing.
+        """Replaces values of the image model, by the names of `models.building.named_variables`. Does not recompile.
 
-        The words that were set stay as they are: weights of the text tower are not among these.
+        The text tower is not part of the image model, so its weights and the words stay the same.
 
         Raises:
-            ValueError: the image model has no such name, or the value has another shape.
+            ValueError: the image model has no variable of a name, or the value has another shape.
         """
         values = dict(weights)
         filled = []
@@ -112,7 +118,7 @@ class Engine:
             name = ".".join(map(str, path))
             value = values.pop(name, None)
             if value is not None and np.shape(value) != variable.shape:
-                raise ValueError(f"{name} has the shape {variable.shape}, and its new value {np.shape(value)}")
+                raise ValueError(f"{name} has shape {variable.shape}, but its new value has {np.shape(value)}")
             if value is not None:
                 variable = variable.replace(np.asarray(value, variable.dtype))
             filled.append((path, variable))
@@ -129,13 +135,14 @@ class Engine:
         semantic_before_resize: bool = False,
         offered: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
-        """Yields (index, result) as images are done, out of order if buckets fill out of order.
+        """Yields (index, result) as images finish; in another order if buckets fill in another order.
 
-        For an image that cannot be read it yields the error instead, and continues with the others. A later `set_words`
-        does not change a call that has begun.
+        For an image that cannot be read it yields the error, and continues with the others. A later `set_words` does not
+        change a call that has begun.
 
-        semantic_before_resize: scores at the network's size and resizes the scores, as the official semantic-only configs do.
-        offered: returns the classes that the image of this index may have, counted from 0; None offers all.
+        semantic_before_resize: forms class scores at the network's size and then resizes them, as the official
+            semantic-only configs do.
+        offered: (index) → the classes that the image may have, counted from 0; None offers all.
         """
         vocabulary, words, tasks = self._required_vocabulary(), self._words, check_tasks(tasks)
         if not 0 <= overlap_threshold <= 1:
@@ -171,9 +178,9 @@ class Engine:
         second_trunk: nnx.Module | None = None,
         overlap_threshold: float = OVERLAP_THRESHOLD,
     ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
-        """As `segment`, with a panoptic result for each way to classify the masks, which are found once per image.
+        """Works as `segment`, but yields a panoptic result for each way to classify the masks, which are computed once.
 
-        second_trunk: another model's `clip.image`, for the ways that ask for it; its text tower must be the same.
+        second_trunk: another model's `clip.image`, for the ways that use it; the text towers must be the same.
         """
         vocabulary, words = self._required_vocabulary(), self._words
         second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
@@ -200,7 +207,7 @@ class Engine:
         yield from self._results(images, dispatch, finish)
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
-        """`Segmenter.semantic_scores`."""
+        """Returns every class's score at every pixel of one image: see `Segmenter.semantic_scores`."""
         vocabulary = self._required_vocabulary()
         photo = self.feeder.decode(0, image)
         if isinstance(photo, Unreadable):
@@ -219,7 +226,7 @@ class Engine:
     def _results(
         self, images: Iterable[ImageLike], dispatch: Dispatch, finish: Callable[[Photo, Postprocessed], Any]
     ) -> Iterator[tuple[int, Any]]:
-        """The devices compute a batch while the one before it is fetched and finished here."""
+        """Yields finished images. The devices compute a batch while the host fetches and finishes the one before."""
 
         def finished(parts: list[tuple[list[Photo], Postprocessed]]) -> Iterator[tuple[int, Any]]:
             for photos, output in parts:
@@ -240,10 +247,10 @@ class Engine:
         yield from finished(underway)
 
     def _put(self, tree: Any) -> list[Any]:
-        """The same in each place. None stays where it is: a program is recompiled for arrays that may not move."""
+        """Returns a copy for each placement. For None, arrays stay uncommitted: committed ones would recompile programs."""
         return [jax.device_put(tree, place) for place in self._places]
 
     def _required_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
-            raise ValueError("there are no classes to look for yet; call set_classes first")
+            raise ValueError("the classes to find are not set; call set_classes first")
         return self._vocabulary

@@ -8,32 +8,33 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fcclip_jax.files import write_files
-from fcclip_jax.inference.results import Box, Instance, Panoptic, Result
+from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segments import Box, Instance, Panoptic
 from fcclip_jax.text.vocabulary import Vocabulary
 
 MOST_CLASSES = 2**16
-"""What a 16-bit PNG can number."""
+"""A 16-bit PNG has this many values."""
 
 
-class Photo(NamedTuple):
-    """A photograph that is to be segmented, and what its outputs are called."""
+class NamedPhoto(NamedTuple):
+    """The file of an image to be segmented, and the name of its outputs."""
 
     path: pathlib.Path
     id: int
     name: str
 
 
-def name_photos(paths: Sequence[pathlib.Path]) -> list[Photo]:
-    """Gives each photograph an id and a name that no other has.
+def name_photos(paths: Sequence[pathlib.Path]) -> list[NamedPhoto]:
+    """Gives each image a unique id and a unique name.
 
-    The name is the file's own without its suffix; of several with the same name, the later ones get -2, -3 and so on
-    (also if only capitals tell them apart: many file systems do not). Ids are COCO's where every name is a number, so
-    that results can be compared with COCO's annotations; they count from 1 otherwise.
+    The name is the file's own without its suffix. Of several with the same name, the later ones get -2, -3 and so on;
+    names that differ only in capitals count as the same, as they do in many file systems. If every name is a number, ids
+    are these numbers, as in COCO, so that results can be compared with COCO's annotations; otherwise they count from 1.
     """
     names: list[str] = []
     taken = Counter(path.stem.casefold() for path in paths)
@@ -47,60 +48,64 @@ def name_photos(paths: Sequence[pathlib.Path]) -> list[Photo]:
         names.append(name)
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
     ids = numbers if len(set(numbers)) == len(names) else range(1, len(names) + 1)
-    return [Photo(*photo) for photo in zip(paths, ids, names, strict=True)]
+    return [NamedPhoto(*photo) for photo in zip(paths, ids, names, strict=True)]
 
 
 class Exporter:
-    """Writes a run's results into one folder, those of an image as soon as it is done.
+    """Writes the results of a run into one folder, those of each image at once.
 
         images.json                        the images, and the categories with the `index` that semantic maps hold
         panoptic.json, panoptic/NAME.png   COCO's panoptic format: a pixel's segment id is R + 256 G + 65536 B
         instances.json                     COCO's result format: boxes, scores, masks as RLE
-        semantic/NAME.png                  a pixel's class, from 0 in the vocabulary; 8 bits for up to 255 classes, else 16
+        semantic/NAME.png                  a pixel's class, from 0 in the vocabulary: `encode_semantic`
         overlays/NAME.TASK.jpg             pictures
 
-    Category ids are the vocabulary's own. A file is there whole or not at all: it is written under another name and
-    renamed. Files of the same name from an earlier run are replaced, others are left alone.
+    Category ids are the vocabulary's own. Files are written under temporary names and then renamed, so none is
+    incomplete. Files of the same name from an earlier run are replaced; others stay.
     """
 
     def __init__(self, folder: pathlib.Path, vocabulary: Vocabulary, *, tasks: Collection[str], threshold: float):
         """threshold: the least score of an instance that is written or drawn.
 
         Raises:
-            ValueError: there are more classes than a semantic map can number.
+            ValueError: a semantic map has fewer values than the vocabulary has classes.
         """
         if "semantic" in tasks and len(vocabulary.classes) > MOST_CLASSES:
             raise ValueError(
                 f"{len(vocabulary.classes)} classes are more than the {MOST_CLASSES} that a semantic PNG can number;"
-                " use fewer, or other tasks"
+                " use fewer classes, or other tasks"
             )
         self._folder, self._vocabulary, self._tasks, self._threshold = folder, vocabulary, tuple(tasks), threshold
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
 
-    def add(self, photo: Photo, result: Result) -> None:
-        """Writes the files of one image, all or none; raises OSError if they cannot be written."""
+    def add(self, photo: NamedPhoto, result: Result) -> None:
+        """Writes the files of one image, all or none.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         files: dict[pathlib.Path, bytes] = {}
         annotation, instances = None, []
         if "panoptic" in self._tasks:
             path = self._folder / "panoptic" / f"{photo.name}.png"
-            files[path] = _encode(encode_ids(result.panoptic.id_map), "PNG")
+            files[path] = encode_png(encode_ids(result.panoptic.id_map))
             annotation = {
                 "image_id": photo.id,
                 "file_name": path.name,
                 "segments_info": segments_info(result.panoptic),
             }
         if "semantic" in self._tasks:
-            dtype = np.uint8 if len(self._vocabulary.classes) <= 255 else np.uint16
-            files[self._folder / "semantic" / f"{photo.name}.png"] = _encode(result.semantic.astype(dtype), "PNG")
+            path = self._folder / "semantic" / f"{photo.name}.png"
+            files[path] = encode_semantic(result.semantic, self._vocabulary)
         if "instances" in self._tasks:
             found = [instance for instance in result.instances if instance.score >= self._threshold]
             instances = [instance_record(photo.id, instance) for instance in found]
         for task in self._tasks:
             picture = np.asarray(result.draw(task, threshold=self._threshold))
-            # Whole chroma: coloured labels blur without.
-            encoded = _encode(picture, "JPEG", quality=92, subsampling=0)
+            # Chroma at full resolution: coloured labels would blur.
+            encoded = encode_jpeg(picture, 92, subsampling=0)
             files[self._folder / "overlays" / f"{photo.name}.{task}.jpg"] = encoded
         write_files(files)
         height, width = result.image.shape[:2]
@@ -110,7 +115,11 @@ class Exporter:
             self._annotations.append(annotation)
 
     def finish(self) -> None:
-        """Writes the JSON files about all images so far, all or none; raises OSError if they cannot be written."""
+        """Writes the JSON files about all images so far, all or none.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         head = {"images": self._images, "categories": categories(self._vocabulary)}
         contents: dict[str, Any] = {"images.json": {"info": {}, **head, "annotations": []}}
         if "panoptic" in self._tasks:
@@ -121,12 +130,12 @@ class Exporter:
 
 
 def encode_ids(id_map: Int[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Segment ids as the colours of COCO's panoptic PNGs: id = R + 256 G + 65536 B."""
+    """Returns segment ids as the colours of COCO's panoptic PNGs: id = R + 256 G + 65536 B."""
     return np.stack([id_map >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
 
 
 def segments_info(panoptic: Panoptic) -> list[dict[str, Any]]:
-    """The segments of one image as COCO's panoptic annotations describe them, with their scores."""
+    """Returns the segments of one image as COCO's panoptic annotations describe them, with their scores."""
     return [
         {
             "id": segment.id,
@@ -141,7 +150,7 @@ def segments_info(panoptic: Panoptic) -> list[dict[str, Any]]:
 
 
 def instance_record(image_id: int | str, instance: Instance) -> dict[str, Any]:
-    """An instance as a line of COCO's result format."""
+    """Returns an instance as an entry of COCO's result format."""
     segmentation = coco_mask.encode(np.asfortranarray(instance.mask, np.uint8))
     return {
         "image_id": image_id,
@@ -153,7 +162,7 @@ def instance_record(image_id: int | str, instance: Instance) -> dict[str, Any]:
 
 
 def categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The classes as COCO's panoptic files list them; `index` is what semantic maps hold."""
+    """Returns the classes as COCO's panoptic files list them; `index` is the value in semantic maps."""
     return [
         {
             "id": entry.id,
@@ -167,9 +176,25 @@ def categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+def encode_semantic(classes: Int[np.ndarray, "H W"], vocabulary: Vocabulary) -> bytes:
+    """Returns a semantic map as a PNG of 8 bits for up to 255 classes, of 16 bits for more."""
+    return encode_png(classes.astype(np.uint8 if len(vocabulary.classes) <= 255 else np.uint16))
+
+
+def encode_png(pixels: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]) -> bytes:
+    """Returns RGB pixels, or the values of a map, as a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format, **options)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(pixels: UInt8[np.ndarray, "H W 3"], quality: int, *, subsampling: int = -1) -> bytes:
+    """Returns RGB pixels as a JPEG.
+
+    quality, subsampling: Pillow's; -1 leaves the subsampling of chroma to Pillow, 0 keeps chroma at full resolution.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 

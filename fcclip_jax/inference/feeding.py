@@ -1,4 +1,4 @@
-"""Photographs on their way to the network: decoded ahead of it, resized, gathered into batches of one shape."""
+"""Images as the network reads them: decoded ahead of it, resized, gathered into batches of one shape."""
 
 import math
 from collections import Counter, defaultdict
@@ -13,30 +13,30 @@ from fcclip_jax.conventions import STRIDE, round_up
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
 from fcclip_jax.inference import buckets as bucket_lists
 from fcclip_jax.inference.buckets import Shapes
-from fcclip_jax.inference.programs import Inputs
-from fcclip_jax.inference.sweep import View
+from fcclip_jax.inference.programs import Inputs, View
+from fcclip_jax.structs import checked
 
 
 class Photo(NamedTuple):
-    """A decoded photograph."""
+    """A decoded image."""
 
     index: int
-    """Its place among the images that were given."""
+    """Its position in the sequence of images."""
     image: UInt8[np.ndarray, "H W 3"]
     resized: UInt8[np.ndarray, "h w 3"]
-    """As the network reads it."""
+    """At the size that the network reads."""
     bucket: tuple[int, int]
 
 
 class Unreadable(NamedTuple):
-    """An image that cannot be segmented, and why."""
+    """An image that cannot be segmented, and the reason."""
 
     index: int
     error: ValueError | OSError
 
 
-class Batch(NamedTuple):
-    """Photographs that one set of programs computes."""
+class PhotoBatch(NamedTuple):
+    """Images that one program computes, in one batch or one by one."""
 
     shapes: Shapes
     photos: list[Photo]
@@ -46,9 +46,15 @@ class Feeder:
     """Turns images into batches; few shapes occur, however many sizes the images have."""
 
     def __init__(self, short_side: int, max_side: int, buckets: Sequence[tuple[int, int]] | None = None):
-        """Raises ValueError for sides or buckets that cannot be; the arguments are those of `Segmenter`."""
+        """Chooses the buckets; the arguments are `Segmenter`'s.
+
+        Raises:
+            ValueError: the sides or the buckets do not fit.
+        """
         if not 1 <= short_side <= max_side:
-            raise ValueError(f"short_side {short_side} and max_side {max_side} must rise from 1")
+            raise ValueError(
+                f"short_side {short_side} and max_side {max_side} do not fit; choose 1 <= short_side <= max_side"
+            )
         chosen = bucket_lists.image_buckets(short_side, max_side) if buckets is None else tuple(buckets)
         self.buckets = bucket_lists.check_buckets(chosen)
         if not self.buckets:
@@ -59,7 +65,7 @@ class Feeder:
         self._shared: dict[Shapes, Shapes] = {}
 
     def expect(self, sizes: Iterable[tuple[int, int]], programs: int) -> None:
-        """Chooses shapes for images of these (height, width), so that about this many programs serve all.
+        """Chooses shapes for images of these (height, width), so that at most `programs` programs serve them if possible.
 
         Raises:
             ValueError: a size fits none of the buckets.
@@ -70,10 +76,10 @@ class Feeder:
             needs.append(Shapes(bucket, bucket_lists.canvas(size)))
         self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, programs)
 
-    def batches(self, images: Iterable[ImageLike], size: int, ahead: int) -> Iterator[Unreadable | Batch]:
-        """Yields batches of `size` photographs that share their shapes, the last of each shape perhaps smaller.
+    def batches(self, images: Iterable[ImageLike], size: int, ahead: int) -> Iterator[Unreadable | PhotoBatch]:
+        """Yields batches of `size` images that share their shapes; the last batch of each shape may be smaller.
 
-        ahead: how many images are decoded ahead of the computation.
+        ahead: the number of images that are decoded ahead of the computation.
         """
         waiting: dict[Shapes, list[Photo]] = defaultdict(list)
         for item in self._decoded(images, ahead):
@@ -84,12 +90,12 @@ class Feeder:
             shapes = self._shared.get(needed, needed)
             waiting[shapes].append(item)
             if len(waiting[shapes]) == size:
-                yield Batch(shapes, waiting.pop(shapes))
+                yield PhotoBatch(shapes, waiting.pop(shapes))
         for shapes, photos in waiting.items():
-            yield Batch(shapes, photos)
+            yield PhotoBatch(shapes, photos)
 
     def decode(self, index: int, image: ImageLike) -> Photo | Unreadable:
-        """Reads an image and resizes it."""
+        """Reads an image, resizes it and chooses its bucket."""
         try:
             pixels = load_image(image)
             small = resize(pixels, resized_shape(*pixels.shape[:2], self.short_side, self.max_side))
@@ -99,9 +105,9 @@ class Feeder:
         return Photo(index, pixels, small, bucket)
 
     def view(self, photos: Sequence[Photo], bucket: tuple[int, int], short_side: int, *, size: int) -> View:
-        """Returns a batch's photographs at another size, in arrays whose shape follows from the bucket."""
+        """Returns the images of a batch at another size, in arrays whose shape follows from the bucket."""
         share = short_side / self.short_side
-        # A side that was rounded to the bucket's may be rounded up once more here.
+        # A side that was rounded up to fill the bucket may be rounded up again here.
         sides = [math.ceil((side + 1) * share) + 1 for side in bucket]
         shape = tuple(round_up(side, STRIDE) for side in sides)
         max_side = int(self.max_side * share)
@@ -109,7 +115,8 @@ class Feeder:
             photo._replace(resized=resize(photo.image, resized_shape(*photo.image.shape[:2], short_side, max_side)))
             for photo in photos
         ]
-        return View(*stack(small, shape, size=size)[:2])
+        inputs = stack(small, shape, size=size)
+        return View(inputs.images, inputs.image_hw)
 
     def _decoded(self, images: Iterable[ImageLike], ahead: int) -> Iterator[Photo | Unreadable]:
         with ThreadPoolExecutor(max_workers=2) as pool:
@@ -123,10 +130,12 @@ class Feeder:
 
 
 def stack(photos: Sequence[Photo], bucket: tuple[int, int], *, size: int) -> Inputs:
-    """Returns `size` photographs as arrays of the bucket's shape; a batch that is not full repeats its last."""
+    """Returns images as arrays of the bucket's shape; fewer than `size` are filled up with copies of the last."""
     photos = [*photos, *photos[-1:] * (size - len(photos))]
-    return Inputs(
-        np.stack([pad(photo.resized, bucket) for photo in photos]),
-        np.asarray([photo.resized.shape[:2] for photo in photos], np.int32),
-        np.asarray([photo.image.shape[:2] for photo in photos], np.int32),
+    return checked(
+        Inputs(
+            images=np.stack([pad(photo.resized, bucket) for photo in photos]),
+            image_hw=np.asarray([photo.resized.shape[:2] for photo in photos], np.int32),
+            output_hw=np.asarray([photo.image.shape[:2] for photo in photos], np.int32),
+        )
     )

@@ -1,4 +1,4 @@
-"""The compiled programs of inference: from a batch of pixels to maps, on the device."""
+"""The programs of inference that are compiled: from a batch of pixels to maps, on the device."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,28 +12,35 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores
 from fcclip_jax.models.fcclip import normalize_images
-from fcclip_jax.structs import TextClassifier
+from fcclip_jax.structs import AnyArray, TextClassifier, checked
 
 WHOLE, BY_IMAGE = PartitionSpec(), PartitionSpec("data")
-"""Where arguments lie if several devices share a batch: on each of them, or each with its own images."""
+"""Placement of arguments if several devices share a batch: all of them on each device, or its own images on each."""
 
 
 class Inputs(NamedTuple):
-    """A batch of photographs."""
+    """A batch of images."""
 
-    images: UInt8[Array, "B H W 3"]
+    images: UInt8[AnyArray, "B H W 3"]
     """At the size that the network reads, each at the top left of its bucket."""
-    image_hw: Int[Array, "B 2"]
+    image_hw: Int[AnyArray, "B 2"]
     """The images' own sizes in the bucket."""
-    output_hw: Int[Array, "B 2"]
-    """The sizes of the maps to make: the photographs' own."""
+    output_hw: Int[AnyArray, "B 2"]
+    """The sizes of the maps to make: those of the images before they were resized."""
+
+
+class View(NamedTuple):
+    """The images of a batch at another size."""
+
+    images: UInt8[AnyArray, "B H W 3"]
+    image_hw: Int[AnyArray, "B 2"]
 
 
 class Words(NamedTuple):
-    """What the programs read of a vocabulary; K is the size of its bucket."""
+    """A vocabulary as the programs read it; K is the size of its bucket."""
 
     text: TextClassifier
-    is_thing: Bool[Array, " K"]
+    is_thing: Bool[AnyArray, " K"]
 
 
 def segment(
@@ -48,11 +55,13 @@ def segment(
     tasks: tuple[str, ...],
     before_resize: bool,
 ) -> Postprocessed:
-    """The whole way of one batch, from pixels to maps: one program.
+    """Segments one batch, from pixels to maps.
 
     offered: the classes that each image may have; None offers all.
-    before_resize: as `postprocess`'s semantic_before_resize.
+    before_resize: `postprocess`'s semantic_before_resize.
     """
+    checked(inputs)
+    checked(words)
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
     prediction, features = model(pixels, valid_hw, words.text)
@@ -71,7 +80,7 @@ def segment(
 
 
 SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, BY_IMAGE)
-"""Of `segment`'s arrays: state, inputs, words, overlap_threshold, offered."""
+"""Placement of `segment`'s arrays: state, inputs, words, overlap_threshold, offered."""
 
 
 def score(
@@ -84,7 +93,9 @@ def score(
     classes: int,
     before_resize: bool,
 ) -> Float[Array, "B H_out W_out K"]:
-    """Every class's score at every pixel, of the first `classes` classes."""
+    """Returns the score of each of the first `classes` classes at every pixel."""
+    checked(inputs)
+    checked(text)
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
     prediction, features = model(pixels, valid_hw, text)
@@ -96,9 +107,9 @@ def score(
 
 
 def spread(program: Callable[..., Any], mesh: Mesh, specs: Sequence[PartitionSpec]) -> Callable[..., Any]:
-    """Runs the same program on every device, each with its part of the batch: nothing passes between them.
+    """Returns the program for several devices, each with its part of the batch. Devices exchange no data.
 
-    specs: a PartitionSpec for each of the program's arguments, all of whose arrays lie alike.
+    specs: one for each of the program's arguments; it holds for all of the argument's arrays.
     """
 
     def spread_program(*arguments: Any, **options: Any) -> Any:

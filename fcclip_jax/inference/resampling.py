@@ -1,11 +1,11 @@
-"""Mask logits at the pixels of the photograph, a tile at a time.
+"""Mask logits at the pixels of the output map, a tile at a time.
 
 The official code upsamples the logits by 4 to the padded size, crops the resized image and resizes it to the output;
 both resizes are bilinear with align_corners=False and no antialiasing. Images of any size share one program: shapes
-are those of a canvas, and the loops run over the tiles that the output really has.
+are those of a canvas, and the loops run over the tiles that the output needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.conventions import MASK_STRIDE, STRIDE, ceil_div
 
 TILE = 32, 128
-"""Rows and columns of pixels. With fewer, XLA's CPU backend keeps every operation on one core; with more, tiles leave the
-caches."""
+"""Rows and columns of pixels. With fewer, XLA's CPU backend runs every operation on one core; with more, a tile exceeds
+the caches."""
 
 GPU_TILE = 128, 256
-"""A GPU starts a dozen kernels a tile, and has memory for larger ones."""
+"""Larger, because a GPU starts a dozen kernels for each tile, and has the memory."""
 
 
 class Taps(NamedTuple):
-    """Along one axis, output i is the sum over k of weights[i, k] x input[min(start[i] + k, last)]."""
+    """A filter along one axis: output i is the sum over k of weights[i, k] x input[min(start[i] + k, last)]."""
 
     start: Int[Array, " N"]
     weights: Float[Array, "N T"]
@@ -33,27 +33,28 @@ class Taps(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Makes tiles in two steps, so that those of one row of tiles share the work of the first."""
+    """Computes tiles in two steps; all tiles of one row share the first step."""
 
     strip: Callable[..., Any]  # (the tiles' first row) → a strip
     tile: Callable[..., Float[Array, "R P Q"]]  # (strip, the tile's first column) → a tile
 
 
 class Window(NamedTuple):
-    """Where a tile lies in the output, and which of its pixels do."""
+    """The place of a tile in the output."""
 
     row: Int[Array, ""]
     column: Int[Array, ""]
     inside: Bool[Array, "R P"]
+    """False for pixels beyond the output's edges."""
 
 
 def tile_shape() -> tuple[int, int]:
-    """For the platform that JAX runs programs on unless told otherwise; elsewhere it will do, only more slowly."""
+    """Returns the tile for JAX's default platform; on other platforms it is correct but slower."""
     return GPU_TILE if jax.default_backend() == "gpu" else TILE
 
 
 def tiled_canvas(canvas: tuple[int, int]) -> tuple[int, int]:
-    """The canvas in whole tiles."""
+    """Returns the canvas rounded up to whole tiles."""
     height, width = (ceil_div(side, tile) * tile for side, tile in zip(canvas, tile_shape(), strict=True))
     return height, width
 
@@ -61,9 +62,10 @@ def tiled_canvas(canvas: tuple[int, int]) -> tuple[int, int]:
 def linear_taps(
     positions: Int[Array, " N"], size_in: Int[Array, ""], size_out: Int[Array, ""], dtype: Any
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-    """Lower neighbour, and weight of the one above it, in torch's bilinear resize with align_corners=False.
+    """Returns each position's lower neighbour and the weight of the upper one.
 
-    In integers until the last division, so that float32 puts its samples where float64 does.
+    They are those of torch's bilinear resize with align_corners=False. The arithmetic is of integers until the last
+    division, so that float32 places its samples where float64 does.
     """
     numerator = jnp.maximum((2 * positions + 1) * size_in - size_out, 0)
     lower = numerator // (2 * size_out)
@@ -71,14 +73,14 @@ def linear_taps(
 
 
 def upsample_taps(positions: Int[Array, " N"], image: Int[Array, ""], dtype: Any) -> Taps:
-    """From mask logits to pixels of the padded image."""
+    """Returns the filter from mask logits to pixels of the padded image."""
     size = ceil_div(image, STRIDE) * (STRIDE // MASK_STRIDE)
     start, upper = linear_taps(positions, size, size * MASK_STRIDE, dtype)
     return Taps(start, jnp.stack([1 - upper, upper], axis=1), size - 1)
 
 
 def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[Array, ""], dtype: Any) -> Taps:
-    """From mask logits to pixels of the output: upsample, crop, resize.
+    """Returns the filter from mask logits to pixels of the output: upsample, crop, resize.
 
     An output pixel lies between two neighbouring pixels of the padded image, and those between at most three
     neighbouring logits: the composition is one filter of three taps.
@@ -96,9 +98,9 @@ def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[
 def logits_in_view(
     logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], view_hw: Int[Array, " 2"], grid: tuple[int, int]
 ) -> Float[Array, "h2 w2 Q"]:
-    """Logits at the stride-32 cells of the same photograph at another size, bilinearly.
+    """Returns logits at the stride-32 cells of the same image at another size, interpolated bilinearly.
 
-    image_hw, view_hw: the photograph's size where the logits were made, and there, padding excluded.
+    image_hw, view_hw: the image's size for which the logits were computed, and its other size, both without padding.
     """
     dtype = working_dtype(logits)
     taps = []
@@ -113,6 +115,7 @@ def logits_in_view(
 
 
 def mix_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R w Q"]:
+    """Applies outputs first .. first + count - 1 of a filter along the rows."""
     start = lax.dynamic_slice_in_dim(taps.start, first, count)
     weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
     rows = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
@@ -120,6 +123,7 @@ def mix_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""], c
 
 
 def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R P Q"]:
+    """Applies outputs first .. first + count - 1 of a filter along the columns."""
     start = lax.dynamic_slice_in_dim(taps.start, first, count)
     weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
     columns = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
@@ -127,13 +131,14 @@ def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""],
 
 
 def working_dtype(logits: Float[Array, "..."]) -> Any:
+    """Returns the dtype of all computations on these logits: at least float32."""
     return np.promote_types(logits.dtype, np.float32)
 
 
 def resized_logits(
     logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], output_hw: Int[Array, " 2"], canvas: tuple[int, int]
 ) -> Reader:
-    """Logits, resized to the output."""
+    """Returns a reader of logits, resized to the output."""
     dtype = working_dtype(logits)
     tile_rows, tile_columns = tile_shape()
     rows, columns = (
@@ -149,9 +154,9 @@ def resized_logits(
 def resized_probs(
     logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], output_hw: Int[Array, " 2"], canvas: tuple[int, int]
 ) -> Reader:
-    """Sigmoids of the padded image's pixels, resized to the output.
+    """Returns a reader of mask probabilities that are formed at the padded size and then resized to the output.
 
-    Anything linear in them is as if it had been computed at the padded size and then resized.
+    Class scores are linear in them, so they equal scores that are formed at the padded size and then resized.
     """
     dtype = working_dtype(logits)
     tile_rows, tile_columns = tile_shape()
@@ -177,21 +182,20 @@ def resized_probs(
     return Reader(strip, tile)
 
 
-def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], readers: Sequence[Reader]) -> Any:
-    """Folds `visit(state, window, *tiles)`, one tile a reader, over the output."""
+def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], reader: Reader) -> Any:
+    """Folds `visit(state, window, tile)` over the tiles of the output, row by row; returns the last state."""
     tile_rows, tile_columns = tile_shape()
 
     def visit_row(index: Int[Array, ""], state: Any) -> Any:
         row = index * tile_rows
-        strips = [reader.strip(row) for reader in readers]
+        strip = reader.strip(row)
         rows_inside = row + jnp.arange(tile_rows, dtype=jnp.int32) < output_hw[0]
 
         def visit_tile(index: Int[Array, ""], state: Any) -> Any:
             column = index * tile_columns
             columns_inside = column + jnp.arange(tile_columns, dtype=jnp.int32) < output_hw[1]
             window = Window(row, column, rows_inside[:, None] & columns_inside[None, :])
-            tiles = (reader.tile(strip, column) for reader, strip in zip(readers, strips, strict=True))
-            return visit(state, window, *tiles)
+            return visit(state, window, reader.tile(strip, column))
 
         return lax.fori_loop(0, ceil_div(output_hw[1], tile_columns), visit_tile, state)
 

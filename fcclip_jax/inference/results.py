@@ -1,74 +1,19 @@
-"""What a segmentation holds, on the host, in the words of its vocabulary."""
+"""The result of segmenting one image, on the host, in the words of its vocabulary."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from scipy import ndimage
 
 from fcclip_jax.conventions import ceil_div
-from fcclip_jax.inference.postprocess import Instances, Postprocessed, Segments, unpack_mask
-from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
-
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, upper ends excluded."""
-
-
-class Segment(NamedTuple):
-    """One region of a panoptic map."""
-
-    id: int
-    """Its value in the map, from 1."""
-    class_index: int
-    """Its class, counted from 0 in the vocabulary."""
-    entry: VocabularyClass
-    score: float
-    area: int
-    """Pixels."""
-    box: Box
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-    @property
-    def is_thing(self) -> bool:
-        return self.entry.is_thing
-
-
-class Panoptic(NamedTuple):
-    """Every pixel belongs to one segment, or to void."""
-
-    id_map: Int[np.ndarray, "H W"]
-    """Segment ids; 0 is void."""
-    segments: list[Segment]
-
-
-class Instance(NamedTuple):
-    """One thing; instances may overlap."""
-
-    class_index: int
-    """Its class, counted from 0 in the vocabulary."""
-    entry: VocabularyClass
-    score: float
-    area: int
-    """Pixels."""
-    box: Box
-    mask_bits: UInt8[np.ndarray, "W H8"]
-    """The mask, column by column, 8 rows to a byte, the first row in the lowest bit."""
-    height: int
-    """Pixels of the image."""
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-    @property
-    def mask(self) -> Bool[np.ndarray, "H W"]:
-        """Its pixels, at the image's size; unpacked anew at each access."""
-        return unpack_mask(self.mask_bits, (self.height, self.mask_bits.shape[0]))
+from fcclip_jax.inference.postprocess import Instances, Postprocessed, Segments
+from fcclip_jax.inference.segments import Instance, Panoptic, Segment
+from fcclip_jax.metrics.panoptic import Truth
+from fcclip_jax.structs import checked
+from fcclip_jax.text.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,32 +44,42 @@ class Result:
         """Things, best score first, at most 100."""
         return self._required(self._instances, "instances")
 
-    def draw(self, task: str | None = None, *, threshold: float = 0.5) -> Image.Image:
-        """The image with its segments coloured and named.
-
-        task: what to draw; by default panoptic, semantic or instances, the first that there is.
-        threshold: the least score of an instance that is drawn.
-        """
-        from fcclip_jax.inference import (
-            visualize,  # OpenCV and matplotlib take a second to import: only drawing needs them
-        )
-
-        return visualize.draw(self, task or self.tasks[0], threshold=threshold)
-
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What there is of panoptic, semantic, instances."""
+        """The tasks whose results it holds."""
         held = {"panoptic": self._panoptic, "semantic": self._semantic, "instances": self._instances}
         return tuple(task for task, value in held.items() if value is not None)
 
-    def _required(self, value, task):
+    def draw(self, task: str | None = None, *, threshold: float = 0.5) -> Image.Image:
+        """Returns the image with its segments coloured and named; the plain image if nothing was found.
+
+        task: panoptic, semantic or instances; by default the first of these that the result holds.
+        threshold: the least score of an instance that is drawn.
+
+        Raises:
+            ValueError: the result does not hold the task, or the task does not exist.
+        """
+        # OpenCV and matplotlib take a second to import, and only drawing needs them.
+        from fcclip_jax.inference import visualize
+
+        task = task or self.tasks[0]
+        if task == "panoptic":
+            return visualize.draw_panoptic(self.image, self.vocabulary, self.panoptic)
+        if task == "semantic":
+            return visualize.draw_semantic(self.image, self.vocabulary, self.semantic)
+        if task == "instances":
+            return visualize.draw_instances(self.image, self.vocabulary, self.instances, threshold)
+        raise ValueError(f"there is no task {task!r} to draw; name panoptic, semantic or instances")
+
+    def _required(self, value: Any, task: str) -> Any:
         if value is None:
             raise ValueError(f"this result holds {', '.join(self.tasks)}; segment with {task!r} among the tasks")
         return value
 
 
 def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, output: Postprocessed) -> Result:
-    """The result of one image from its part of a batch's output (host arrays without their batch axis)."""
+    """Returns the result of one image from its part of a batch's output: arrays on the host, without the batch axis."""
+    checked(output)
     height, width = image.shape[:2]
     panoptic = semantic = instances = None
     if output.panoptic is not None:
@@ -134,6 +89,23 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
     if output.instances is not None:
         instances = _instances(output.instances, output.mask_bits[:, :width, : ceil_div(height, 8)], height, vocabulary)
     return Result(image, vocabulary, panoptic, semantic, instances)
+
+
+def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary) -> Result:
+    """Returns a panoptic annotation in the form of a result, for drawing. Crowds are left out."""
+    id_map: Int[np.ndarray, "H W"] = np.zeros(truth.id_map.shape, np.int64)
+    kept = np.flatnonzero(~truth.crowds)
+    for number, row in enumerate(kept, start=1):
+        id_map[truth.id_map == truth.ids[row]] = number
+    segments = []
+    for number, box in enumerate(ndimage.find_objects(id_map, len(kept)), start=1):
+        if box is not None:
+            y, x = box
+            index = int(truth.classes[kept[number - 1]])
+            area = int(np.sum(id_map[box] == number))
+            corners = (x.start, y.start, x.stop, y.stop)
+            segments.append(Segment(number, index, vocabulary.classes[index], 1.0, area, corners))
+    return Result(image, vocabulary, Panoptic(id_map, segments), None, None)
 
 
 def _panoptic(id_map: Int[np.ndarray, "H W"], segments: Segments, vocabulary: Vocabulary) -> Panoptic:
@@ -151,6 +123,7 @@ def _panoptic(id_map: Int[np.ndarray, "H W"], segments: Segments, vocabulary: Vo
 def _instances(
     instances: Instances, mask_bits: UInt8[np.ndarray, "N W H8"], height: int, vocabulary: Vocabulary
 ) -> list[Instance]:
+    """Leaves out instances without a pixel."""
     found = []
     for i in range(int(instances.count)):
         area = int(instances.areas[i])

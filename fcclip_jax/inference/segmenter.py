@@ -1,4 +1,4 @@
-"""The Python API: load, set_classes, call, draw."""
+"""The Python API: load a model, choose the classes, segment images."""
 
 import os
 import pathlib
@@ -31,8 +31,7 @@ class Segmenter:
         result.panoptic.segments; result.semantic; result.instances
         result.draw().save("out.png")
 
-    Programs are compiled once for each bucket of image sizes; neither a new vocabulary nor a new size inside a bucket
-    compiles anything.
+    Programs are compiled once for each bucket of image sizes; new words, and new sizes inside a bucket, never recompile.
     """
 
     def __init__(
@@ -51,15 +50,15 @@ class Segmenter:
     ):
         """Wraps a model; `load` and `random` make one.
 
-        training: the vocabulary that the model was trained in, whose classes count as seen.
-        fingerprint: identifies the text tower's weights, for the embeddings kept in `cache_dir` (None keeps none).
-        short_side, max_side: pixels; images are resized to the first, or less if the longer side would exceed the second.
+        training: the vocabulary on which the model was trained; its classes count as seen.
+        fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`, if any.
+        short_side, max_side: pixels; the shorter side is resized to the first, or less if the longer side would exceed the second.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
-        batch_size: images in a batch; more than one pays on accelerators.
+        batch_size: images in a batch; more than one is faster on accelerators.
         batched: True computes a batch in one program, in equal parts on the devices. False computes image by image, with a
-            program compiled for each device: results are then the same, to the last bit, in any batch and on any number of
-            devices. By default True except on a CPU, where it saves nothing.
-        devices: what shares a batch; by default the first alone.
+            program compiled for each device: results then have the same bits in any batch and on any number of devices.
+            By default True except on a CPU, where batches save no time.
+        devices: the devices that share a batch; by default the first one.
 
         Raises:
             ValueError: a size, the batch or the buckets do not fit.
@@ -92,8 +91,8 @@ class Segmenter:
         The options are the constructor's.
 
         Raises:
-            FileNotFoundError: there is no checkpoint.
-            ValueError: it is damaged, or holds a CLIP alone; or an option does not fit.
+            FileNotFoundError: the path holds no checkpoint.
+            ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
         """
         caching.keep_compiled_programs()
         loaded = checkpoint.load(path)
@@ -122,7 +121,7 @@ class Segmenter:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """Makes a small model with reproducible random weights, to show how things work: its results mean nothing.
+        """Makes a small model with reproducible random weights, for trying the API: its results have no meaning.
 
         The options are the constructor's.
         """
@@ -140,16 +139,16 @@ class Segmenter:
         )
 
     def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:
-        """Chooses the words: a shipped vocabulary's name, a list of words, or a Vocabulary.
+        """Sets the classes to find: a shipped vocabulary's name, a list of words, or a Vocabulary.
 
-        Synonyms share a string, separated by commas: "cat, kitten". Words are things unless `stuff` names them.
+        Separate synonyms with a comma: "cat, kitten". Words are things unless `stuff` names them.
 
         Raises:
-            ValueError: there are no words, or they do not fit; see `Vocabulary.from_words`.
+            ValueError: the list is empty, or the words do not fit; see `Vocabulary.from_words`.
         """
         if isinstance(classes, (str, Vocabulary)):
             if stuff:
-                raise ValueError("stuff goes with a list of words; a vocabulary defines which of its classes are stuff")
+                raise ValueError("stuff needs a list of words; a vocabulary defines which of its classes are stuff")
             vocabulary = Vocabulary.load(classes) if isinstance(classes, str) else classes
         else:
             vocabulary = Vocabulary.from_words(classes, stuff)
@@ -162,12 +161,12 @@ class Segmenter:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The classes that are looked for; None before `set_classes`."""
+        """The classes to find; None before `set_classes`."""
         return self.engine.vocabulary
 
     @property
     def buckets(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of the arrays that images are padded into."""
+        """The (height, width) of the arrays that images are padded into."""
         return self.engine.feeder.buckets
 
     def __call__(
@@ -177,13 +176,14 @@ class Segmenter:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float = OVERLAP_THRESHOLD,
     ) -> Result | list[Result]:
-        """Segments one image (a path, a PIL image or an RGB array), or a list of them into a list.
+        """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
 
         tasks: any of panoptic, semantic, instances; fewer are faster.
         overlap_threshold: the least share of its own mask that a panoptic segment keeps.
 
         Raises:
-            ValueError, OSError: an image cannot be read, or an argument does not fit.
+            OSError: an image cannot be read.
+            ValueError: an image is damaged, or an argument does not fit.
         """
         single = not isinstance(images, (list, tuple))
         results: dict[int, Result] = {}
@@ -201,16 +201,17 @@ class Segmenter:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float = OVERLAP_THRESHOLD,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
-        """Yields (index, result) as images are done, out of order if buckets fill out of order.
+        """Yields (index, result) as images finish; in another order if buckets fill in another order.
 
-        For an image that cannot be read it yields the error instead, and continues with the others. A later
-        `set_classes` does not change a stream that has begun.
+        For an image that cannot be read it yields the error, and continues with the others. A later `set_classes` does
+        not change a stream that has begun.
         """
         return self.engine.segment(images, tasks=tasks, overlap_threshold=overlap_threshold)
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
-        """Returns every class's score at every pixel of one image: large, and compiled for each number of classes.
+        """Returns every class's score at every pixel of one image: a large array, compiled for each number of classes.
 
-        before_resize: scores at the network's size and resizes the scores, as the official semantic-only configs do.
+        before_resize: forms class scores at the network's size and then resizes them, as the official semantic-only
+            configs do.
         """
         return self.engine.semantic_scores(image, before_resize=before_resize)

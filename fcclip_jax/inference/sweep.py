@@ -1,4 +1,4 @@
-"""The same masks, classified in many ways in one program: what the sweeps of tables 6, 8 and 9 compare."""
+"""One program that classifies the same masks in many ways: the comparisons of the paper's tables 6, 8 and 9."""
 
 import functools
 from typing import NamedTuple
@@ -6,15 +6,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float
 
 from fcclip_jax.conventions import MASK_STRIDE, STRIDE
 from fcclip_jax.inference.postprocess import Postprocessed, panoptic_sweep
-from fcclip_jax.inference.programs import BY_IMAGE, WHOLE, Inputs, Words
+from fcclip_jax.inference.programs import BY_IMAGE, WHOLE, Inputs, View, Words
 from fcclip_jax.inference.resampling import logits_in_view
 from fcclip_jax.models.classifiers import shrink
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import dense_masks, normalize_images
+from fcclip_jax.structs import checked
 
 
 class Way(NamedTuple):
@@ -22,16 +23,9 @@ class Way(NamedTuple):
 
     mixing: EnsembleDescription
     short_side: int | None = None
-    """Of the image that the out-of-vocabulary classifier reads; None: the very one that the masks are found in."""
+    """Size in pixels of the image that the out-of-vocabulary classifier reads; None is the image that the masks come from."""
     second_trunk: bool = False
     """Whether the out-of-vocabulary classifier is another checkpoint's."""
-
-
-class View(NamedTuple):
-    """The batch's photographs at another size."""
-
-    images: UInt8[Array, "B H W 3"]
-    image_hw: Int[Array, "B 2"]
 
 
 def sweep(
@@ -47,11 +41,13 @@ def sweep(
     canvas: tuple[int, int],
     ways: tuple[Way, ...],
 ) -> Postprocessed:
-    """Panoptic results [B, ways, ...] of one batch. Each trunk reads each view at most once.
+    """Returns panoptic results [B, ways, ...] of one batch. Each trunk reads each view at most once.
 
     second_state, second_graphdef: another trunk; None if no way uses it.
-    views: by their short side.
+    views: by their short side in pixels.
     """
+    for struct in (inputs, words, *views.values()):
+        checked(struct)
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
     prediction, features = model(pixels, valid_hw, words.text)
@@ -84,8 +80,8 @@ def sweep(
         canvas=canvas,
         overlap_threshold=overlap_threshold,
     )
-    return Postprocessed(panoptic, segments, None, None, None)
+    return checked(Postprocessed(panoptic, segments, None, None, None))
 
 
 SWEEP_SPECS = (WHOLE, WHOLE, BY_IMAGE, BY_IMAGE, WHOLE, WHOLE)
-"""Of `sweep`'s arrays: state, second_state, inputs, views, words, overlap_threshold."""
+"""Placement of `sweep`'s arrays: state, second_state, inputs, views, words, overlap_threshold."""

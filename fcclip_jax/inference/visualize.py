@@ -10,11 +10,11 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import supervision as sv
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fcclip_jax.inference.results import Box, Result
+from fcclip_jax.inference.segments import Box, Instance, Panoptic
 from fcclip_jax.text.vocabulary import Vocabulary
 
 Color = tuple[int, int, int]
@@ -23,14 +23,14 @@ OPACITY = 0.5
 TEXT_SHARE = 0.024
 """Height of the letters over the square root of the picture's area: 13 pixels at 640x480."""
 LEAST_TEXT = 10
-"""Pixels; smaller letters cannot be read, however small the picture."""
+"""Pixels; smaller letters are illegible in a picture of any size."""
 LEAST_ROOM = 0.5
-"""Segments smaller than this share of their label go without."""
+"""Segments smaller than this share of their label have no label."""
 GRID = 256
-"""Places for labels are looked for on about this many points along the shorter side."""
+"""Candidate places for labels: about this many points along the shorter side."""
 
 _FONT = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-"""The fullest font that a dependency ships: Pillow's own has no accents."""
+"""The font with the most characters among the dependencies': Pillow's own has no accents."""
 
 
 class Region(NamedTuple):
@@ -43,65 +43,52 @@ class Region(NamedTuple):
     label: str
 
 
-def draw(result: Result, task: str, *, threshold: float) -> Image.Image:
-    """The image with what one task found in it: coloured, outlined and named; the plain image if that is nothing.
+def draw_panoptic(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, panoptic: Panoptic) -> Image.Image:
+    """Returns the image with its segments coloured, outlined and named; the plain image if it has none.
 
-    A class has the same colour in every picture, instances of one class are shades of it. Labels stand inside their
-    segments and never on each other; segments too small to hold one go without.
-
-    task: panoptic, semantic or instances.
-    threshold: the least score of an instance that is drawn.
-    Raises:
-        ValueError: the result does not hold the task, or there is no such task.
+    A class has the same colour in every picture; instances of one class are shades of it. Labels stand inside their
+    segments and never overlap; segments that are too small to hold a label have none. The same holds for the other
+    tasks.
     """
-    if task == "panoptic":
-        regions = labelled = _segments(result)
-    elif task == "semantic":
-        regions = list(_classes(result))
-        labelled = [part for region in regions for part in _connected(region)]
-    elif task == "instances":
-        regions = labelled = _instances(result, threshold)
-    else:
-        raise ValueError(f"there is no task {task!r} to draw; name panoptic, semantic or instances")
-    # supervision reads arrays as OpenCV does: blue first.
-    scene = np.ascontiguousarray(result.image[..., ::-1])
-    # Lines first: colours over them leave the lines where segments meet, but paler and less coarse.
-    for paint in (_outline, _fill):
-        for region in regions:
-            paint(scene, region)
-    if task == "instances":
-        scene = _draw_boxes(scene, regions)
-    picture = Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
-    _draw_labels(picture, labelled)
-    return picture
-
-
-def _segments(result: Result) -> list[Region]:
-    found = result.panoptic
-    shades = _Shades(result.vocabulary)
-    return [
+    shades = _Shades(vocabulary)
+    regions = [
         Region(
             segment.box,
-            _crop(found.id_map, segment.box) == segment.id,
+            _crop(panoptic.id_map, segment.box) == segment.id,
             shades.next(segment.class_index),
             _scored(segment.name, segment.score) if segment.is_thing else segment.name,
         )
-        for segment in found.segments
+        for segment in panoptic.segments
     ]
+    return _labelled(_painted(image, regions), regions)
 
 
-def _classes(result: Result) -> Iterator[Region]:
-    classes = result.semantic
+def draw_semantic(
+    image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, classes: Int[np.ndarray, "H W"]
+) -> Image.Image:
+    """Returns the image with each class coloured, and each of its connected regions named.
+
+    classes: counted from 0 in the vocabulary; pixels of -1 stay plain.
+    """
+    regions = []
     for index, found in enumerate(ndimage.find_objects(classes + 1)):
         if found is not None:
-            entry = result.vocabulary.classes[index]
+            entry = vocabulary.classes[index]
             y, x = found
-            yield Region((x.start, y.start, x.stop, y.stop), classes[found] == index, entry.color, entry.name)
+            box = (x.start, y.start, x.stop, y.stop)
+            regions.append(Region(box, classes[found] == index, entry.color, entry.name))
+    return _labelled(_painted(image, regions), [part for region in regions for part in _connected(region)])
 
 
-def _instances(result: Result, threshold: float) -> list[Region]:
-    """Worst first, so that the best end on top."""
-    shades = _Shades(result.vocabulary)
+def draw_instances(
+    image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, instances: Sequence[Instance], threshold: float
+) -> Image.Image:
+    """Returns the image with its instances coloured, boxed and named, the best on top.
+
+    instances: best first.
+    threshold: the least score of an instance that is drawn.
+    """
+    shades = _Shades(vocabulary)
     regions = [
         Region(
             instance.box,
@@ -109,17 +96,34 @@ def _instances(result: Result, threshold: float) -> list[Region]:
             shades.next(instance.class_index),
             _scored(instance.name, instance.score),
         )
-        for instance in result.instances
+        for instance in instances
         if instance.score >= threshold
-    ]
-    return regions[::-1]
+    ][::-1]
+    return _labelled(_boxed(_painted(image, regions), regions), regions)
+
+
+def _painted(image: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a copy with the regions outlined and filled; supervision reads it as OpenCV does, blue first."""
+    scene = np.ascontiguousarray(image[..., ::-1])
+    # Lines first: colours over them leave the lines where segments meet, but paler and less coarse.
+    for paint in (_outline, _fill):
+        for region in regions:
+            paint(scene, region)
+    return scene
+
+
+def _labelled(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> Image.Image:
+    """scene: blue first."""
+    picture = Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
+    _draw_labels(picture, regions)
+    return picture
 
 
 def _connected(region: Region) -> Iterator[Region]:
     numbered, _ = ndimage.label(region.mask)
     areas = np.bincount(numbered.reshape(-1))
     for number, (y, x) in enumerate(ndimage.find_objects(numbered), start=1):
-        if areas[number] < LEAST_TEXT**2:  # room for no label at all: a noisy map has myriads of these
+        if areas[number] < LEAST_TEXT**2:  # too small for any label; noisy maps have thousands of such regions
             continue
         x0, y0, _, _ = region.box
         box = (x0 + x.start, y0 + y.start, x0 + x.stop, y0 + y.stop)
@@ -135,7 +139,7 @@ class _Shades:
     def next(self, class_index: int) -> Color:
         order = self._seen[class_index]
         self._seen[class_index] += 1
-        # Multiples of the golden ratio fall far from all that came before.
+        # Multiples of the golden ratio, modulo 1, lie far from all earlier ones.
         shift = (order * (math.sqrt(5) - 1) / 2 + 0.5) % 1 - 0.5
         red, green, blue = self._vocabulary.classes[class_index].color
         hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
@@ -162,13 +166,13 @@ def _annotate(
     box: Box,
     mask: Bool[np.ndarray, "h w"],
 ) -> None:
-    """In place, and on the box alone: a stack of masks as large as the photograph would take gigabytes."""
+    """Paints in place, on the box alone: a stack of masks as large as the image would take gigabytes."""
     part = np.ascontiguousarray(_crop(scene, box))
     whole = np.array([[0, 0, part.shape[1], part.shape[0]]], np.float32)
     _crop(scene, box)[:] = annotator.annotate(part, sv.Detections(whole, mask=mask[None], class_id=np.zeros(1, int)))
 
 
-def _draw_boxes(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
+def _boxed(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
     if not regions:
         return scene
     line = 2 * _line_width(*scene.shape[:2])
@@ -179,13 +183,13 @@ def _draw_boxes(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) ->
 
 
 def _draw_labels(picture: Image.Image, regions: Sequence[Region]) -> None:
-    """With Pillow itself: supervision's labels let words without tall letters hang over their lower edge."""
+    """Draws with Pillow: words without tall letters hang over the lower edge of supervision's labels."""
     size = max(LEAST_TEXT, round(TEXT_SHARE * math.sqrt(picture.width * picture.height)))
     padding = max(2, size // 4)
     font = ImageFont.truetype(_FONT, size)
     pen = ImageDraw.Draw(picture)
     places: list[Box] = []
-    # The small ones first: the large ones have room to give way.
+    # Small regions first: large ones have more places for a label.
     for region in sorted(regions, key=lambda region: region.mask.sum()):
         width, height = math.ceil(font.getlength(region.label)) + 2 * padding, size + 2 * padding
         place = _place(region, (width, height), (picture.height, picture.width), places)
@@ -197,13 +201,16 @@ def _draw_labels(picture: Image.Image, regions: Sequence[Region]) -> None:
 
 
 def _place(region: Region, label_wh: tuple[int, int], shape: tuple[int, int], taken: Sequence[Box]) -> Box | None:
-    """The box of a label: well inside the region and near its middle, within the picture, touching no other label."""
+    """Returns the box of a label: well inside the region and near its middle, within the picture, clear of other labels.
+
+    None: the region has no place for it.
+    """
     width, height = label_wh
     if region.mask.sum() < LEAST_ROOM * width * height:
         return None
     step = max(1, min(shape) // GRID)
     mask = np.pad(region.mask[::step, ::step], 1)
-    # In units of the label's own sides, so that wide labels go where there is width. At 1 there is room to spare.
+    # In units of the label's own sides, so that wide labels go to wide places. At 1 the label fits with room to spare.
     depth = ndimage.distance_transform_edt(mask, sampling=(step / height, step / width))[1:-1, 1:-1]
     x0, y0, x1, y1 = region.box
     y, x = np.mgrid[y0:y1:step, x0:x1:step]
@@ -221,7 +228,7 @@ def _place(region: Region, label_wh: tuple[int, int], shape: tuple[int, int], ta
 
 
 def _ink(background: Color) -> str:
-    """What can be read on the background, by its brightness (ITU-R BT.601)."""
+    """Returns the colour that is legible on the background, by its brightness (ITU-R BT.601)."""
     return "black" if np.dot((0.299, 0.587, 0.114), background) > 140 else "white"
 
 

@@ -11,11 +11,12 @@ from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
+from fcclip_jax.models.features import Features
 from fcclip_jax.models.layers import unit_normal, valid_mask
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
-from fcclip_jax.structs import Features, Prediction, TextClassifier
+from fcclip_jax.structs import Prediction, TextClassifier
 
 PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
 PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.conventions import MASK_STRIDE
 from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
 from fcclip_jax.models.descriptions import HeadDescription
+from fcclip_jax.models.features import PixelFeatures
 from fcclip_jax.models.layers import (
     MLP,
     Attention,
@@ -20,7 +21,7 @@ from fcclip_jax.models.layers import (
     xavier_uniform,
 )
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
-from fcclip_jax.structs import PixelFeatures, Prediction, TextClassifier
+from fcclip_jax.structs import Prediction, TextClassifier
 
 
 class DecoderLayer(nnx.Module):

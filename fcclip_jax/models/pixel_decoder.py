@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from fcclip_jax.conventions import MASK_STRIDE
 from fcclip_jax.models.deform_attn import DeformableAttention
 from fcclip_jax.models.descriptions import HeadDescription
+from fcclip_jax.models.features import Features, PixelFeatures
 from fcclip_jax.models.layers import (
     Conv,
     GroupNorm,
@@ -21,7 +22,6 @@ from fcclip_jax.models.layers import (
     valid_mask,
     xavier_uniform,
 )
-from fcclip_jax.structs import Features, PixelFeatures
 
 LEVEL_STRIDES = (32, 16, 8)
 """Strides of the levels, from coarse to fine: res5, res4, res3."""

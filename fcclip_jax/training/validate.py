@@ -12,8 +12,7 @@ from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_ids, decode_image
 from fcclip_jax.data.records import Dataset, Record
-from fcclip_jax.inference.annotated import truth_result
-from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth

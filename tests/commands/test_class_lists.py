@@ -34,7 +34,7 @@ def test_words_in_a_file(tmp_path):
     [
         ("", "", "--classes '' names no classes; give some"),
         (" , |,", "", "--classes ' , |,' names no classes"),
-        ("cat,cat", "", "the class 'cat' is there 2 times"),
+        ("cat,cat", "", "the class 'cat' is named 2 times"),
         ("coco_panotic", "", "did you mean coco_panoptic?"),
         ("ade20k", "", "did you mean ade20k_"),
         ("cityscape", "", "did you mean cityscapes?"),

@@ -1,15 +1,16 @@
-"""Results without a network: rectangles of known places."""
+"""Results without a network: rectangles at known places."""
 
 import numpy as np
 
-from fcclip_jax.inference.results import Instance, Panoptic, Result, Segment
+from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segments import Instance, Panoptic, Segment
 from fcclip_jax.text.vocabulary import Vocabulary
 
 WORDS = Vocabulary.from_words(["cat, kitten", "remote control", "sofa"], stuff=["sofa"])
 
 
 def pack(class_index, score, box, mask, vocabulary) -> Instance:
-    """Column by column, 8 rows to a byte, the first in the lowest bit."""
+    """Packs the mask column by column, 8 rows to a byte, the first in the lowest bit."""
     height, width = mask.shape
     columns = np.pad(mask, ((0, -height % 8), (0, 0))).T.reshape(width, -1, 8)
     bits = (columns * (1 << np.arange(8))[None, None, :]).sum(axis=2).astype(np.uint8)
@@ -24,7 +25,7 @@ def rectangle(shape, box):
 
 
 def fake_result(shape=(90, 120), vocabulary=WORDS, seed=0) -> Result:
-    """A sofa with two cats in it, one in front of the other, void to the right; the instances are the cats, uncut."""
+    """A sofa with two cats, one in front of the other, and void to the right; the instances are the whole cats."""
     height, width = shape
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
@@ -47,6 +48,6 @@ def fake_result(shape=(90, 120), vocabulary=WORDS, seed=0) -> Result:
 
 
 def empty_result(shape=(40, 50), vocabulary=WORDS) -> Result:
-    """Nothing found: all void; semantic maps have no void, so there is none."""
+    """An image of void alone, without a semantic map, which cannot be void."""
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     return Result(image, vocabulary, Panoptic(np.zeros(shape, np.int32), []), None, [])

@@ -1,4 +1,4 @@
-"""Batches and devices: image by image they change nothing, together only what rounding does.
+"""Batches and devices: image by image they change no bit, batched only what rounding changes.
 
     python -m tests.inference.test_batches
 
@@ -20,13 +20,13 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 
 def blocks(seed: int) -> np.ndarray:
-    """Flat blocks of noise: much of it is between two classes."""
+    """Flat blocks of random colours: many pixels lie between two classes."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
     return np.repeat(np.repeat(colours, 25, axis=0), 25, axis=1)
 
 
 def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
-    """All numbers of each image's results."""
+    """Returns all numbers of each image's results."""
     segmenter = Segmenter(
         random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=144,
         **options,
@@ -35,9 +35,9 @@ def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
     images = [blocks(seed) for seed in range(11)]
     found = {}
     if sweep:
-        # The second reads the photographs at another size.
+        # The second way reads the images at another size.
         ways = [Way(segmenter.ensemble), Way(segmenter.ensemble, short_side=64)]
-        for index, panoptics in segmenter.sweep(images, ways, overlap_threshold=0.1):
+        for index, panoptics in segmenter.engine.sweep(images, ways, overlap_threshold=0.1):
             found[index] = [part for result in panoptics for part in panoptic_numbers(result)]
     else:
         for index, result in segmenter.stream(images, overlap_threshold=0.1):
@@ -53,7 +53,7 @@ def panoptic_numbers(result) -> list[np.ndarray]:
 
 
 def differing(ones: list[list[np.ndarray]], others: list[list[np.ndarray]]) -> list[int]:
-    """Images of which not all is the same to the last bit."""
+    """Returns the images whose results differ in any bit."""
     pairs = enumerate(zip(ones, others, strict=True))
     return [
         index for index, (one, other) in pairs if len(one) != len(other) or not all(map(np.array_equal, one, other))
@@ -73,7 +73,7 @@ def test_any_batch_and_two_devices_give_the_same_bits(tmp_path):
         "devices: 0 differ",
         "another: 0 differ",
         "a sweep: 0 differ",
-        "together: close",
+        "batched: close",
     ]
 
 
@@ -88,10 +88,10 @@ def on_two_devices() -> None:
     print(f"another: {len(differing(alone, results(devices=devices[1:])))} differ")
     swept = results(sweep=True)
     print(f"a sweep: {len(differing(swept, results(sweep=True, batch_size=2, devices=devices)))} differ")
-    together = results(batch_size=2, devices=devices, batched=True)
-    same = [(one[2] == other[2]).mean() for one, other in zip(alone, together, strict=True)]
-    # Sums in another order: pixels between two classes may turn.
-    print("together: close" if min(same) > 0.99 else f"together: {same}")
+    batched = results(batch_size=2, devices=devices, batched=True)
+    same = [(one[2] == other[2]).mean() for one, other in zip(alone, batched, strict=True)]
+    # Sums in another order: pixels between two classes may change.
+    print("batched: close" if min(same) > 0.99 else f"batched: {same}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes by hand, and the price of padding on photographs' usual sizes."""
+"""Shapes by hand, and the cost of padding on photographs' usual sizes."""
 
 import itertools
 from collections import Counter
@@ -36,7 +36,7 @@ def test_every_aspect_has_a_bucket(sides):
 
 
 def test_padding_costs_a_few_percent():
-    """The pixels computed over those of each image's own multiple of 32, on the sizes that photographs have."""
+    """Pixels computed, relative to those of each image's own multiple of 32, on usual sizes."""
     ratios = []
     for size in PHOTO_SIZES:
         resized = resized_shape(*size, 800, 1333)
@@ -62,28 +62,28 @@ def test_parsing():
         check_buckets([(810, 0)])
 
 
-LYING, LONG, STANDING = (96, 128), (96, 160), (160, 96)
+LANDSCAPE, LONG, PORTRAIT = (96, 128), (96, 160), (160, 96)
 
 
 def test_programs_are_shared_where_they_are_too_many():
     counts = {
-        Shapes(LYING, (640, 640)): 100,
+        Shapes(LANDSCAPE, (640, 640)): 100,
         Shapes(LONG, (640, 640)): 50,
         Shapes(LONG, (1344, 1344)): 1,
-        Shapes(STANDING, (640, 640)): 30,
-        Shapes(STANDING, (1344, 1344)): 2,
+        Shapes(PORTRAIT, (640, 640)): 30,
+        Shapes(PORTRAIT, (1344, 1344)): 2,
     }
-    buckets = (LYING, LONG, STANDING)
+    buckets = (LANDSCAPE, LONG, PORTRAIT)
     assert share_programs(counts, buckets, 5) == {shapes: shapes for shapes in counts}
     # 100 longer images are 0.3 million pixels more; a tenth of 30 larger canvases would be 4.2 million.
     shared = share_programs(counts, buckets, 4)
-    assert shared == {**{shapes: shapes for shapes in counts}, Shapes(LYING, (640, 640)): Shapes(LONG, (640, 640))}
-    # What lies and what stands has no bucket in common.
+    assert shared == {**{shapes: shapes for shapes in counts}, Shapes(LANDSCAPE, (640, 640)): Shapes(LONG, (640, 640))}
+    # Landscape and portrait images have no common bucket.
     last = share_programs(counts, buckets, 1)
-    assert {key: value for key, value in last.items() if key.bucket != STANDING} == dict.fromkeys(
-        [key for key in counts if key.bucket != STANDING], Shapes(LONG, (1344, 1344))
+    assert {key: value for key, value in last.items() if key.bucket != PORTRAIT} == dict.fromkeys(
+        [key for key in counts if key.bucket != PORTRAIT], Shapes(LONG, (1344, 1344))
     )
-    assert set(last.values()) == {Shapes(LONG, (1344, 1344)), Shapes(STANDING, (1344, 1344))}
+    assert set(last.values()) == {Shapes(LONG, (1344, 1344)), Shapes(PORTRAIT, (1344, 1344))}
 
 
 def test_shared_programs_hold_their_images():

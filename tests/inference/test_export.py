@@ -1,4 +1,4 @@
-"""Files read back with the public readers, or with a few lines of one's own, and compared with the results."""
+"""Exported files, read back with public readers or a few lines of code, against the results."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from fcclip_jax.conventions import TASKS
 from fcclip_jax.data.images import load_image
 from fcclip_jax.files import write_files
 from fcclip_jax.inference import export
-from fcclip_jax.inference.export import Exporter, Photo, encode_ids, name_photos
+from fcclip_jax.inference.export import Exporter, NamedPhoto, encode_ids, name_photos
 from fcclip_jax.inference.results import Result
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.fake_results import WORDS, empty_result, fake_result
@@ -100,7 +100,7 @@ def test_instances_load_as_coco_results(exported):
 
 def test_instances_from_the_threshold_on(tmp_path):
     exporter = Exporter(tmp_path, WORDS, tasks=["instances"], threshold=0.5)
-    exporter.add(Photo(pathlib.Path("a.jpg"), 1, "a"), fake_result())
+    exporter.add(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), fake_result())
     exporter.finish()
     assert [record["score"] for record in read_json(tmp_path / "instances.json")] == [0.875]
     assert files_in(tmp_path) == ["images.json", "instances.json", "overlays/a.instances.jpg"]
@@ -113,7 +113,7 @@ def test_semantic_maps_hold_class_indices(tmp_path, count, mode, dtype):
     vocabulary = Vocabulary.from_words([f"w{i}" for i in range(count)])
     result = fake_result(vocabulary=vocabulary)
     exporter = Exporter(tmp_path, vocabulary, tasks=["semantic"], threshold=0.5)
-    exporter.add(Photo(pathlib.Path("a.jpg"), 1, "a"), result)
+    exporter.add(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), result)
     exporter.finish()
     with Image.open(tmp_path / "semantic/a.png") as png:
         assert png.mode == mode
@@ -184,7 +184,7 @@ def full_disk(*_, **__):
 
 @pytest.mark.parametrize("step", ["write", "second write", "rename"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, step):
-    """What was there before stays, and nothing is added, whichever step fails."""
+    """Earlier files stay and none is added, whichever step fails."""
     old = {tmp_path / "a.png": b"old a", tmp_path / "sub/b.json": b"old b"}
     write_files(old)
     real = pathlib.Path.write_bytes
@@ -227,9 +227,11 @@ def test_an_image_that_could_not_be_written_is_not_in_the_json(tmp_path, monkeyp
 
 
 def test_long_names_can_be_written(tmp_path):
-    """255 bytes are the most that file systems allow; the temporary name must not be longer than the name itself."""
+    """File systems allow 255 bytes; the temporary name must not be longer than the name itself."""
     result = fake_result()
     name = "n" * 240
     exporter = Exporter(tmp_path, WORDS, tasks=["semantic"], threshold=0.5)
-    exporter.add(Photo(pathlib.Path(f"{name}.jpg"), 1, name), Result(result.image, WORDS, None, result.semantic, None))
+    exporter.add(
+        NamedPhoto(pathlib.Path(f"{name}.jpg"), 1, name), Result(result.image, WORDS, None, result.semantic, None)
+    )
     assert (tmp_path / f"semantic/{name}.png").exists()

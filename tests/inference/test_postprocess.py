@@ -1,18 +1,18 @@
-"""Against the official algorithm written out on whole [Q, H, W] stacks in float64, and the official code's own arrays."""
+"""Post-processing against the official algorithm, written out on whole [Q, H, W] stacks in float64."""
 
 import jax
 import numpy as np
 import pytest
 
 from fcclip_jax.inference import resampling
-from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores, unpack_mask
+from fcclip_jax.inference.postprocess import Postprocessed, panoptic_sweep, postprocess, semantic_scores, unpack_mask
 
 compiled = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 compiled_scores = jax.jit(semantic_scores, static_argnames=("canvas", "before_resize"))
 
 
 def run(*args, **options) -> Postprocessed:
-    """With NumPy arrays in it."""
+    """Returns NumPy arrays."""
     return jax.tree.map(np.asarray, compiled(*args, **options))
 
 
@@ -47,7 +47,7 @@ def at_output_size(mask_logits, image_hw, output_hw):
 
 
 def slow_panoptic(logits, probs, is_thing, overlap_threshold=0.8, object_mask_threshold=0.0):
-    """Ids, (class, is thing, score, area) of each segment, and how surely each pixel belongs where it does."""
+    """Returns ids, (class, is thing, score, area) of each segment, and each pixel's distance from another decision."""
     scores, labels = probs.max(1), probs.argmax(1)
     kept = np.flatnonzero((labels != probs.shape[1] - 1) & (scores > object_mask_threshold))
     ids, segments, stuff = np.zeros(logits.shape[:2], int), [], {}
@@ -77,7 +77,7 @@ def slow_panoptic(logits, probs, is_thing, overlap_threshold=0.8, object_mask_th
 
 
 def slow_instances(logits, probs, is_thing, count=100):
-    """(class, query, score, mask) by falling score."""
+    """Returns (class, query, score, mask) by falling score."""
     flat = probs[:, :-1].reshape(-1)
     found = []
     for index in np.argsort(-flat, kind="stable")[:count]:
@@ -95,7 +95,7 @@ def slow_semantic(mask_logits, probs, image_hw, output_hw, before_resize):
     return sigmoid(at_output_size(mask_logits, image_hw, output_hw)) @ probs[:, :-1]
 
 
-# Inputs with everything in them: overlapping discs, repeated classes, empty masks, void queries.
+# Inputs that excite every path: overlapping discs, repeated classes, empty masks, void queries.
 
 BUCKET, CANVAS, QUERIES, CLASSES, REAL_CLASSES = (24, 32), (130, 150), 12, 70, 66
 IMAGES = [(96, 128), (70, 90), (33, 31)]
@@ -103,7 +103,7 @@ OUTPUTS = [(130, 150), (35, 61), (97, 129)]
 
 
 def make_image(rng, image_hw, bucket=BUCKET, dtype=np.float64):
-    """Mask logits whose part beyond the padded image is NaN, and class probabilities."""
+    """Returns mask logits, NaN beyond the padded image, and class probabilities."""
     height, width = (-(-size // 32) * 8 for size in image_hw)
     y, x = np.mgrid[:height, :width]
     centre, radius = rng.uniform(0, [height, width], (QUERIES, 2)), rng.uniform(1, 0.5 * height, QUERIES)
@@ -192,9 +192,22 @@ def test_every_task_against_the_definition(x64, seed, before_resize):
     check_all(result, logits, probs, before_resize, **thresholds)
 
 
+def test_a_sweep_against_the_definition(x64):
+    """Three classifications of the same masks: each gives what it gives alone."""
+    logits, probs = make_batch(0)
+    many = np.stack([probs, probs[:, ::-1], make_batch(1)[1]])
+    sweep = jax.jit(lambda *args: panoptic_sweep(*args, canvas=CANVAS, overlap_threshold=0.3))
+    panoptic, segments = jax.tree.map(np.asarray, sweep(logits, many, IS_THING, np.int32(IMAGES), np.int32(OUTPUTS)))
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        resized = at_output_size(logits[b], image_hw, output_hw)
+        result = Postprocessed(panoptic[b], jax.tree.map(lambda x, b=b: x[b], segments), None, None, None)
+        for s in range(len(many)):
+            check_panoptic(result, s, resized, real_classes(many[s, b]), IS_THING, overlap_threshold=0.3)
+
+
 def test_a_gpus_tiles(x64, monkeypatch):
     monkeypatch.setattr(resampling, "tile_shape", lambda: resampling.GPU_TILE)
-    # Under another name, or JAX would take what it traced with the other tiles.
+    # A function of its own, or JAX would reuse the program that it traced with the other tiles.
     traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=CANVAS))
     logits, probs = make_batch(0)
     result = jax.tree.map(np.asarray, traced_anew(*arguments(logits, probs)))
@@ -216,7 +229,7 @@ def test_stuff_merges_and_hidden_queries_go(x64):
     assert (result.segments.count[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
     assert result.segments.scores[0, 0] == 0.9 and not result.segments.is_thing[0, 0]
     np.testing.assert_array_equal(result.semantic[0], np.ones((32, 32)))
-    # The hidden thing is an instance all the same: half the picture, and 16 columns wide.
+    # The hidden thing is still an instance: half the image, 16 columns wide.
     labels, areas = result.instances.class_ids[0], result.instances.areas[0]
     hidden = (result.instances.queries[0] == 2) & (labels == 0) & (areas > 0)
     assert result.instances.boxes[0][hidden].tolist() == [[0, 0, 16, 32]]
@@ -245,7 +258,7 @@ def test_scores_of_every_class(x64, before_resize):
         np.testing.assert_allclose(scores[b, : output_hw[0], : output_hw[1]], expected, atol=1e-12)
 
 
-def test_what_the_user_asked_for_alone():
+def test_only_the_requested_tasks():
     logits, probs = make_batch(0, np.float32)
     result = run(*arguments(logits, probs), canvas=CANVAS, tasks=("semantic",))
     assert result.panoptic is result.segments is result.instances is result.mask_bits is None
@@ -255,7 +268,7 @@ def test_what_the_user_asked_for_alone():
 
 @pytest.mark.parametrize("before_resize", [False, True])
 def test_847_classes_fit_in_memory(before_resize):
-    """What the compiled program takes beside its arguments and results, at 1333x800 with 250 queries."""
+    """Temporary and output memory of the compiled program at 800x1333 with 250 queries."""
     shapes = (
         jax.ShapeDtypeStruct((1, 200, 336, 250), np.float32),
         jax.ShapeDtypeStruct((1, 250, 2049), np.float32),

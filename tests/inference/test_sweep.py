@@ -1,4 +1,4 @@
-"""Ways to classify masks that must agree, and some that must not."""
+"""Ways to classify masks that must agree, and ways that must differ."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ SIZE = (150, 210)
 
 @pytest.fixture(scope="module")
 def found():
-    """Panoptic results by the name of their way; and the one that the segmenter gives without a sweep."""
+    """Panoptic results by the name of their way; "alone" is the segmenter's without a sweep."""
     model, other = random_model(SMALL, 0), random_model(SMALL, 1)
     segmenter = Segmenter(
         model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2,
@@ -51,7 +51,7 @@ def scores(panoptic) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("one", "other"), [("own", "alone"), ("own size", "own"), ("second, own size", "second")])
 def test_what_is_the_same(found, one, other):
-    """A view of the image's own size is the image itself, in an array that is padded further."""
+    """A view of the image's own size is the image itself, in an array with more padding."""
     assert len(found[one].segments) > 1
     np.testing.assert_array_equal(found[one].id_map, found[other].id_map)
     classes, values = zip(*scores(found[one]), strict=True)
@@ -69,7 +69,7 @@ def test_what_is_not(found, other):
 
 @pytest.mark.parametrize("view", [(32, 96), (64, 64), (160, 224)])
 def test_masks_in_a_view(view):
-    """Sides that are multiples of 32 need no padding: then it is PyTorch's interpolation."""
+    """Without padding, for sides that are multiples of 32, it is PyTorch's interpolation."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(24, 40, 3)).astype(np.float32)  # of an image of 96 x 160

@@ -1,4 +1,4 @@
-"""Colours and places of what is drawn, on rectangles; how it looks has to be judged by eye."""
+"""Colours and places in drawings of rectangles; their looks have to be judged by eye."""
 
 import itertools
 
@@ -8,6 +8,7 @@ from PIL import ImageDraw
 
 from fcclip_jax.inference import visualize
 from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.segments import Panoptic
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.fake_results import WORDS, empty_result, fake_result, rectangle
 
@@ -17,7 +18,7 @@ SOFA, BACK, FRONT = (0, 0, 240, 240), (40, 30, 160, 120), (80, 60, 200, 180)
 
 @pytest.fixture
 def labels(monkeypatch):
-    """Boxes and words of the labels that are drawn, which then are not, so that the fillings can be read."""
+    """Records the labels' boxes and words without drawing them, so that the fillings can be tested."""
     boxes, words = [], []
     monkeypatch.setattr(ImageDraw.ImageDraw, "rounded_rectangle", lambda self, box, *rest: boxes.append(box))
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *rest, **more: words.append(text))
@@ -53,7 +54,7 @@ def test_panoptic_tints_each_segment_and_leaves_void_alone(labels):
 
 
 def test_a_line_parts_segments(labels):
-    """Black photograph, black colours: the lines alone are light."""
+    """On a black image only the lines are light."""
     result = fake_result(SHAPE)
     drawn = np.asarray(Result(np.zeros_like(result.image), *list(vars(result).values())[1:]).draw("panoptic"))
     for column in (40, 159):  # the sides of the cat at the back
@@ -109,7 +110,7 @@ def test_labels_stand_in_their_segments_and_not_on_each_other(labels, shape):
 
 
 def test_labels_avoid_what_is_not_theirs(labels):
-    """A ring: its middle belongs to somebody else."""
+    """A ring, whose middle belongs to another segment."""
     id_map = rectangle((300, 400), (50, 40, 350, 260)).astype(np.int32)
     id_map[100:200, 150:250] = 2
     vocabulary = Vocabulary.from_words(["road", "sea"], stuff=["road", "sea"])
@@ -118,11 +119,7 @@ def test_labels_avoid_what_is_not_theirs(labels):
         result.panoptic.segments[0]._replace(id=id, class_index=id - 1, entry=vocabulary.classes[id - 1], box=box)
         for id, box in ((1, (50, 40, 350, 260)), (2, (150, 100, 250, 200)))
     ]
-    visualize.draw(
-        Result(result.image, vocabulary, result.panoptic._replace(id_map=id_map, segments=segments), None, None),
-        "panoptic",
-        threshold=0.0,
-    )
+    visualize.draw_panoptic(result.image, vocabulary, Panoptic(id_map, segments))
     for word, (x0, y0, x1, y1) in zip(labels[1], labels[0], strict=True):
         assert (id_map[y0 : y1 + 1, x0 : x1 + 1] == ["road", "sea"].index(word) + 1).all()
     assert sorted(labels[1]) == ["road", "sea"]

@@ -312,6 +312,6 @@ def _at_output_size(mask_logits, class_probs, image_hw, output_hw, *, canvas: Si
 
     reader = resampling.resized_logits(mask_logits[0], image_hw[0], output_hw[0], canvas)
     empty = jnp.zeros((*resampling.tiled_canvas(canvas), mask_logits.shape[-1]), mask_logits.dtype)
-    full = resampling.for_each_tile(visit, empty, output_hw[0], [reader])
+    full = resampling.for_each_tile(visit, empty, output_hw[0], reader)
     scores = semantic_scores(mask_logits, class_probs, image_hw, output_hw, canvas=canvas, before_resize=before_resize)
     return full, scores

@@ -13,7 +13,6 @@ import pytest
 
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
-from fcclip_jax.inference.annotated import truth_result
 from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.training.validate import Validator, read_truth, scores
 from tests.data import tiny
@@ -90,21 +89,13 @@ def test_the_images_are_spread_evenly(validator):
     assert validator._chosen == [0, 2, 4]
 
 
+def test_an_annotation_is_read(source):
+    truth = read_truth(source[0], source.vocabulary)
+    assert truth.areas is None and truth.crowds.tolist() == [False, True, False, False]
+
+
 def test_what_occurs_nowhere_has_no_score():
     counts = PanopticCounts(np.asarray([1, 0]), np.asarray([1, 0]), np.asarray([0, 0]), np.asarray([0.75, 0.0]))
     found = scores(counts, np.asarray([True, False]))
     assert found == pytest.approx({"pq": 50, "sq": 75, "rq": 100 / 1.5, "pq_things": 50})
     assert scores(PanopticCounts.zeros(2), np.asarray([True, False])) == {}
-
-
-def test_an_annotation_drawn(dataset):
-    """Crowds and segments without pixels are left out, and their ids are not reused."""
-    record = dataset[0]
-    truth = read_truth(record, dataset.vocabulary)
-    assert truth.areas is None and truth.crowds.tolist() == [False, True, False, False]
-    image = np.zeros((*truth.id_map.shape, 3), np.uint8)
-    found = truth_result(truth, image, dataset.vocabulary).panoptic
-    assert [segment.name for segment in found.segments] == ["sky", "cat"]
-    for segment, original in zip(found.segments, (70000, 300), strict=True):
-        np.testing.assert_array_equal(found.id_map == segment.id, truth.id_map == original)
-        assert segment.area == (truth.id_map == original).sum()

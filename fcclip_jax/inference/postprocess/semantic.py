@@ -1,0 +1,83 @@
+"""Semantic maps: each pixel gets the class with the highest sum over queries of class score x mask probability."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from fcclip_jax.conventions import ceil_div
+from fcclip_jax.inference.postprocess.folds import Fold, Tile, fold_tiles
+from fcclip_jax.inference.resampling import tiled_canvas, working_dtype
+
+CLASS_BLOCK = 64
+"""Classes that one matrix product scores: no array holds the scores of all classes."""
+
+
+def semantic_scores(
+    mask_logits: Float[Array, "B h w Q"],
+    class_probs: Float[Array, "B Q K1"],
+    image_hw: Int[Array, "B 2"],
+    output_hw: Int[Array, "B 2"],
+    *,
+    canvas: tuple[int, int],
+    before_resize: bool = False,
+) -> Float[Array, "B H W K"]:
+    """Returns every class's score at every pixel. Remove padded classes from class_probs first: they cost as much."""
+
+    def one_image(
+        image: tuple[Float[Array, "h w Q"], Float[Array, "Q K1"], Int[Array, " 2"], Int[Array, " 2"]],
+    ) -> Float[Array, "H W K"]:
+        logits, probs, image_hw, output_hw = image
+        probs = probs[:, :-1].astype(working_dtype(logits))
+
+        def visit(scores: Float[Array, "H W K"], tile: Tile) -> Float[Array, "H W K"]:
+            tile_scores = jnp.matmul(tile.probs, probs, precision=lax.Precision.HIGHEST)
+            return lax.dynamic_update_slice(scores, tile_scores, (tile.window.row, tile.window.column, np.int32(0)))
+
+        start = jnp.zeros((*tiled_canvas(canvas), probs.shape[1]), probs.dtype)
+        fold = Fold(start, visit, lambda scores: scores, before_resize)
+        return fold_tiles({"scores": fold}, logits, image_hw, output_hw, canvas)["scores"]
+
+    scores = lax.map(one_image, (mask_logits, class_probs, image_hw, output_hw))
+    return scores[:, : canvas[0], : canvas[1]]
+
+
+def semantic_fold(
+    probs: Float[Array, "Q K"], num_classes: Int[Array, ""], canvas: tuple[int, int], *, before_resize: bool
+) -> Fold:
+    """One image's map of classes [H, W]."""
+    blocks = class_blocks(probs)
+
+    def visit(classes: Int[Array, "H W"], tile: Tile) -> Int[Array, "H W"]:
+        found = classify_pixels(tile.probs.reshape(-1, probs.shape[0]), blocks, num_classes)
+        found = found.reshape(tile.window.inside.shape)
+        return lax.dynamic_update_slice(classes, found, (tile.window.row, tile.window.column))
+
+    return Fold(jnp.zeros(tiled_canvas(canvas), jnp.int32), visit, lambda classes: classes, before_resize)
+
+
+def class_blocks(probs: Float[Array, "Q K"]) -> Float[Array, "N Q k"]:
+    """Splits the classes into blocks of CLASS_BLOCK, the last padded with zeros."""
+    count = ceil_div(probs.shape[1], CLASS_BLOCK)
+    padded = jnp.pad(probs, ((0, 0), (0, count * CLASS_BLOCK - probs.shape[1])))
+    return padded.reshape(-1, count, CLASS_BLOCK).transpose(1, 0, 2)
+
+
+def classify_pixels(
+    mask_probs: Float[Array, "N Q"], blocks: Float[Array, "_ Q k"], num_classes: Int[Array, ""]
+) -> Int[Array, " N"]:
+    """Returns each pixel's best class, the first of equals."""
+
+    def visit(index: Int[Array, ""], best: tuple[Float[Array, " N"], Int[Array, " N"]]) -> Any:
+        block = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
+        scores = jnp.matmul(mask_probs, block, precision=lax.Precision.HIGHEST)
+        top = scores.max(axis=1)
+        iota = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        label = jnp.where(scores == top[:, None], iota, CLASS_BLOCK).min(axis=1) + index * CLASS_BLOCK
+        return jnp.maximum(top, best[0]), jnp.where(top > best[0], label, best[1])
+
+    pixels = mask_probs.shape[0]
+    start = jnp.full(pixels, -1.0, mask_probs.dtype), jnp.zeros(pixels, jnp.int32)
+    return lax.fori_loop(0, ceil_div(num_classes, CLASS_BLOCK), visit, start)[1]
