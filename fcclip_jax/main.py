@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.check_writable(WORKDIR.value)
         _start_processes()
         if "benchmark" in config:
-            from fcclip_jax.evaluation.evaluate import run
+            from fcclip_jax.evaluation.evaluate import evaluate
 
-            return run(config, CHECKPOINT.value, WORKDIR.value)
+            return evaluate(config, CHECKPOINT.value, WORKDIR.value)
         _run(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch
+from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn import functional
@@ -29,7 +30,6 @@ from fcclip_jax.conventions import IGNORE, TASKS
 from fcclip_jax.evaluation.benchmarks import Example
 from fcclip_jax.evaluation.evaluate import RANDOM, run
 from fcclip_jax.evaluation.scores import image_line
-from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
 from fcclip_jax.inference.buckets import canvas
 from fcclip_jax.inference.postprocess import postprocess
 from fcclip_jax.inference.results import make_result
