@@ -64,7 +64,9 @@ def count(
         raise ValueError(f"the annotation is {truth.id_map.shape} pixels, but the prediction {found_map.shape}")
     segments, listed = len(truth.ids), len(found_classes)
     if found_map.size and not 0 <= found_map.min() <= found_map.max() <= listed:
-        raise ValueError(f"the prediction has a segment {found_map.max()}, but {listed} segments are listed")
+        raise ValueError(
+            f"the prediction's map has the id {found_map.max()}, but its segments have the ids 1 to {listed}"
+        )
     # Rows: void and unlisted ids, then the annotation's segments. Columns: void, then the prediction's segments.
     order = np.argsort(truth.ids)
     places = np.searchsorted(truth.ids, truth.id_map, sorter=order)
