@@ -26,6 +26,7 @@ class PanopticSource(NamedTuple):
 
     @property
     def png_path(self) -> epath.Path:
+        """The file of the id map."""
         return self.dataset.png_paths[self.index]
 
     def read(self, vocabulary: Vocabulary) -> Truth:

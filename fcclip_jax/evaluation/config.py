@@ -1,7 +1,4 @@
-"""What an evaluation's configuration may contain: its values, checked, and the examples that it names.
-
-configs/eval.py has the configuration itself.
-"""
+"""Checks an evaluation's configuration (configs/eval.py), and opens the examples that it names."""
 
 import dataclasses
 import difflib
@@ -24,7 +21,7 @@ ENSEMBLE_MODES = ("geometric", "arithmetic")
 
 
 class EvalSettings(NamedTuple):
-    """What is computed for each image. The log records these values: a changed value is another evaluation."""
+    """The computation for each image. The log records these values, and a changed value is another evaluation."""
 
     tasks: tuple[str, ...] = TASKS
     overlap_threshold: float = OVERLAP_THRESHOLD

@@ -104,6 +104,7 @@ class Examples:
 
     @property
     def has_panoptic(self) -> bool:
+        """Whether the photographs have panoptic annotations."""
         return self.rows[0].panoptic is not None
 
     @property

@@ -1,4 +1,4 @@
-"""What readers of annotation files return, and what they refuse."""
+"""The readers of annotation files: the arrays that they return, and the files that they refuse."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The nine benchmarks in their official layouts, and data of the user's own: what opens, and what is refused."""
+"""Opens the nine benchmarks in their official layouts, and the user's own data; refuses incomplete or wrong files."""
 
 import json
 import shutil
