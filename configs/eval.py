@@ -17,55 +17,60 @@ Reported for the ConvNeXt-L checkpoint (PQ / AP / mIoU): COCO 54.4 / 44.6 / 63.7
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fcclip_jax.conventions import TASKS
+from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, TASKS
+from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in (*BENCHMARKS, "custom"):
+    if variant not in (*BENCHMARKS, CUSTOM):
         raise ValueError(
-            f"configs/eval.py has no variant {variant!r}; name the benchmark, as in configs/eval.py:ade20k, one of"
-            f" {', '.join(BENCHMARKS)} or custom"
+            f"configs/eval.py has no variant {variant!r}; name a benchmark, as in configs/eval.py:ade20k: one of"
+            f" {', '.join(BENCHMARKS)} or {CUSTOM}"
         )
-    row = BENCHMARKS.get(variant)
+    benchmark = BENCHMARKS.get(variant)
     config = ConfigDict()
     config.benchmark = variant
-    config.root = "datasets"  # the folder of the data sets, or the benchmark's own
-    config.images = 0  # only so many, evenly spread over the data set; 0 takes all
+    config.root = "datasets"  # the folder of all data sets, or the benchmark's own
+    config.images = 0  # evaluate only this many images, evenly spread over the data set; 0 evaluates all
 
-    config.short_side = row.short_side if row else 800  # of the image as the network reads it
-    config.max_side = row.max_side if row else 1333
-    # Of each process, dealt out to its devices; by default one image for each of them.
+    # The size in pixels to which images are resized for the network.
+    config.short_side = benchmark.short_side if benchmark else SHORT_SIDE
+    config.max_side = benchmark.max_side if benchmark else MAX_SIDE
+    # Images per batch of one process, shared among its devices; by default one per device.
     config.batch_size = placeholder(int)
-    # Whether a batch is one program, by default on accelerators. False computes image by image, as a CPU does anyway: the
-    # report is then the same for any batch size and any number of devices, each of which has its programs compiled.
+    # Computes a batch in one program; by default only on accelerators. False computes image by image, as CPUs do by default: the
+    # report is then the same for any batch size and any number of devices, but each device compiles its own programs.
     config.batched = placeholder(bool)
-    # Of float32 products on accelerators: "highest" is float32 itself, as the paper's figures were made; "default" is faster, with
-    # as many bits as JAX takes there, TF32's on GPUs and bfloat16's on TPUs.
+    # The precision of float32 products on accelerators: "highest" is float32, as in the paper; "default" is faster, with TF32 on
+    # GPUs and bfloat16 on TPUs.
     config.precision = "highest"
     for task in TASKS:
-        config[task] = row is None or task in row.tasks
-    config.overlap_threshold = 0.8  # the least share of its own mask that a panoptic segment must keep
-    # Class scores are formed before masks are resized where the official code evaluates semantic maps alone.
-    config.semantic_before_resize = row is not None and row.panoptic is None
-    config.grounding = False  # offers each image only the classes that its annotation has (table 7)
+        config[task] = benchmark is None or task in benchmark.tasks
+    config.overlap_threshold = OVERLAP_THRESHOLD  # the least share of its own mask that a panoptic segment must keep
+    # Forms class scores before masks are resized, as the official code does where it evaluates semantic maps alone.
+    config.semantic_before_resize = benchmark is not None and benchmark.panoptic is None
+    config.grounding = False  # offer each image only the classes that its annotation has (table 7)
 
-    # What differs from the checkpoint's own ensemble of the two classifiers.
+    # Values to use instead of the checkpoint's own for the ensemble of the two classifiers; mode is geometric or arithmetic.
     config.ensemble = ConfigDict({"alpha": placeholder(float), "beta": placeholder(float), "mode": placeholder(str)})
 
-    # PQ of many ways to classify the same masks, in one pass over the images: "ensemble" (12 pairs of alpha and beta in both
-    # modes, table 8), "resolution" (of the image that CLIP classifies on, table 9), or "classifiers" (table 6: of this
-    # checkpoint, with a trunk that was trained, and of a second one with a frozen trunk).
+    # Measures the PQ of many ways to classify the same masks, in one pass over the images: "ensemble" (12 pairs of alpha and beta
+    # in both modes, table 8), "resolution" (sizes of the image that CLIP classifies on, table 9), or "classifiers" (those of this
+    # checkpoint, whose trunk was trained, and of second_checkpoint, whose trunk was frozen, table 6).
     config.sweep = placeholder(str)
     config.second_checkpoint = placeholder(str)
 
-    config.save_predictions = False  # in the public formats, into the work folder
-    config.worst = 20  # images that are drawn beside their annotation, on an HTML page
+    config.save_predictions = False  # write results in the public formats into WORKDIR/predictions
+    config.worst = (
+        20  # draw this many of the images with the lowest scores beside their annotation, in WORKDIR/worst.html
+    )
 
-    names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")  # label maps: words parted by ;
+    # Data of your own. For label maps, separate the words of classes with ; and their synonyms with a comma.
+    names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
     config.custom = ConfigDict({name: placeholder(str) for name in names})
-    config.custom.first_label = 0  # the number of the first class in label maps; smaller ones do not count
-    # The number of pixels that do not count; by default the vocabulary's own, or 255 if that is not the number of a class.
+    config.custom.first_label = 0  # the number of the first class in label maps; smaller numbers do not count
+    # The number of pixels that do not count; by default the vocabulary's own, or 255 unless that is the number of a class.
     config.custom.ignore_label = placeholder(int)
     config.lock()
     return config

@@ -65,9 +65,9 @@ def _run(argv: list[str]) -> int:
     files.check_writable(WORKDIR.value)
     _start_processes()
     if "benchmark" in config:
-        from fcclip_jax.evaluation.evaluate import run
+        from fcclip_jax.evaluation.evaluate import evaluate
 
-        return run(config, CHECKPOINT.value, WORKDIR.value)
+        return evaluate(config, CHECKPOINT.value, WORKDIR.value)
 
     from fcclip_jax import caching
     from fcclip_jax.training.train import train

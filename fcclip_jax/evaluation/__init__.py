@@ -1,1 +1,1 @@
-"""A benchmark from a folder of annotated images to a report."""
+"""Evaluates a model on a benchmark: from a folder of annotated images to a report."""

@@ -1,9 +1,9 @@
-"""What an evaluation found in each image, on disk as soon as it is known: a killed evaluation goes on where it was.
+"""The log of an evaluation: each image's counts are written as soon as it is scored, so that a killed evaluation resumes.
 
-    evaluation.json      what is evaluated, and how; another evaluation is not mixed into it
-    images/*.jsonl       a line for each image, one file for each process that ever took part
+    evaluation.json      the model, the data and the settings; the folder refuses any other evaluation
+    images/*.jsonl       a line for each image, in one file for each process that has taken part
 
-Sums are formed at the end, over the lines in the images' order: they do not depend on who made which line, or when.
+Sums are formed at the end, over the lines in the images' order. They do not depend on which process wrote a line, or when.
 """
 
 import contextlib
@@ -16,32 +16,35 @@ from typing import Any
 
 from fcclip_jax.files import write_files
 
-CHECK_SUM = 64
-"""Hexadecimal digits."""
+CHECKSUM_LENGTH = 64
+"""Hexadecimal digits of SHA-256."""
 
 Line = Mapping[str, Any]
-"""Of one image; "index" is its place in the data set."""
+"""The numbers of one image (see evaluation.scores); "index" is its place in the data set."""
 
 
 class EvaluationLog:
     """The folder of one evaluation."""
 
     def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
-        """about: what decides the results, as JSON has it.
+        """Creates the folder, or checks that it belongs to the same evaluation.
+
+        about: everything that the results depend on, in values that JSON can represent.
 
         Raises:
-            ValueError: the folder has another evaluation in it.
+            ValueError: the folder contains another evaluation.
+            OSError: the folder cannot be written.
         """
         self._folder = folder / "images"
         record = folder / "evaluation.json"
         about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
-            # What a person set comes before check sums, which say little.
-            for key in sorted({*before, *about}, key=lambda key: (len(str(about.get(key))) == CHECK_SUM, key)):
+            # The settings come before checksums, which help the user less.
+            for key in sorted({*before, *about}, key=lambda key: (len(str(about.get(key))) == CHECKSUM_LENGTH, key)):
                 if before.get(key) != about.get(key):
                     raise ValueError(
-                        f"{folder} has an evaluation with {key} = {_short(before.get(key))}, and this one has"
+                        f"{folder} has an evaluation with {key} = {_short(before.get(key))}, but this one has"
                         f" {_short(about.get(key))}; give another --workdir, or remove that folder"
                     )
         else:
@@ -49,7 +52,7 @@ class EvaluationLog:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[int, Line]:
-        """All lines by their images' places. A line that a kill cut short is as if it were not there.
+        """Returns all lines by their images' places. A line that a kill cut short is skipped.
 
         Raises:
             ValueError: a line is damaged.
@@ -63,13 +66,13 @@ class EvaluationLog:
                             line = json.loads(text)
                             lines.setdefault(line["index"], line)
                         except (ValueError, KeyError, TypeError):
-                            raise ValueError(f"{path} is damaged; remove it to evaluate its images anew") from None
+                            raise ValueError(f"{path} is damaged; remove it to evaluate its images again") from None
         return dict(sorted(lines.items()))
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Callable[[Line], None]]:
-        """What writes a line at once; it raises OSError if there is no room."""
-        # A name that no other process has, dead or alive: nobody writes behind a line that was cut short.
+        """Yields a function that writes a line to disk at once; it raises OSError if the disk is full, for example."""
+        # The name is unique, so that no process appends to a line that a killed one cut short.
         path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         file = path.open("x", encoding="utf-8")
 
@@ -78,12 +81,12 @@ class EvaluationLog:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
             except OSError as error:
-                raise OSError(f"cannot write {path}: {error.strerror}; the same command goes on from here") from error
+                raise OSError(f"cannot write {path}: {error.strerror}; repeat the command to resume") from error
 
         try:
             yield write
         finally:
-            with contextlib.suppress(OSError):  # what it has is on disk; what `write` could not write, it said
+            with contextlib.suppress(OSError):  # `write` flushes every line, and has raised if it could not
                 file.close()
 
 
@@ -91,9 +94,9 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder to begin anew") from None
+        raise ValueError(f"{path} is damaged ({error}); remove its folder to start again") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged; remove its folder to begin anew")
+        raise ValueError(f"{path} is damaged; remove its folder to start again")
     return found
 
 

@@ -1,10 +1,18 @@
-"""A benchmark from its first image to its last: each is segmented, held against its annotation, and logged."""
+"""Segments and scores a data set: images are decoded ahead of the network and scored behind it.
 
+    decode_ahead ──(place, Example)──> segment ──(place, Segmented)──> score_behind ──(place, Line)──> the log
+
+Each stage is a generator that yields an image's place in the data set with a value or with the error that stopped it;
+later stages pass errors on. Images may overtake each other. Each stage holds only as many images as it works on.
+"""
+
+import functools
+import itertools
 import os
 import pathlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,43 +23,44 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from fcclip_jax.conventions import IGNORE, OVERLAP_THRESHOLD
-from fcclip_jax.evaluation.benchmarks import Example, Examples
+from fcclip_jax.conventions import IGNORE
+from fcclip_jax.evaluation.config import EvalSettings
+from fcclip_jax.evaluation.examples import Example, Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
+from fcclip_jax.evaluation.paper_tables import SWEEPS
 from fcclip_jax.evaluation.predictions import names_of, save
-from fcclip_jax.evaluation.scores import image_line, panoptic_counts
-from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
+from fcclip_jax.evaluation.scores import image_line, panoptic_counts, sweep_line
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result
 from fcclip_jax.metrics.panoptic import PanopticCounts, quality
 
 THREADS = min(os.cpu_count() or 1, 8)
-"""That decode images and score them: each holds the maps of one."""
+"""Threads that decode and score images. Each holds the maps of one image."""
+
+Images = Iterator[UInt8[np.ndarray, "H W 3"]]
+Found = Result | list[Result]
+"""The result of one image; a sweep has one for each way to classify masks."""
 
 
-class EvalSettings(NamedTuple):
-    tasks: tuple[str, ...] = ("panoptic", "semantic", "instances")
-    overlap_threshold: float = OVERLAP_THRESHOLD
-    """The least share of its own mask that a panoptic segment must keep."""
-    semantic_before_resize: bool = False
-    """Class scores are formed at the network's size, as the official code has it where only semantic maps are asked for."""
-    grounding: bool = False
-    """Offers each image only the classes that its annotation has (the paper's table 7)."""
-    save_predictions: bool = False
-    sweep: str | None = None
-    """PQ alone, of every way to classify masks that this one of evaluation.sweep's SWEEPS names."""
+class Segmented(NamedTuple):
+    """An image with its annotation and what the network found in it."""
+
+    example: Example
+    found: Found
 
 
 class Outcome(NamedTuple):
+    """The result of all processes."""
+
     lines: dict[int, Line]
-    """Of every image by its place in the data set; those that cannot be read are missing."""
+    """The line of each image by its place in the data set. Images that cannot be read are missing."""
     failed: int
-    """Images that could not be read, by all processes."""
+    """The number of images that could not be read, by all processes."""
     images_per_second: float
-    """Of this process, decoding and scores included, from its second batch on; 0 where there was none."""
+    """The speed of this process from its second batch on, decoding and scoring included; 0 if it had only one batch."""
 
 
-def evaluate(
+def segment_and_score(
     engine: Engine,
     examples: Examples,
     log: EvaluationLog,
@@ -59,27 +68,30 @@ def evaluate(
     folder: pathlib.Path,
     second_trunk: nnx.Module | None = None,
 ) -> Outcome:
-    """Segments the images that the log lacks, each process its share; every process gets all lines.
+    """Segments and scores the images that are not in the log, each process its share; every process returns all lines.
 
-    folder: for predictions, if they are to be saved.
-    second_trunk: for the sweep that compares two checkpoints' classifiers.
+    folder: where predictions are saved, if settings say so.
+    second_trunk: the image trunk of the sweep's second checkpoint.
 
     Raises:
         OSError: the log or a prediction cannot be written.
         ValueError: the processes do not share the log.
     """
     done = log.read()
-    wait_for_all("an evaluation begins")  # nobody writes before everybody has read
-    left = [index for index in range(len(examples)) if index not in done]
-    mine = left[jax.process_index() :: jax.process_count()]
+    wait_for_all("an evaluation begins")  # no process writes before all have read
+    remaining = [place for place in range(len(examples)) if place not in done]
+    mine = remaining[jax.process_index() :: jax.process_count()]
     failures: list[str] = []
     total = PanopticCounts.zeros(len(examples.vocabulary.classes))
-    arrivals: list[float] = []
+    speed = Speed(engine.batch_size)
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
-    with progress, log.writer() as write:
-        for index, line in _lines(engine, examples, mine, settings, folder, second_trunk, arrivals):
+    with progress, log.writer() as write, ThreadPoolExecutor(THREADS) as pool:
+        decoded = decode_ahead(examples, mine, pool, ahead=engine.batch_size + 2)
+        segmented = segment(engine, decoded, examples, settings, second_trunk, speed)
+        score = _scorer(examples, settings, folder)
+        for place, line in score_behind(segmented, score, pool, behind=max(THREADS, 2 * engine.batch_size)):
             if isinstance(line, Exception):
-                failures.append(_failure(examples, index, line))
+                failures.append(_failure(examples, place, line))
                 tqdm.write(f"skipped {failures[-1]}")
             else:
                 write(line)
@@ -87,118 +99,158 @@ def evaluate(
                     total = total.plus(panoptic_counts(line, len(total.iou)))
                     progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
             progress.update()
-    end = time.perf_counter()
-    failed = int(
-        np.sum(multihost_utils.process_allgather(np.int32(len(failures))))
-    )  # nobody goes on before all are done
+    images_per_second = speed.images_per_second()
+    # Gathering also waits until all processes have written their lines.
+    failed = int(np.sum(multihost_utils.process_allgather(np.int32(len(failures)))))
     lines = log.read()
     if len(lines) + failed < len(examples):
         raise ValueError(
-            f"{len(lines)} of {len(examples)} images are in {folder} now, and {failed} could not be read: the others are"
+            f"{folder} has {len(lines)} of {len(examples)} images, and {failed} could not be read: the other processes wrote"
             " elsewhere; give all processes one --workdir that they share"
         )
-    later = len(arrivals) - engine.batch_size
-    speed = later / (end - arrivals[engine.batch_size - 1]) if later > 0 else 0.0
-    return Outcome(lines, failed, speed)
+    return Outcome(lines, failed, images_per_second)
 
 
-def _lines(
+class Speed:
+    """Counts images per second from the second batch on, since the first one compiles."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._images, self._start = batch_size, 0, 0.0
+
+    def count(self) -> None:
+        """Counts one image."""
+        self._images += 1
+        if self._images == self._batch_size:
+            self._start = time.perf_counter()
+
+    def images_per_second(self) -> float:
+        """Returns the speed up to now; 0 if there was only one batch."""
+        later = self._images - self._batch_size
+        return later / (time.perf_counter() - self._start) if later > 0 else 0.0
+
+
+def decode_ahead(
+    examples: Examples, places: Iterable[int], pool: ThreadPoolExecutor, *, ahead: int
+) -> Iterator[tuple[int, Example | OSError | ValueError]]:
+    """Yields examples in order; at most `ahead` are decoded or being decoded before they are needed."""
+    places = iter(places)
+    pending: deque[tuple[int, Future[Example]]] = deque()
+    while True:
+        for place in itertools.islice(places, ahead - len(pending)):
+            pending.append((place, pool.submit(examples.__getitem__, place)))
+        if not pending:
+            return
+        yield _finished(*pending.popleft())
+
+
+def segment(
     engine: Engine,
+    decoded: Iterable[tuple[int, Example | OSError | ValueError]],
     examples: Examples,
-    places: Sequence[int],
     settings: EvalSettings,
-    folder: pathlib.Path,
     second_trunk: nnx.Module | None,
-    arrivals: list[float],
-) -> Iterator[tuple[int, Line | OSError | ValueError]]:
-    """Images are decoded ahead of the computation and scored behind it, in threads.
-
-    arrivals: gets the time when the engine was done with each.
-    """
-    underway: list[tuple[int, Example | None]] = []  # by their position in the segmenter's stream
+    speed: Speed,
+) -> Iterator[tuple[int, Segmented | OSError | ValueError]]:
+    """Yields each image as soon as the engine has segmented it, in the engine's order."""
+    underway: dict[int, tuple[int, Example]] = {}  # by position in the engine's stream
     failed: deque[tuple[int, OSError | ValueError]] = deque()
-    scored: deque[tuple[int, Future[Line]]] = deque()
-    names = names_of(examples) if settings.save_predictions else []
 
-    def pixels() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        ahead: deque[tuple[int, Future[Example]]] = deque()
-        waiting = iter(places)
-        while True:
-            while len(ahead) < engine.batch_size + 2 and (place := next(waiting, None)) is not None:
-                ahead.append((place, pool.submit(examples.__getitem__, place)))
-            if not ahead:
-                return
-            place, future = ahead.popleft()
-            try:
-                example = future.result()
-            except (OSError, ValueError) as error:
-                failed.append((place, error))
-                continue
-            underway.append((place, example))
-            yield example.image
+    def images() -> Images:
+        for place, example in decoded:
+            if isinstance(example, Exception):
+                failed.append((place, example))
+            else:
+                underway[next(positions)] = (place, example)
+                yield example.image
 
     def offered(position: int) -> Sequence[int]:
         return classes_in(underway[position][1], len(examples.vocabulary.classes))
 
-    def score(place: int, example: Example, result: Result | list[Result]) -> Line:
-        if isinstance(result, list):
-            return sweep_line(place, examples, example.panoptic, result)
-        line = image_line(place, examples, example, result)
-        if not settings.save_predictions:
-            return line
-        return {**line, **save(folder, names[place], examples.image_ids[place], result)}
+    positions = itertools.count()
+    if settings.sweep:
+        ways = SWEEPS[settings.sweep].ways(engine.ensemble)
+        stream = engine.sweep(images(), ways, second_trunk=second_trunk, overlap_threshold=settings.overlap_threshold)
+    else:
+        stream = engine.segment(
+            images(),
+            tasks=settings.tasks,
+            overlap_threshold=settings.overlap_threshold,
+            semantic_before_resize=settings.semantic_before_resize,
+            offered=offered if settings.grounding else None,
+        )
+    for position, found in stream:
+        speed.count()
+        place, example = underway.pop(position)
+        yield place, found if isinstance(found, Exception) else Segmented(example, found)
+        while failed:
+            yield failed.popleft()
+    yield from failed
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        if settings.sweep:
-            ways = SWEEPS[settings.sweep].ways(engine.ensemble)
-            stream = engine.sweep(
-                pixels(), ways, second_trunk=second_trunk, overlap_threshold=settings.overlap_threshold
-            )
-        else:
-            stream = engine.segment(
-                pixels(),
-                tasks=settings.tasks,
-                overlap_threshold=settings.overlap_threshold,
-                semantic_before_resize=settings.semantic_before_resize,
-                offered=offered if settings.grounding else None,
-            )
-        for position, result in stream:
-            arrivals.append(time.perf_counter())
-            place, example = underway[position]
-            underway[position] = (place, None)  # its pixels are not needed any more
-            if isinstance(result, Exception):
-                failed.append((place, result))
-            else:
-                scored.append((place, pool.submit(score, place, example, result)))
-            while failed:
-                yield failed.popleft()
-            while len(scored) > max(THREADS, 2 * engine.batch_size):
-                place, future = scored.popleft()
-                yield place, future.result()
-        for place, future in scored:
+
+def score_behind(
+    segmented: Iterable[tuple[int, Segmented | OSError | ValueError]],
+    score: Callable[[int, Example, Found], Line],
+    pool: ThreadPoolExecutor,
+    *,
+    behind: int,
+) -> Iterator[tuple[int, Line | OSError | ValueError]]:
+    """Yields lines; at most `behind` images wait for theirs while the network continues.
+
+    Raises what `score` raises: unlike an image that cannot be read, a prediction that cannot be written is no reason to skip.
+    """
+    pending: deque[tuple[int, Future[Line]]] = deque()
+    for place, item in segmented:
+        if isinstance(item, Exception):
+            yield place, item
+            continue
+        pending.append((place, pool.submit(score, place, *item)))
+        while len(pending) > behind:
+            place, future = pending.popleft()
             yield place, future.result()
-        yield from failed
+    for place, future in pending:
+        yield place, future.result()
 
 
 def classes_in(example: Example, classes: int) -> Sequence[int]:
-    """The classes that an annotation has; all of them if it has none, for a vocabulary is never empty."""
+    """Returns the classes that an annotation has, or all if it has none, since a vocabulary cannot be empty."""
     present = set(np.unique(example.semantic).tolist()) - {IGNORE}
     if example.panoptic is not None:
         present |= set(example.panoptic.classes.tolist())
     return sorted(present) or range(classes)
 
 
-def _failure(examples: Examples, index: int, error: Exception) -> str:
-    path = str(examples.image_paths[index])
+def wait_for_all(what: str) -> None:
+    """Waits until all processes have reached this point; `what` names it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _scorer(examples: Examples, settings: EvalSettings, folder: pathlib.Path) -> Callable[[int, Example, Found], Line]:
+    if settings.sweep:
+        return functools.partial(sweep_line, examples)
+    if not settings.save_predictions:
+        return functools.partial(image_line, examples)
+    names = names_of(examples)
+
+    def score_and_save(place: int, example: Example, result: Result) -> Line:
+        line = image_line(examples, place, example, result)
+        return {**line, **save(folder, names[place], examples.rows[place].image_id, result)}
+
+    return score_and_save
+
+
+def _finished(place: int, future: Future[Example]) -> tuple[int, Example | OSError | ValueError]:
+    try:
+        return place, future.result()
+    except (OSError, ValueError) as error:
+        return place, error
+
+
+def _failure(examples: Examples, place: int, error: Exception) -> str:
+    path = str(examples.rows[place].image_path)
     return str(error) if path in str(error) else f"{path}: {error}"
 
 
 def _mean(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else 0.0
-
-
-def wait_for_all(what: str) -> None:
-    """Waits until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else 0.0

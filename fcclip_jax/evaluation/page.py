@@ -1,4 +1,4 @@
-"""The images that went worst, beside their annotation, as a page for a browser."""
+"""An HTML page of the images with the lowest scores, each beside its annotation."""
 
 import html
 import io
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from fcclip_jax.conventions import IGNORE
-from fcclip_jax.evaluation.benchmarks import Example, Examples
+from fcclip_jax.evaluation.config import EvalSettings
+from fcclip_jax.evaluation.examples import Example, Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.evaluation.loop import EvalSettings, classes_in
+from fcclip_jax.evaluation.loop import classes_in
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
 from fcclip_jax.files import write_files
-from fcclip_jax.inference.annotated import truth_result
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.metrics import panoptic, semantic
@@ -31,10 +31,12 @@ def write(
     settings: EvalSettings,
     number: int,
 ) -> None:
-    """Writes worst.html and its pictures: they are segmented once more, for a log holds numbers alone.
+    """Writes worst.html and its pictures. The images are segmented again, since the log contains only numbers.
+
+    number: how many images the page shows.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     classes = len(examples.vocabulary.classes)
     quality = {place: value for place, line in lines.items() if (value := _quality(line, classes)) is not None}
@@ -56,7 +58,7 @@ def write(
         pair = np.concatenate([np.asarray(each.draw(task)) for each in (result, truth)], axis=1)
         path = folder / FOLDER / f"{position + 1:03}.jpg"
         files[path] = _jpeg(pair)
-        shown = html.escape(str(examples.image_ids[place]))
+        shown = html.escape(str(examples.rows[place].image_id))
         rows[position] = (
             f"<h2>{position + 1}. {shown}: {name} {100 * quality[place]:.1f}</h2>\n"
             f'<img src="{FOLDER}/{path.name}" alt="{shown}, found and annotated" loading="lazy">'
@@ -72,15 +74,15 @@ def write(
 
 
 def _quality(line: Line, classes: int) -> float | None:
-    """Of one image: PQ, or else mIoU, over its classes; None if it has none."""
+    """Returns an image's PQ or, else, its mIoU, averaged over its classes; None if it has none."""
     if "panoptic" in line:
         values = panoptic.quality(panoptic_counts(line, classes))[:, 0]
     elif "semantic" in line:
         values = semantic.iou_and_accuracy(total_confusion([line], classes))[:, 0]
     else:
         return None
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else None
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else None
 
 
 def _truth(example: Example, vocabulary: Vocabulary, task: str) -> Result:

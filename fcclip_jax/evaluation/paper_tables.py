@@ -1,19 +1,28 @@
-"""What the paper and the official model zoo report, in percent."""
+"""The scores that the paper and the official model zoo report, and the settings of the paper's sweeps."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fcclip_jax.models.descriptions import CLIP_MODELS, ConvNeXtDescription, ResNetDescription
+from fcclip_jax.inference.sweep import Way
+from fcclip_jax.models.descriptions import (
+    CLIP_MODELS,
+    ConvNeXtDescription,
+    EnsembleDescription,
+    ResNetDescription,
+)
 
 
 class Reported(NamedTuple):
+    """A model's published scores, in percent."""
+
     model: str
     scores: Mapping[str, Mapping[str, float]]
-    """By benchmark, then by their names in the report; "_grounding" follows the names of table 7's."""
+    """By benchmark, then by score; the names are report.NAMES', with the suffix "_grounding" for table 7."""
 
 
 def _zoo(name: str, ade20k: tuple[float, float, float], coco: tuple[float, float, float]) -> Reported:
-    """Figures are PQ, AP and mIoU."""
+    """Makes a row of the model zoo; the scores are PQ, AP and mIoU."""
     names = ("pq", "ap", "miou")
     scores = {benchmark: dict(zip(names, row, strict=True)) for benchmark, row in (("ade20k", ade20k), ("coco", coco))}
     return Reported(f"{name}, COCO", scores)
@@ -50,8 +59,102 @@ REPORTED: dict[tuple[str, str], Reported] = {
 
 
 def reported_for(trunk: ConvNeXtDescription | ResNetDescription, training: str) -> Reported:
-    """Of the model with this trunk, trained in this vocabulary; the paper's main one where nothing is reported of it."""
+    """Returns the scores of the model with this trunk and training vocabulary, or the paper's main model's if there are none."""
     for (clip, vocabulary), reported in REPORTED.items():
         if vocabulary == training and CLIP_MODELS[clip].image == trunk:
             return reported
     return PAPER
+
+
+class SweepRow(NamedTuple):
+    """One way to classify masks."""
+
+    cells: tuple[str | float, ...]
+    """Its values in the columns of the sweep."""
+    ensemble: Mapping[str, Any]
+    """Changes to the model's own ensemble."""
+    reported: Mapping[str, tuple[float, ...]]
+    """The sweep's scores for ConvNeXt-L in percent, by benchmark."""
+    short_side: int | None = None
+    """The short side of the image that CLIP classifies on, in pixels; None uses the image in which masks are found."""
+    second_trunk: bool = False
+    """Whether the second checkpoint's trunk classifies."""
+
+
+class Sweep(NamedTuple):
+    """A table that compares ways to classify the same masks, in one pass over the images."""
+
+    columns: tuple[str, ...]
+    scores: tuple[str, ...]
+    """Names of the scores: pq, pq_seen or pq_unseen."""
+    rows: tuple[SweepRow, ...]
+
+    def ways(self, own: EnsembleDescription) -> list[Way]:
+        """Returns the rows as the engine reads them, for a model with this ensemble."""
+        return [Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_trunk) for row in self.rows]
+
+
+def _ensemble(alpha: float, beta: float, arithmetic: float, geometric: float) -> list[SweepRow]:
+    reported = {"arithmetic": arithmetic, "geometric": geometric}
+    return [
+        SweepRow((alpha, beta, mode), {"alpha": alpha, "beta": beta, "mode": mode}, {"ade20k": (pq,)})
+        for mode, pq in reported.items()
+    ]
+
+
+def _resolution(short_side: int, coco: float, ade20k: float) -> SweepRow:
+    return SweepRow((short_side,), {"alpha": 1.0, "beta": 1.0}, {"coco": (coco,), "ade20k": (ade20k,)}, short_side)
+
+
+def _classifiers(in_vocab: bool, out_vocab: str, *ade20k: float) -> SweepRow:
+    weight = {(True, "-"): 0.0, (False, "second"): 1.0}.get((in_vocab, out_vocab))
+    changes = {} if weight is None else {"alpha": weight, "beta": weight}
+    cells = ("own" if in_vocab else "-", out_vocab)
+    return SweepRow(cells, changes, {"ade20k": ade20k}, second_trunk=out_vocab == "second")
+
+
+SWEEPS: dict[str, Sweep] = {
+    # Table 8.
+    "ensemble": Sweep(
+        ("alpha", "beta", "mode"),
+        ("pq",),
+        (
+            *_ensemble(0.0, 0.0, 17.8, 17.8),
+            *_ensemble(1.0, 1.0, 21.9, 21.9),
+            *_ensemble(0.0, 1.0, 25.3, 25.3),
+            *_ensemble(1.0, 0.0, 17.5, 17.5),
+            *_ensemble(0.5, 0.5, 25.0, 25.3),
+            *_ensemble(0.5, 0.6, 25.6, 26.4),
+            *_ensemble(0.5, 0.7, 25.5, 26.7),
+            *_ensemble(0.5, 0.8, 25.4, 26.6),
+            *_ensemble(0.4, 0.6, 25.1, 25.6),
+            *_ensemble(0.4, 0.7, 25.6, 26.4),
+            *_ensemble(0.4, 0.8, 25.6, 26.8),
+            *_ensemble(0.4, 0.9, 25.4, 25.8),
+        ),
+    ),
+    # Table 9, CLIP alone as the classifier. The paper classified other masks, so its scores are at another level.
+    "resolution": Sweep(
+        ("short side",),
+        ("pq",),
+        (
+            _resolution(224, 17.3, 9.3),
+            _resolution(448, 23.5, 12.8),
+            _resolution(672, 27.0, 14.8),
+            _resolution(896, 28.6, 16.0),
+            _resolution(1120, 29.3, 15.9),
+        ),
+    ),
+    # Table 6: a checkpoint with a trained trunk, and a second one with a frozen trunk. The table's last row, everything frozen,
+    # is the second checkpoint's own evaluation.
+    "classifiers": Sweep(
+        ("in-vocabulary", "out-of-vocabulary"),
+        ("pq", "pq_seen", "pq_unseen"),
+        (
+            _classifiers(True, "-", 17.7, 37.9, 2.6),
+            _classifiers(False, "second", 21.1, 32.4, 12.6),
+            _classifiers(True, "own", 24.1, 38.9, 13.1),
+            _classifiers(True, "second", 25.4, 40.0, 14.6),
+        ),
+    ),
+}

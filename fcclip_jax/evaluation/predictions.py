@@ -1,11 +1,11 @@
-"""What was found, in the public formats, while an evaluation goes on.
+"""Saves results in the public formats during an evaluation.
 
 predictions/panoptic.json, panoptic/NAME.png   COCO's panoptic format
 predictions/instances.json                     COCO's result format
 predictions/semantic/NAME.png                  a pixel's class, from 0 in the vocabulary
 predictions/images.json                        the images, and the categories
 
-NAME is the photograph's own without its suffix; of several with the same, the later ones get -2, -3 and so on.
+NAME is the photograph's file name without its suffix; if several share a name, the later ones get -2, -3 and so on.
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcclip_jax.evaluation.benchmarks import Examples
+from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.export import categories, encode_ids, instance_record, name_photos, segments_info
@@ -27,16 +27,17 @@ FOLDER = "predictions"
 
 
 def names_of(examples: Examples) -> list[str]:
-    return [photo.name for photo in name_photos([pathlib.Path(path) for path in examples.image_paths])]
+    """Returns the NAME of each photograph."""
+    return [photo.name for photo in name_photos([pathlib.Path(row.image_path) for row in examples.rows])]
 
 
 def save(folder: pathlib.Path, name: str, image_id: int | str, result: Result) -> dict[str, Any]:
-    """Writes an image's maps; what the json files will say of it is for its line.
+    """Writes an image's maps, and returns its entries of the json files, which its line keeps until `finish`.
 
-    name: of its files, as `names_of` has it.
+    name: its NAME, from `names_of`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a map cannot be written.
     """
     files, entries = {}, {}
     if "panoptic" in result.tasks:
@@ -52,22 +53,27 @@ def save(folder: pathlib.Path, name: str, image_id: int | str, result: Result) -
 
 
 def finish(folder: pathlib.Path, lines: Mapping[int, Line], examples: Examples) -> None:
-    """Writes the json files; raises OSError if they cannot be written."""
-    paths, names = examples.image_paths, names_of(examples)
+    """Writes the json files, from all lines; raises OSError if they cannot be written."""
+    names = names_of(examples)
     images = [
-        {"id": line["image_id"], "file_name": paths[index].name, "height": line["size"][0], "width": line["size"][1]}
+        {
+            "id": line["image_id"],
+            "file_name": examples.rows[index].image_path.name,
+            "height": line["size"][0],
+            "width": line["size"][1],
+        }
         for index, line in lines.items()
     ]
     head = {"images": images, "categories": categories(examples.vocabulary)}
     contents: dict[str, Any] = {"images.json": {"info": {}, **head, "annotations": []}}
-    some = next(iter(lines.values()))
-    if "segments_info" in some:
+    first = next(iter(lines.values()))
+    if "segments_info" in first:
         annotations = [
             {"image_id": line["image_id"], "file_name": f"{names[index]}.png", "segments_info": line["segments_info"]}
             for index, line in lines.items()
         ]
         contents["panoptic.json"] = {"info": {}, **head, "annotations": annotations}
-    if "instances" in some:
+    if "instances" in first:
         contents["instances.json"] = [each for line in lines.values() for each in line["instances"]]
     write_files({folder / FOLDER / name: json.dumps(content).encode() for name, content in contents.items()})
 

@@ -1,11 +1,11 @@
-"""What an evaluation says in the end: a JSON file with every figure, and a table beside the paper's."""
+"""Formats an evaluation's report: a JSON file with all scores, and a table beside the paper's."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcclip_jax.evaluation.sweeps import Sweep
+from fcclip_jax.evaluation.paper_tables import Sweep
 
 NAMES = {
     "pq": "PQ",
@@ -30,11 +30,11 @@ NAMES = {
     "macc": "mACC",
     "pacc": "pACC",
 }
-"""Scores in the order of the table; report.json has those of more groups."""
+"""Scores in the order of the table. report.json also has scores of other groups of classes."""
 
 
 def to_json(report: Mapping[str, Any]) -> bytes:
-    """JSON has no NaN: what has no value, such as the IoU of a class that does not occur, is null. Infinity is an error."""
+    """Returns the report as JSON. NaN, such as the IoU of a class that does not occur, becomes null; infinity is an error."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -47,7 +47,7 @@ def to_json(report: Mapping[str, Any]) -> bytes:
 
 
 def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float], reported_model: str) -> str:
-    """Markdown: measured and reported, in percent."""
+    """Returns a Markdown table of measured and reported scores, in percent."""
     rows = [("", "measured", f"reported ({reported_model})" if reported else "reported")]
     for key, name in NAMES.items():
         if key in scores:
@@ -56,7 +56,7 @@ def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]
 
 
 def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], benchmark: str) -> str:
-    """Markdown: a row for each way, in percent; the paper's figures where it has some of this benchmark."""
+    """Returns a Markdown table with a row for each way, in percent, and the paper's scores if it reports this benchmark."""
     names = [NAMES[name] for name in sweep.scores]
     published = any(benchmark in row.reported for row in sweep.rows)
     head = (*sweep.columns, *names, *(f"{name}, reported" for name in names if published))
@@ -72,7 +72,7 @@ def _measured(value: float) -> str:
 
 
 def _markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
-    """The first row is the head; the first columns, as many as `words`, are not numbers."""
+    """Returns a table whose first row is the head; the first `words` columns are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if place < words else ">" for place in range(len(widths))]
     lines = [

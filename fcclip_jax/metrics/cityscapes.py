@@ -1,7 +1,7 @@
-"""Average precision as Cityscapes counts it: masks are matched here, the scores are cityscapesScripts' own.
+"""Average precision as Cityscapes defines it: this module matches masks, cityscapesScripts computes the scores.
 
-Its matching would read every mask from a file of its own, one pass over the image for each pair, and calls functions
-that NumPy no longer has.
+The matching of cityscapesScripts reads each mask from a file, passes over the image once for each pair of masks, and calls
+functions that NumPy has removed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,11 @@ INSTANCE_LABELS = tuple(entry.id for entry in _CLASSES if entry.is_thing)
 IGNORED_LABELS = tuple(sorted(set(range(CITYSCAPES_LABELS)) - {entry.id for entry in _CLASSES}))
 
 
-class Found(NamedTuple):
-    """One detection."""
+class Detection(NamedTuple):
+    """One predicted instance."""
 
     label_id: int
+    """Cityscapes' label id, from 0 to 33."""
     score: float
     mask: Bool[np.ndarray, "H W"]
 
@@ -30,20 +31,21 @@ class CityscapesPrecision(NamedTuple):
     """Shares from 0 to 1; NaN where nothing is annotated."""
 
     ap: float
-    """The mean over IoU 0.5, 0.55 ... 0.95 and the classes."""
+    """The mean over the IoU thresholds 0.5, 0.55 ... 0.95 and the classes."""
     ap50: float
     per_class: Mapping[int, float]
-    """`ap` by label id."""
+    """`ap` of each class with instances, by label id."""
 
 
-def match(instance_ids: Integer[np.ndarray, "H W"], detections: Sequence[Found]) -> dict[str, Any]:
-    """One image's masks beside its *_instanceIds.png, in what JSON can hold.
+def match(instance_ids: Integer[np.ndarray, "H W"], detections: Sequence[Detection]) -> dict[str, Any]:
+    """Counts the pixels that one image's detections share with its *_instanceIds.png.
 
-    instance_ids: label id x 1000 + number, or a label id alone for groups and what has no instances.
+    instance_ids: label id x 1000 + number, or a label id alone for groups and classes without instances.
 
     Returns:
-        "annotated": [instance id, pixels] of the classes with instances.
-        "found": [label id, score, pixels, pixels that do not count, [[row of "annotated", shared pixels], ...]].
+        Values that JSON can represent:
+        "annotated": [instance id, pixels] of each instance or group of the classes with instances.
+        "found": [label id, score, pixels, pixels that do not count, [[row of "annotated", shared pixels], ...]] of each detection.
     """
     pixels = np.bincount(instance_ids.ravel())
     ids = np.flatnonzero(pixels)
@@ -64,21 +66,23 @@ def match(instance_ids: Integer[np.ndarray, "H W"], detections: Sequence[Found])
 
 
 def average_precision(matches: Sequence[Mapping[str, Any]]) -> CityscapesPrecision:
-    """Over images, by cityscapesScripts.
+    """Computes AP over images with cityscapesScripts.
+
+    matches: what `match` returned for each image.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: cityscapesScripts is not installed.
     """
     try:
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official
         from cityscapesscripts.helpers.labels import id2label
     except ImportError as error:
-        raise ValueError(f"Cityscapes' AP needs cityscapesScripts: pip install cityscapesscripts ({error})") from None
+        raise ValueError(f"Cityscapes' AP needs cityscapesScripts; pip install cityscapesscripts ({error})") from None
     names = {label_id: id2label[label_id].name for label_id in INSTANCE_LABELS}
     settings = official.CArgs()
     vars(settings).update(vars(official.args))
     settings.instLabels, settings.distanceAvailable = list(names.values()), False
-    images = {str(index): _officially(each, names) for index, each in enumerate(matches)}
+    images = {str(index): _official_matches(each, names) for index, each in enumerate(matches)}
     precisions = official.evaluateMatches(images, settings)
     if np.isnan(precisions).all():
         return CityscapesPrecision(float("nan"), float("nan"), dict.fromkeys(names, float("nan")))
@@ -87,8 +91,8 @@ def average_precision(matches: Sequence[Mapping[str, Any]]) -> CityscapesPrecisi
     return CityscapesPrecision(float(averages["allAp"]), float(averages["allAp50%"]), per_class)
 
 
-def _officially(match: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """What assignGt2Preds makes of an image, as far as evaluateMatches reads it."""
+def _official_matches(match: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """Returns what assignGt2Preds returns for an image, as far as evaluateMatches reads it."""
     annotated = [
         {"instID": id, "labelID": id if id < 1000 else id // 1000, "pixelCount": pixels, "medDist": -1, "distConf": 0.0}
         for id, pixels in match["annotated"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fcclip_jax.data.annotations.jobs import FOLDERS
-from fcclip_jax.evaluation import benchmarks
+from fcclip_jax.evaluation.examples import open_benchmark
 from tests.data.annotating import annotate, golden, load, photo, refusal, save, save_palette, tree
 
 
@@ -81,10 +81,10 @@ def test_it_is_read_only_when_it_is_finished(tmp_path, capsys):
     assert 0 < there < 40
     for name in ("pascal_voc_20", "pascal_voc_21"):
         with pytest.raises(ValueError, match=f"repeat fcclip annotate pascal_voc --root {tmp_path}$"):
-            benchmarks.open_benchmark(name, tmp_path)
+            open_benchmark(name, tmp_path)
     last.write_bytes(whole)
     assert annotate("pascal_voc", tmp_path, "val") == 0
-    assert len(benchmarks.open_benchmark("pascal_voc_20", tmp_path)) == 40
+    assert len(open_benchmark("pascal_voc_20", tmp_path)) == 40
 
 
 def test_one_at_a_time(official, capsys):

@@ -1,9 +1,9 @@
-"""Annotations in the place of what a model finds: after post-processing, or as its mask logits.
+"""Annotations in place of a model's results or of its mask logits.
 
     python -m tests.evaluation.injected ROOT WORKDIR COORDINATOR INDEX
 
-is one of two processes that evaluate the annotations in the place of results on every benchmark, as tests.evaluation.layouts
-writes them; the first prints their scores.
+runs one of two processes that evaluate the annotations of all benchmarks, as tests.evaluation.layouts writes them, in place of
+results. The process with the index 0 prints the scores.
 """
 
 import json
@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from fcclip_jax.conventions import IGNORE
-from fcclip_jax.evaluation import benchmarks
-from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Example, Examples
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS
+from fcclip_jax.evaluation.config import EvalSettings
+from fcclip_jax.evaluation.examples import Example, Examples, open_benchmark
 from fcclip_jax.evaluation.log import EvaluationLog
-from fcclip_jax.evaluation.loop import EvalSettings, evaluate
+from fcclip_jax.evaluation.loop import segment_and_score
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.postprocess import postprocess
@@ -30,7 +31,7 @@ QUERIES = 16
 
 
 class Perfect(Engine):
-    """Gives each image's annotation; it has what `evaluate` reads of an Engine."""
+    """Returns each image's annotation; it implements what `segment_and_score` uses of an Engine."""
 
     batch_size = 1
 
@@ -46,7 +47,7 @@ class Perfect(Engine):
 def scores(engine: Engine, examples: Examples, folder: pathlib.Path) -> dict[str, float]:
     tasks = BENCHMARKS[examples.name].tasks
     chosen = EvalSettings(tasks=tasks, semantic_before_resize=tasks == ("semantic",))
-    outcome = evaluate(engine, examples, EvaluationLog(folder, {}), chosen, folder)
+    outcome = segment_and_score(engine, examples, EvaluationLog(folder, {}), chosen, folder)
     assert len(outcome.lines) == len(examples) and not outcome.failed
     seen = examples.vocabulary.seen_by(Vocabulary.load("coco_panoptic"))
     return summarize(list(outcome.lines.values()), examples, seen).overall
@@ -56,14 +57,14 @@ def main(root: str, workdir: str, coordinator: str, index: str) -> None:
     jax.distributed.initialize(coordinator, num_processes=2, process_id=int(index))
     found = {}
     for name in BENCHMARKS:
-        examples = benchmarks.open_benchmark(name, root)
+        examples = open_benchmark(name, root)
         found[name] = scores(Perfect(examples), examples, pathlib.Path(workdir) / name)
     if index == "0":
         print(json.dumps(found))
 
 
 def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> Result:
-    """The annotation as a result: pixels that do not count are of the first class, for a model knows no void there."""
+    """Returns the annotation as a result. Pixels that do not count get the first class, since semantic results have no void."""
     panoptic = instances = None
     if example.panoptic is not None:
         id_map, segments, instances = np.zeros(example.image.shape[:2], np.int64), [], []
@@ -85,7 +86,7 @@ def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> R
 
 
 def inject(engine: Engine, examples: Examples) -> None:
-    """Puts the annotations in the place of the network's mask logits; everything else is as usual."""
+    """Replaces the network's mask logits by annotations; every other step is the engine's own."""
     photos = [engine.feeder.decode(index, examples[index].image) for index in range(len(examples))]
     by_pixels = {photo.resized.tobytes(): examples[photo.index] for photo in photos}
     program = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
@@ -97,7 +98,7 @@ def inject(engine: Engine, examples: Examples) -> None:
         for row, (image, (height, width)) in enumerate(zip(inputs.images, inputs.image_hw, strict=True)):
             masks, labels = logits_of(by_pixels[image[:height, :width].tobytes()], (int(height), int(width)), shape)
             logits.append(masks)
-            probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for queries that nobody needs, is void
+            probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for unused queries, is void
         return program(
             np.stack(logits), probs, words.is_thing, words.text.num_classes, inputs.image_hw, inputs.output_hw,
             canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
@@ -107,7 +108,7 @@ def inject(engine: Engine, examples: Examples) -> None:
 
 
 def logits_of(example: Example, hw: tuple[int, int], bucket: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mask logits [h, w, Q] at stride 4 of an image resized to `hw`, and the class of each query (-1 for none)."""
+    """Returns mask logits [h, w, Q] at stride 4 of an image resized to `hw`, and the class of each query (-1 for none)."""
     masks, labels = masks_of(example)
     logits = np.full((bucket[0] // 4, bucket[1] // 4, QUERIES), -20, np.float32)
     classes = np.full(QUERIES, -1, np.int64)
@@ -121,6 +122,7 @@ def logits_of(example: Example, hw: tuple[int, int], bucket: tuple[int, int]) ->
 
 
 def masks_of(example: Example) -> tuple[list[np.ndarray], list[int]]:
+    """Returns each annotated segment's mask and class; without a panoptic annotation, each class is a segment."""
     if example.panoptic is not None:
         rows = [row for row, id in enumerate(example.panoptic.ids) if (example.panoptic.id_map == id).any()]
         return [example.panoptic.id_map == example.panoptic.ids[row] for row in rows], [

@@ -1,4 +1,4 @@
-"""The nine benchmarks in small, in their official layouts, with what their readers must find."""
+"""Small copies of the nine benchmarks in their official layouts, with the arrays that readers must return."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from tests.data.tiny import encode, ids_to_png
 
 
 class Layout(NamedTuple):
-    """What the official download (and preparation) of one benchmark holds, by formulas of an image's name."""
+    """The files of one benchmark after download and preparation; {} stands for an image's name."""
 
     folder: str
     image: str
@@ -51,18 +51,18 @@ VOCABULARIES = {"coco": "coco_panoptic", "ade20k": "ade20k_150", "mapillary": "m
 
 
 class Truth(NamedTuple):
-    """Of one image."""
+    """The content of one image and its annotation."""
 
     name: str
     image: np.ndarray
     classes: np.ndarray
-    """Counted from 0; IGNORE does not count."""
+    """Class indices, from 0; pixels that do not count are IGNORE."""
     segments: np.ndarray
     """Panoptic ids; 0 is void."""
 
 
 def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[int, int] = (96, 128)) -> list[Truth]:
-    """Writes the benchmark's folder into the root. The first and the last class are in every image."""
+    """Writes the benchmark's folder into the root. The first and the last class occur in each image."""
     layout = LAYOUTS[benchmark]
     folder = root / layout.folder
     vocabulary = Vocabulary.load(VOCABULARIES.get(benchmark, benchmark))
@@ -98,7 +98,7 @@ def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[in
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(ids_to_png(segments))
             file = pathlib.Path(layout.image.format(name, city="frankfurt")).name
-            if benchmark == "cityscapes":  # what cityscapesScripts writes, though no such file is there
+            if benchmark == "cityscapes":  # cityscapesScripts writes the name of a file that does not exist
                 file = f"{name}_gtFine_leftImg8bit.png"
             head = {"id": image_id, "file_name": file, "height": height, "width": width}
             content["images"].append(head)
@@ -128,7 +128,7 @@ def write(benchmark: str, root: pathlib.Path, number: int = 3, *, size: tuple[in
 def annotate(
     rng: np.random.Generator, height: int, width: int, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Six wavy columns: the first class, three others, the last, and one that does not count."""
+    """Makes six wavy columns: the first class, three others, the last, and one that does not count."""
     count = len(vocabulary.classes)
     chosen = [0, *rng.choice(np.arange(1, count - 1), 3, replace=False).tolist(), count - 1]
     y, x = np.mgrid[:height, :width]
@@ -147,8 +147,18 @@ def annotate(
 
 
 def instance_ids(classes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Cityscapes' own form: one instance of each thing, stuff and groups by label ids, 4 (static) does not count."""
+    """Makes Cityscapes' instance ids: one instance of each thing, label ids for stuff; 4 (static) does not count."""
     ids = np.full(classes.shape, 4, np.uint16)
     for index, entry in enumerate(vocabulary.classes):
         ids[classes == index] = 1000 * entry.id if entry.is_thing else entry.id
     return ids
+
+
+def write_photos(folder: pathlib.Path, classes: dict[str, int]) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes a photograph and a label map of one class for each name; returns the folders of both."""
+    for name, label in classes.items():
+        for path in (folder / "photos" / f"{name}.jpg", folder / "maps" / f"{name}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(folder / "photos" / f"{name}.jpg")
+        Image.fromarray(np.full((6, 8), label, np.uint8)).save(folder / "maps" / f"{name}.png")
+    return folder / "photos", folder / "maps"

@@ -1,4 +1,4 @@
-"""The log of an evaluation on a disk that is full."""
+"""The log of an evaluation on a full disk."""
 
 import resource
 
@@ -9,7 +9,7 @@ from fcclip_jax.evaluation.log import EvaluationLog
 
 @pytest.fixture
 def small_files():
-    """Files of at most 8,192 bytes: as on a full disk, a write gets so far, and fails."""
+    """Limits files to 8,192 bytes: a write fails midway, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     yield
@@ -18,7 +18,7 @@ def small_files():
 
 def test_what_was_written_before_the_disk_was_full_counts(small_files, tmp_path):
     lines = [{"index": index, "semantic": [[0, 1, 2]] * 300} for index in range(4)]  # 3 KB each
-    full = pytest.raises(OSError, match=r"cannot write .*jsonl: .*; the same command goes on from here")
+    full = pytest.raises(OSError, match=r"cannot write .*jsonl: .*; repeat the command to resume")
     with full, EvaluationLog(tmp_path, {"set": 1}).writer() as write:
         for line in lines:
             write(line)

@@ -1,4 +1,4 @@
-"""Which published figures stand beside a model's."""
+"""The published scores that a report shows beside a model's."""
 
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.paper_tables import PAPER, REPORTED, reported_for

@@ -1,4 +1,4 @@
-"""What is right scores 100, on every benchmark; and what the resolution of the masks alone takes away, by an oracle."""
+"""Perfect results score 100 on all benchmarks; perfect mask logits score what an oracle in PyTorch computes."""
 
 import json
 import pathlib
@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from fcclip_jax.conventions import IGNORE
-from fcclip_jax.evaluation import benchmarks
-from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Examples
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS
+from fcclip_jax.evaluation.examples import Examples, open_benchmark
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
@@ -37,7 +37,7 @@ def check_100(name: str, found: dict[str, float]) -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_what_is_right_scores_100(name, tmp_path):
     layouts.write(name, tmp_path, 3)
-    examples = benchmarks.open_benchmark(name, tmp_path)
+    examples = open_benchmark(name, tmp_path)
     check_100(name, scores(Perfect(examples), examples, tmp_path / "run"))
 
 
@@ -67,9 +67,9 @@ def test_what_is_right_scores_100_in_two_processes(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("name", ["ade20k", "pascal_context_59"])
 def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
-    """Through resizing, buckets, batches and post-processing, beside PyTorch's interpolation of the same logits."""
+    """Compares resizing, buckets, batches and post-processing with PyTorch's interpolation of the same logits."""
     layouts.write(name, tmp_path, 5)
-    examples = benchmarks.open_benchmark(name, tmp_path)
+    examples = open_benchmark(name, tmp_path)
     segmenter = Segmenter.random(short_side=64, max_side=96, batch_size=batch_size, batched=True)
     segmenter.set_classes(examples.vocabulary)
     inject(segmenter.engine, examples)
@@ -82,7 +82,7 @@ def test_what_the_resolution_of_masks_takes(name, batch_size, tmp_path):
 
 
 def oracle(examples: Examples, engine: Engine) -> dict[str, float]:
-    """The official code's steps (fcclip.py), in its own library, image by image."""
+    """Computes scores by the official code's steps (fcclip.py) in PyTorch, image by image."""
     classes = len(examples.vocabulary.classes)
     total = panoptic.PanopticCounts.zeros(classes)
     right, annotated, predicted = (np.zeros(classes) for _ in range(3))
@@ -124,8 +124,8 @@ def oracle(examples: Examples, engine: Engine) -> dict[str, float]:
                     kept.append(labels[query])
                     id_map[final] = len(kept)
             total = total.plus(panoptic.count(example.panoptic, id_map, np.asarray(kept), classes))
-    there = annotated > 0
-    scores = {"miou": 100 * (right[there] / (annotated + predicted - right)[there]).mean()}
+    occurs = annotated > 0
+    scores = {"miou": 100 * (right[occurs] / (annotated + predicted - right)[occurs]).mean()}
     if examples.has_panoptic:
         scores["pq"] = 100 * panoptic.average(total, [True] * classes).pq
     return scores

@@ -1,11 +1,11 @@
-"""What an evaluation costs beside its network: post-processing and scores of one image, ours and the official steps'.
+"""Times an evaluation without its network: post-processing and scoring of one image, ours and the official steps.
 
     python -m tests.evaluation.timing [--repeats 5]
-    python -m tests.evaluation.timing --sweep        the sweep of table 8 against one evaluation, network and scores and all
-    python -m tests.evaluation.timing --programs     what XLA compiles for 200 images of photographs' many sizes
+    python -m tests.evaluation.timing --sweep        times table 8's sweep and one evaluation, network and scoring included
+    python -m tests.evaluation.timing --programs     counts the programs that XLA compiles for 200 images of many sizes
 
 The official steps (fcclip.py: semantic_inference, panoptic_inference, instance_inference; detectron2's evaluators;
-panopticapi's algorithm) are written out in PyTorch and NumPy, without the files that they pass through on disk. Both get the same
+panopticapi's algorithm) are implemented here in PyTorch and NumPy, without the files that they write and read. Both get the same
 mask logits and class scores, by turns.
 """
 
@@ -21,15 +21,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch
+from etils import epath
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn import functional
 
-from fcclip_jax.conventions import IGNORE, TASKS
-from fcclip_jax.evaluation.benchmarks import Example
-from fcclip_jax.evaluation.evaluate import RANDOM, run
-from fcclip_jax.evaluation.scores import image_line
-from fcclip_jax.evaluation.sweeps import SWEEPS, sweep_line
+from configs.eval import get_config
+from fcclip_jax.conventions import IGNORE, RANDOM_WEIGHTS, TASKS
+from fcclip_jax.evaluation.evaluate import evaluate
+from fcclip_jax.evaluation.examples import Example, Examples, Row
+from fcclip_jax.evaluation.paper_tables import SWEEPS
+from fcclip_jax.evaluation.scores import image_line, sweep_line
 from fcclip_jax.inference.buckets import canvas
 from fcclip_jax.inference.postprocess import postprocess
 from fcclip_jax.inference.results import make_result
@@ -39,7 +41,6 @@ from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.text.vocabulary import Vocabulary
-from tests.training.tiny_runs import load_config
 
 QUERIES = 250
 
@@ -71,9 +72,11 @@ class Inputs(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.evaluation.timing", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--ours", action="store_true", help="ours alone, to see the memory that it takes")
-    parser.add_argument("--sweep", action="store_true", help="with ConvNeXt-L, 800 pixels, 150 classes")
-    parser.add_argument("--programs", action="store_true", help="with a small random model")
+    parser.add_argument("--ours", action="store_true", help="run only ours, to measure its memory")
+    parser.add_argument(
+        "--sweep", action="store_true", help="time table 8's sweep with ConvNeXt-L, 800 pixels, 150 classes"
+    )
+    parser.add_argument("--programs", action="store_true", help="count compiled programs, with a small random model")
     options = parser.parse_args(argv)
     if options.sweep:
         print(sweep_against_evaluation(options.repeats))
@@ -118,11 +121,11 @@ def sweep_against_evaluation(repeats: int) -> str:
 
     def evaluation(tasks: tuple[str, ...]) -> dict:
         [(_, result)] = segmenter.stream([image], tasks=tasks)
-        return image_line(0, examples, example, result)
+        return image_line(examples, 0, example, result)
 
     def sweep() -> dict:
         [(_, results)] = segmenter.engine.sweep([image], ways)
-        return sweep_line(0, examples, example.panoptic, results)
+        return sweep_line(examples, 0, example, results)
 
     calls = {"all": lambda: evaluation(TASKS), "panoptic": lambda: evaluation(("panoptic",)), "sweep": sweep}
     for call in calls.values():
@@ -138,13 +141,13 @@ def sweep_against_evaluation(repeats: int) -> str:
     )
 
 
-def examples_of(vocabulary: Vocabulary) -> argparse.Namespace:
-    """What a score reads of a data set."""
-    return argparse.Namespace(vocabulary=vocabulary, image_ids=[1], instances={})
+def examples_of(vocabulary: Vocabulary) -> Examples:
+    """Returns a data set of one image, as far as scoring reads it."""
+    return Examples("timing", vocabulary, [Row(1, epath.Path("1.jpg"))], [(1, 1)], instances={}, annotation_digest="")
 
 
 def programs_of_sizes() -> str:
-    """Of a whole evaluation of label maps, the text tower included."""
+    """Counts the programs of a whole evaluation of label maps, the text tower included."""
     jax.config.update("jax_enable_compilation_cache", False)
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -160,17 +163,17 @@ def programs_of_sizes() -> str:
             labels = Image.fromarray(rng.integers(0, 150, (6, 8), dtype=np.uint8)).resize((width, height), 0)
             labels.save(root / "maps" / f"{index:03}.png")
             labels.convert("RGB").save(root / "photos" / f"{index:03}.png")
-        config = load_config("eval", "custom")
+        config = get_config("custom")
         paths = {"custom.images": str(root / "photos"), "custom.labels": str(root / "maps")}
         tasks = {"panoptic": False, "instances": False}
         config.update_from_flattened_dict({"custom.words": "ade20k_150", **paths, **tasks})
         os.environ["FCCLIP_JAX_CACHE"] = str(root / "cache")
-        run(config, RANDOM, str(root / "work"))
+        evaluate(config, RANDOM_WEIGHTS, str(root / "work"))
     return f"{len(sizes)} images of {len(set(sizes))} sizes: {len(compiled)} programs"
 
 
 def photo_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width as ADE20K has them: most have a shorter side of 512 or of 256, in any proportion from 1 to 2.5."""
+    """Draws a height and width like ADE20K's: mostly a shorter side of 512 or 256, in any proportion from 1 to 2.5."""
     short = int(rng.choice([512, 256, rng.integers(200, 2000)], p=[0.7, 0.15, 0.15]))
     long = round(short * min(2.5, 1 + rng.exponential(0.4)))
     return (short, long) if rng.random() < 0.75 else (long, short)
@@ -187,7 +190,7 @@ def timed(call) -> float:
 
 
 def make_inputs(case: Case, vocabulary: Vocabulary) -> Inputs:
-    """Smooth masks; a quarter of the queries are sure of a class, the others of void, as in a trained model."""
+    """Makes smooth masks; a quarter of the queries have a class, the others void, each with a high score, as in a trained model."""
     rng = np.random.default_rng(0)
     padded = tuple(-(-side // 32) * 32 for side in case.resized)
     small = torch.from_numpy(rng.normal(size=(1, QUERIES, 7, 9)).astype(np.float32))
@@ -210,7 +213,7 @@ def make_inputs(case: Case, vocabulary: Vocabulary) -> Inputs:
 
 
 class Ours:
-    """As the segmenter and the evaluation do it."""
+    """Post-processes and scores as the segmenter and the evaluation do."""
 
     def __init__(self, case: Case, vocabulary: Vocabulary, inputs: Inputs):
         self._case, self._vocabulary, self._example = case, vocabulary, inputs.example
@@ -229,12 +232,12 @@ class Ours:
         output = jax.device_get(self._program(*self._arrays, **self._options))
         part = jax.tree.map(lambda x: x[0], output)
         result = make_result(self._example.image, self._vocabulary, part)
-        return image_line(0, self._examples, self._example, result)
+        return image_line(self._examples, 0, self._example, result)
 
 
 @torch.no_grad()
 def official(case: Case, vocabulary: Vocabulary, inputs: Inputs) -> dict:
-    """The same figures by the official steps."""
+    """Computes the same scores by the official steps."""
     found: dict = {}
     classes = len(vocabulary.classes)
     things = np.flatnonzero(vocabulary.thing_mask)
@@ -303,7 +306,7 @@ def official_panoptic(masks: torch.Tensor, probs: torch.Tensor, things: set[int]
 
 
 def official_quality(id_map: np.ndarray, segments: list, truth: Truth) -> dict[int, list[float]]:
-    """panopticapi's pq_compute_single_core, for one image: true and false positives, false negatives, IoU by class."""
+    """Counts true and false positives, false negatives and IoU by class, as panopticapi's pq_compute_single_core does."""
     offset = 256**3
     found_areas = dict(zip(*(values.tolist() for values in np.unique(id_map, return_counts=True)), strict=True))
     annotated = dict(zip(truth.ids.tolist(), truth.classes.tolist(), strict=True))
@@ -334,24 +337,24 @@ def official_quality(id_map: np.ndarray, segments: list, truth: Truth) -> dict[i
 
 
 def compare(case: Case, line: dict, theirs: dict, vocabulary: Vocabulary) -> str:
-    """That both did the same work."""
-    told = []
+    """Returns how far the results of both agree."""
+    agreement = []
     if "panoptic" in case.tasks:
         same = {label: values for label, *values in line["panoptic"]}
         equal = same.keys() == theirs["panoptic"].keys() and all(
             values[:3] == theirs["panoptic"][label][:3] for label, values in same.items()
         )
-        told.append(f"panoptic counts {'equal' if equal else 'DIFFER'}")
+        agreement.append(f"panoptic counts {'equal' if equal else 'DIFFER'}")
     if "semantic" in case.tasks:
         classes = len(vocabulary.classes)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
         for truth, found, pixels in line["semantic"]:
             confusion[found, truth] = pixels
         moved = np.abs(confusion.reshape(-1) - theirs["semantic"]).sum() / 2
-        told.append(f"{moved / confusion.sum():.1e} of the pixels in another class")
+        agreement.append(f"{moved / confusion.sum():.1e} of the pixels in another class")
     if "instances" in case.tasks:
-        told.append(f"{len(line['instances'])} and {len(theirs['instances'])} instances")
-    return ", ".join(told)
+        agreement.append(f"{len(line['instances'])} and {len(theirs['instances'])} instances")
+    return ", ".join(agreement)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Panoptic quality of annotations that were tampered with, beside an independent implementation (hotcoco's).
+"""Compares the panoptic quality of perturbed annotations with an independent implementation, hotcoco's.
 
     python -m tests.metrics.perturbed IMAGES JSON PNGS [--times 20]
 
-Of every image of a data set in COCO's panoptic format, so many predictions are made: segments merged, split, shifted,
-left out, of another class, of nothing, spread over void and over crowds; and segments of the annotation become crowds.
+Makes 20 predictions from each annotation of a data set in COCO's panoptic format. Segments are merged, split, shifted, grown,
+left out, given another class, or invented, also over void and crowds; and segments of the annotation become crowds.
 """
 
 import argparse
@@ -16,13 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from fcclip_jax.data.decoding import decode_ids
 from fcclip_jax.data.folder import FolderDataset
+from fcclip_jax.evaluation.annotation_files import PanopticSource
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth, average, count, quality
 from tests.data.tiny import ids_to_png
 
 
 class Case(NamedTuple):
+    """An annotation and a prediction."""
+
     truth: Truth
     id_map: np.ndarray
     """0 for void, s + 1 for segment s."""
@@ -35,16 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(name)
     parser.add_argument("--times", type=int, default=20)
     options = parser.parse_args(argv)
-    source = FolderDataset(options.images, options.json, options.pngs)
-    things = np.asarray(source.vocabulary.thing_mask)
+    dataset = FolderDataset(options.images, options.json, options.pngs)
+    things = np.asarray(dataset.vocabulary.thing_mask)
     rng = np.random.default_rng(0)
     cases = []
-    for index in range(len(source)):
-        record = source[index]
-        class_of = {entry.id: place for place, entry in enumerate(source.vocabulary.classes)}
-        ids, categories, crowds = record.segments.T
-        classes = np.asarray([class_of[category] for category in categories.tolist()], np.int64)
-        truth = Truth(decode_ids(record.panoptic), ids, classes, crowds.astype(bool), source.areas(index))
+    for index in range(len(dataset)):
+        truth = PanopticSource(dataset, index).read(dataset.vocabulary)
         cases += [perturb(rng, truth, things) for _ in range(options.times)]
     mine, theirs = ours(cases, things), independent(cases, things)
     difference = max(abs(mine[key] - theirs[key]) for key in mine)
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def perturb(rng: np.random.Generator, truth: Truth, things: np.ndarray) -> Case:
-    """Annotation and prediction, both changed."""
+    """Makes a prediction from an annotation, and changes both."""
     height, width = truth.id_map.shape
     ids = truth.ids[np.isin(truth.ids, truth.id_map)]
     crowds = truth.crowds.copy()
@@ -84,7 +82,7 @@ def perturb(rng: np.random.Generator, truth: Truth, things: np.ndarray) -> Case:
             label = int(rng.integers(len(things)))
         classes.append(label)
         found[mask] = len(classes)
-    for _ in range(2):  # something that is not there
+    for _ in range(2):  # segments that nothing is annotated for
         y, x, h, w = (int(rng.integers(side)) for side in (height, width, height // 3 + 1, width // 3 + 1))
         classes.append(int(rng.integers(len(things))))
         found[y : y + h + 1, x : x + w + 1] = len(classes)
@@ -93,27 +91,27 @@ def perturb(rng: np.random.Generator, truth: Truth, things: np.ndarray) -> Case:
     if rng.random() < 0.5:
         y = int(rng.integers(height))
         id_map[y : y + height // 5 + 1] = 0
-    # Officially the json's areas count; these are right, but for segments that the stripe of void has cut.
+    # The json's areas stay, as panopticapi uses them: they are right except for segments that the stripe of void cuts.
     return Case(truth._replace(id_map=id_map, crowds=crowds), found, np.asarray(classes, np.int64))
 
 
 def ours(cases: list[Case], things: np.ndarray) -> dict[tuple[str, str], float]:
+    """Computes the scores by group and by class, as `independent` returns them."""
     total = PanopticCounts.zeros(len(things))
     for case in cases:
         total = total.plus(count(case.truth, case.id_map, case.classes, len(things)))
     figures = {}
-    for name, among in (("All", things | True), ("Things", things), ("Stuff", ~things)):
-        found = average(total, among)
+    for name, members in (("All", things | True), ("Things", things), ("Stuff", ~things)):
+        found = average(total, members)
         figures |= {("pq", name): found.pq, ("sq", name): found.sq, ("rq", name): found.rq, ("n", name): found.classes}
-    for index, row in enumerate(
-        np.nan_to_num(quality(total), nan=-1).tolist()
-    ):  # as theirs are where a class does not occur
+    # hotcoco returns -1 for a class that does not occur.
+    for index, row in enumerate(np.nan_to_num(quality(total), nan=-1).tolist()):
         figures |= {(key, str(index)): value for key, value in zip(("pq", "sq", "rq"), row, strict=True)}
     return figures
 
 
 def independent(cases: list[Case], things: np.ndarray) -> dict[tuple[str, str], float]:
-    """By hotcoco, from files."""
+    """Computes the scores with hotcoco, from files."""
     from hotcoco.panoptic import PanopticEval
 
     categories = [{"id": i + 1, "name": f"c{i}", "isthing": int(thing)} for i, thing in enumerate(things)]

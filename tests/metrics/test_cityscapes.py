@@ -1,4 +1,4 @@
-"""Beside cityscapesScripts, fed with files as its server wants them."""
+"""Cityscapes' scores against cityscapesScripts, which reads the files that its server accepts."""
 
 import os
 
@@ -10,20 +10,20 @@ from cityscapesscripts.helpers.labels import id2label, trainId2label
 from PIL import Image
 
 from fcclip_jax.metrics import cityscapes, semantic
-from fcclip_jax.metrics.cityscapes import IGNORED_LABELS, INSTANCE_LABELS, Found
+from fcclip_jax.metrics.cityscapes import IGNORED_LABELS, INSTANCE_LABELS, Detection
 
 HW = (120, 200)
 
 
 @pytest.fixture(autouse=True)
 def older_numpy(monkeypatch):
-    """cityscapesScripts 2.3 calls what NumPy 2.4 has no longer, and leaves a json of NumPy's numbers where it is called."""
+    """Restores what cityscapesScripts 2.3 needs and NumPy 2.4 has removed, and keeps it from writing a json."""
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     monkeypatch.setattr(official, "writeDict2JSON", lambda content, path: None)
 
 
-def made_up(rng: np.random.Generator) -> tuple[np.ndarray, list[Found]]:
-    """Road with instances, a group of cars, a caravan and void; detections near them, elsewhere, and of stuff."""
+def made_up(rng: np.random.Generator) -> tuple[np.ndarray, list[Detection]]:
+    """Makes a road with instances, a group of cars, a caravan and void; and detections near them, elsewhere, and of stuff."""
     ids = np.full(HW, 7, np.uint16)
     found = []
     for number in range(14):
@@ -36,10 +36,10 @@ def made_up(rng: np.random.Generator) -> tuple[np.ndarray, list[Found]]:
             mask = np.roll(ids == id, rng.integers(-3, 4, 2), (0, 1))
             label = id // 1000 if id >= 1000 else 26
             for _ in range(rng.integers(1, 3)):
-                found.append(Found(label if label in INSTANCE_LABELS else 26, float(rng.random()), mask))
+                found.append(Detection(label if label in INSTANCE_LABELS else 26, float(rng.random()), mask))
     noise = np.zeros(HW, bool)
     noise[5:40, 5:60] = True
-    return ids, [*found, Found(24, 0.7, noise), Found(7, 0.9, noise), Found(25, 0.5, np.zeros(HW, bool))]
+    return ids, [*found, Detection(24, 0.7, noise), Detection(7, 0.9, noise), Detection(25, 0.5, np.zeros(HW, bool))]
 
 
 def test_labels():
@@ -80,7 +80,7 @@ def test_average_precision(seed, tmp_path):
 
 
 def test_iou(tmp_path):
-    """Over training ids, as over label ids: both leave out what is not evaluated."""
+    """mIoU over training ids equals mIoU over label ids, since both leave out the same classes."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 34, HW).astype(np.uint8)
     classes = np.asarray([id2label[label].trainId for label in range(34)]).astype(np.uint8)[truth]

@@ -1,4 +1,4 @@
-"""Panoptic quality: by hand, against the definition written out literally, and against panopticapi's figures."""
+"""Panoptic quality: by hand, against a literal implementation of the definition, and against panopticapi's scores."""
 
 import json
 
@@ -54,16 +54,16 @@ def test_an_area_from_the_json_is_what_counts():
 
 def test_mistakes_are_named():
     annotated = truth([[4]], [(4, 0, False)])
-    with pytest.raises(ValueError, match=r"\(1, 1\) pixels and the prediction \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"\(1, 1\) pixels, but the prediction \(1, 2\)"):
         count(annotated, np.asarray([[1, 1]]), np.asarray([0]), 1)
-    with pytest.raises(ValueError, match="a segment 2, and 1 are listed"):
+    with pytest.raises(ValueError, match="has the id 2, but its segments have the ids 1 to 1"):
         count(annotated, np.asarray([[2]]), np.asarray([0]), 1)
     with pytest.raises(ValueError, match="no such class occurs"):
         average(PanopticCounts.zeros(3), [True] * 3)
 
 
 def literal(annotated: Truth, found: np.ndarray, found_classes: np.ndarray, classes: int) -> PanopticCounts:
-    """The definition, segment by segment and set by set."""
+    """Counts as the definition does, with sets of pixels."""
     counts = PanopticCounts.zeros(classes)
     pixels = {(i, j) for i in range(found.shape[0]) for j in range(found.shape[1])}
     void = {p for p in pixels if annotated.id_map[p] == 0}
@@ -130,12 +130,12 @@ def test_the_official_figures(shared):
     total = PanopticCounts.zeros(len(categories))
 
     def check(counts: PanopticCounts, expected: dict) -> None:
-        for name, among in (("All", things | True), ("Things", things), ("Stuff", ~things)):
+        for name, members in (("All", things | True), ("Things", things), ("Stuff", ~things)):
             if expected[name] is None:
                 with pytest.raises(ValueError, match="no such class occurs"):
-                    average(counts, among)
+                    average(counts, members)
                 continue
-            ours = average(counts, among)
+            ours = average(counts, members)
             assert ours.classes == expected[name]["n"]
             # Both are float64; panopticapi adds up in another order.
             for part in ("pq", "sq", "rq"):

@@ -1,3 +1,5 @@
+"""Semantic scores: by hand, against a loop over pixels, and against detectron2's scores."""
+
 import json
 
 import numpy as np
@@ -9,7 +11,7 @@ IGNORE = 255
 
 
 def literally(truth, found, classes, ignore):
-    """mIoU, fwIoU, mACC and pACC, IoU and accuracy of each class, pixel by pixel."""
+    """Returns mIoU, fwIoU, mACC and pACC; and IoU and accuracy of each class, counted pixel by pixel."""
     right, annotated, predicted = ([0] * classes for _ in range(3))
     for t, f in zip(truth.ravel().tolist(), found.ravel().tolist(), strict=True):
         if t == ignore:
@@ -17,14 +19,14 @@ def literally(truth, found, classes, ignore):
         annotated[t] += 1
         predicted[f] += 1
         right[t] += t == f
-    there = [c for c in range(classes) if annotated[c]]
-    iou = {c: right[c] / (annotated[c] + predicted[c] - right[c]) for c in there}
-    accuracy = {c: right[c] / annotated[c] for c in there}
+    occurring = [c for c in range(classes) if annotated[c]]
+    iou = {c: right[c] / (annotated[c] + predicted[c] - right[c]) for c in occurring}
+    accuracy = {c: right[c] / annotated[c] for c in occurring}
     pixels = sum(annotated)
     overall = (
-        sum(iou.values()) / len(there),
-        sum(iou[c] * annotated[c] for c in there) / pixels,
-        sum(accuracy.values()) / len(there),
+        sum(iou.values()) / len(occurring),
+        sum(iou[c] * annotated[c] for c in occurring) / pixels,
+        sum(accuracy.values()) / len(occurring),
         sum(right) / pixels,
     )
     nan = float("nan")
@@ -51,7 +53,7 @@ def test_against_a_loop_over_pixels(classes, dtype, ignore):
     rng = np.random.default_rng(classes)
     maps = []
     for _ in range(3):
-        truth = rng.integers(0, classes // 2, (37, 53))  # the other half is found, but not there
+        truth = rng.integers(0, classes // 2, (37, 53))  # the other half is found, but not annotated
         found = np.where(rng.random(truth.shape) < 0.4, truth, rng.integers(0, classes, truth.shape))
         maps.append((np.where(rng.random(truth.shape) < 0.1, ignore, truth).astype(dtype), found.astype(np.int32)))
     confusion = sum(semantic.count(truth, found, classes, ignore) for truth, found in maps)
@@ -69,9 +71,9 @@ def test_nothing_is_annotated():
 @pytest.mark.parametrize(
     "truth, found, message",
     [
-        (np.zeros((4, 5), int), np.zeros((5, 4), int), r"\(4, 5\) pixels and the prediction \(5, 4\)"),
-        (np.full((2, 2), 3), np.zeros((2, 2), int), "the annotation has the class 3 of 3, counted from 0"),
-        (np.zeros((2, 2), int), np.full((2, 2), 3), "the prediction has the class 3 of 3, counted from 0"),
+        (np.zeros((4, 5), int), np.zeros((5, 4), int), r"\(4, 5\) pixels, but the prediction \(5, 4\)"),
+        (np.full((2, 2), 3), np.zeros((2, 2), int), "the annotation has the class 3, but classes are from 0 to 2"),
+        (np.zeros((2, 2), int), np.full((2, 2), 3), "the prediction has the class 3, but classes are from 0 to 2"),
     ],
 )
 def test_refusals(truth, found, message):
