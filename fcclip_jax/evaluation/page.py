@@ -1,12 +1,10 @@
 """An HTML page of the images with the lowest scores, each beside its annotation."""
 
 import html
-import io
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
 
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.config import EvalSettings
@@ -16,6 +14,7 @@ from fcclip_jax.evaluation.loop import classes_in
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.engine import Engine
+from fcclip_jax.inference.export import encode_jpeg
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.metrics import panoptic, semantic
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -57,7 +56,7 @@ def write(
         truth = _truth(chosen[position], examples.vocabulary, task)
         pair = np.concatenate([np.asarray(each.draw(task)) for each in (result, truth)], axis=1)
         path = folder / FOLDER / f"{position + 1:03}.jpg"
-        files[path] = _jpeg(pair)
+        files[path] = encode_jpeg(pair, 90)
         shown = html.escape(str(examples.rows[place].image_id))
         rows[position] = (
             f"<h2>{position + 1}. {shown}: {name} {100 * quality[place]:.1f}</h2>\n"
@@ -90,9 +89,3 @@ def _truth(example: Example, vocabulary: Vocabulary, task: str) -> Result:
         return truth_result(example.panoptic, example.image, vocabulary)
     classes = np.where(example.semantic == IGNORE, -1, example.semantic.astype(np.int64))
     return Result(example.image, vocabulary, None, classes, None)
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

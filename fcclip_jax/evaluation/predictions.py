@@ -8,19 +8,23 @@ predictions/images.json                        the images, and the categories
 NAME is the photograph's file name without its suffix; if several share a name, the later ones get -2, -3 and so on.
 """
 
-import io
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.files import write_files
-from fcclip_jax.inference.export import categories, encode_ids, instance_record, name_photos, segments_info
+from fcclip_jax.inference.export import (
+    categories,
+    encode_ids,
+    encode_png,
+    encode_semantic,
+    instance_record,
+    name_photos,
+    segments_info,
+)
 from fcclip_jax.inference.results import Result
 
 FOLDER = "predictions"
@@ -41,11 +45,10 @@ def save(folder: pathlib.Path, name: str, image_id: int | str, result: Result) -
     """
     files, entries = {}, {}
     if "panoptic" in result.tasks:
-        files[folder / FOLDER / "panoptic" / f"{name}.png"] = _png(encode_ids(result.panoptic.id_map))
+        files[folder / FOLDER / "panoptic" / f"{name}.png"] = encode_png(encode_ids(result.panoptic.id_map))
         entries["segments_info"] = segments_info(result.panoptic)
     if "semantic" in result.tasks:
-        dtype = np.uint8 if len(result.vocabulary.classes) <= 255 else np.uint16
-        files[folder / FOLDER / "semantic" / f"{name}.png"] = _png(result.semantic.astype(dtype))
+        files[folder / FOLDER / "semantic" / f"{name}.png"] = encode_semantic(result.semantic, result.vocabulary)
     if "instances" in result.tasks:
         entries["instances"] = [instance_record(image_id, each) for each in result.instances]
     write_files(files)
@@ -76,9 +79,3 @@ def finish(folder: pathlib.Path, lines: Mapping[int, Line], examples: Examples) 
     if "instances" in first:
         contents["instances.json"] = [each for line in lines.values() for each in line["instances"]]
     write_files({folder / FOLDER / name: json.dumps(content).encode() for name, content in contents.items()})
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
