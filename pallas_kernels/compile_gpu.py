@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -132,10 +132,10 @@ def _kernel(call: ir.Operation) -> Kernel:
     return Kernel(config["name"].value, code, config["num_warps"].value, config["num_stages"].value, programs)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table of all kernels and returns the exit code: 2 if Triton is missing."""
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_gpu", description=__doc__.split("\n")[0])
-    parser.parse_args()
+    parser.parse_args(argv)
     if gpu.plgpu is None or importlib.util.find_spec("triton") is None:
         print("compile_gpu needs Triton, which is not installed; on Linux: pip install triton", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -112,7 +112,7 @@ def kernel_vmem(device: jax.Device, direction: str, shapes: Shapes, dtype: str) 
     return MIB
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and returns the exit code: 2 if the TPU compiler cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_tpu", description=__doc__.split("\n")[0])
     parser.add_argument("--generation", choices=TOPOLOGIES, action="append", help="repeat for several (default: all)")

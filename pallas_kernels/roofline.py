@@ -8,6 +8,7 @@ arithmetic's rate, as the makers publish them (`problems.PEAKS`).
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -141,8 +142,10 @@ def print_costs() -> None:
                 print("| " + " | ".join(cells) + " |")
 
 
-def main() -> int:
-    argparse.ArgumentParser(prog="python -m pallas_kernels.roofline", description=__doc__.split("\n")[0]).parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.roofline", description=__doc__.split("\n")[0])
+    parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     print_visits()
     print()

@@ -1,3 +1,5 @@
+"""The table engine on a small table: both directions, strictness, and the transforms."""
+
 import numpy as np
 import pytest
 

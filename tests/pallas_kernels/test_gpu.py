@@ -51,8 +51,7 @@ def test_machine_code(dtype: str, capability: int):
 def test_without_triton_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["compile_gpu"])
-    assert compile_gpu.main() == 2
+    assert compile_gpu.main([]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "compile_gpu needs Triton, which is not installed; on Linux: pip install triton"
     ]

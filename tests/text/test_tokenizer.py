@@ -1,3 +1,5 @@
+"""The tokenizer against known ids, the official prompts and OpenCLIP's own tokenizer."""
+
 import sys
 
 import numpy as np

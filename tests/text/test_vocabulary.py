@@ -1,3 +1,5 @@
+"""Shipped vocabularies, vocabularies of your own words, and their JSON."""
+
 import json
 
 import pytest
