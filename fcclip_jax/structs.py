@@ -115,7 +115,7 @@ def _describe(value: Any) -> str:
 
 
 def _wanted(expected: tuple[Any, ...]) -> str:
-    """Names the alternatives; those of an array differ only in where it lies."""
+    """Names the alternatives; those of an array differ only in its place, device or host."""
     names = [
         f"{hint.dtype.__name__}[{hint.dim_str}]" if hasattr(hint, "dim_str") else getattr(hint, "__name__", str(hint))
         for hint in expected

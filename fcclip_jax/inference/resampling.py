@@ -82,8 +82,8 @@ def upsample_taps(positions: Int[Array, " N"], image: Int[Array, ""], dtype: Any
 def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[Array, ""], dtype: Any) -> Taps:
     """Returns the filter from mask logits to pixels of the output: upsample, crop, resize.
 
-    An output pixel lies between two neighbouring pixels of the padded image, and those between at most three
-    neighbouring logits: the composition is one filter of three taps.
+    An output pixel reads two neighbouring pixels of the padded image, and these read at most three neighbouring
+    logits: the composition is one filter of three taps.
     """
     lower, fraction = linear_taps(positions, image, output, dtype)
     near = upsample_taps(lower, image, dtype)

@@ -69,7 +69,7 @@ class Result:
             return visualize.draw_semantic(self.image, self.vocabulary, self.semantic)
         if task == "instances":
             return visualize.draw_instances(self.image, self.vocabulary, self.instances, threshold)
-        raise ValueError(f"there is no task {task!r} to draw; name panoptic, semantic or instances")
+        raise ValueError(f"no task {task!r} to draw; name panoptic, semantic or instances")
 
     def _required(self, value: Any, task: str) -> Any:
         if value is None:

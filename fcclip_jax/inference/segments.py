@@ -1,4 +1,4 @@
-"""What results hold: panoptic segments and instances, on the host."""
+"""The parts of a result: panoptic segments and instances, on the host."""
 
 from typing import NamedTuple
 

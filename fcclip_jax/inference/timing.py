@@ -1,16 +1,17 @@
 """Seconds per image, by stage: `python -m fcclip_jax.inference.timing --size 512x512 --size 800x1067 --torch`.
 
-Runs FC-CLIP with ConvNeXt-L, random weights, 250 queries and 150 classes whose text embeddings are ready, on one image a
-size, and makes panoptic, semantic and instance results at that size. Prints, for every size,
+Runs FC-CLIP with ConvNeXt-L, random weights, 250 queries and 150 classes whose text embeddings are ready, on one image of
+each size, and makes panoptic, semantic and instance results at that size. Prints, for each size,
 
     trunk, pixel decoder, mask decoder (masks and class probabilities), post-processing:
-                    each a program of its own with its inputs ready;
-    whole program:  pixels to maps in one program, which is what `Segmenter` runs: it need not be the stages' sum;
-    torch trunk:    with --torch, PyTorch's time for the image trunk alone (OpenCLIP's convnext_large_d_320, timm's code),
-                    as many threads, run in turns with the others, and how many times that the whole program takes.
+                    each as a separate program with its inputs ready;
+    whole program:  from pixels to maps in one program, as `Segmenter` runs it; it may differ from the stages' sum;
+    torch trunk:    with --torch, the image trunk alone in PyTorch (OpenCLIP's convnext_large_d_320, timm's code) with the
+                    same number of threads, and the whole program's time relative to it.
 
-Times are medians; compilation comes before and is printed apart, as are the peak memory of the process while the whole
-program runs for the first time (before torch is loaded) and the part of it that XLA plans for intermediate values.
+Programs run by turns; times are medians. Printed separately are the seconds to compile, the peak memory of the process
+during the first run of the whole program (before torch is loaded), and the part of it that XLA plans for intermediate
+values.
 """
 
 import argparse
@@ -56,7 +57,7 @@ class Case(NamedTuple):
 
 
 def stages(graphdef: nnx.GraphDef, canvas: tuple[int, int]) -> dict[str, Callable[..., Any]]:
-    """The four stages and the whole, as functions of the weights and of each other's results."""
+    """Returns the four stages and the whole, as functions of the weights and of each other's results."""
 
     def trunk(state, images, image_hw):
         pixels, valid_hw = normalize_images(images, image_hw)
@@ -91,7 +92,7 @@ def stages(graphdef: nnx.GraphDef, canvas: tuple[int, int]) -> dict[str, Callabl
 
 
 def build(graphdef: nnx.GraphDef, state: nnx.State, embed_dim: int, size: tuple[int, int]) -> Case:
-    """Compiles everything for one size, and runs the whole program once."""
+    """Compiles all programs for one size, and runs the whole program once."""
     rng = np.random.default_rng(0)
     shape = tuple(round_up(side, STRIDE) for side in size)
     images = np.zeros((1, *shape, 3), np.uint8)
@@ -125,7 +126,7 @@ def build(graphdef: nnx.GraphDef, state: nnx.State, embed_dim: int, size: tuple[
 
 
 def classifier(rng: np.random.Generator, embed_dim: int) -> tuple[TextClassifier, np.ndarray]:
-    """CLASSES random embeddings in the bucket of every shipped vocabulary, and which classes are things."""
+    """Returns CLASSES random embeddings in their bucket, and which classes are things."""
     rows = class_bucket(CLASSES)
     embeddings = np.zeros((rows, embed_dim), np.float32)
     embeddings[:CLASSES] = rng.standard_normal((CLASSES, embed_dim), np.float32)
@@ -137,7 +138,7 @@ def classifier(rng: np.random.Generator, embed_dim: int) -> tuple[TextClassifier
 
 
 def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
-    """PyTorch's image trunk on a random image of that size, padded like ours."""
+    """Returns PyTorch's image trunk on a random image of this size, padded to the same multiple of 32."""
     import open_clip
     import torch
 
@@ -153,7 +154,7 @@ def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
 
 
 def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turns so that whatever else the machine does meets all alike."""
+    """Returns the median seconds of each program. They run by turns, so that other load on the machine affects all alike."""
     seconds = {name: [] for name in programs}
     for run in programs.values():
         run()
@@ -166,44 +167,51 @@ def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, f
 
 
 def parse_size(text: str) -> tuple[int, int]:
+    """Reads "800x1067": height x width in pixels."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found or not all(map(int, found.groups())):
-        raise argparse.ArgumentTypeError(f"size {text!r} is not HEIGHTxWIDTH, such as 800x1067")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 800x1067")
     return int(found[1]), int(found[2])
 
 
 def report(case: Case, seconds: dict[str, float]) -> None:
+    """Prints the table of one size."""
     print(f"\n{case.size[0]}x{case.size[1]}           seconds   to compile")
     for name, value in seconds.items():
         compile_seconds = f"{case.compile_seconds[name]:9.1f}" if name in case.compile_seconds else ""
         print(f"  {name:16} {value:8.3f}    {compile_seconds}")
     if TORCH in seconds:
         print(f"  {WHOLE} / {TORCH}: {seconds[WHOLE] / seconds[TORCH]:.2f}")
-    print(
-        f"  peak memory {case.peak_memory / GIB:.2f} GiB, of which XLA's intermediate values {case.planned_memory / GIB:.2f}"
-    )
+    peak, planned = case.peak_memory / GIB, case.planned_memory / GIB
+    print(f"  peak memory {peak:.2f} GiB; XLA's intermediate values are {planned:.2f} GiB of it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fcclip_jax.inference.timing", description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=parse_size, action="append", help="HEIGHTxWIDTH; may be repeated")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--torch", action="store_true", help="time PyTorch's trunk beside ours")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        action="append",
+        help="HEIGHTxWIDTH in pixels; repeat it for several sizes. The default is 512x512 and 800x1067.",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program; the default is 3")
+    parser.add_argument("--torch", action="store_true", help="also time PyTorch's image trunk")
     args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error(f"--repeats is {args.repeats}; it must be at least 1")
     if args.torch and not all(importlib.util.find_spec(name) for name in ("torch", "open_clip")):
         parser.error("--torch needs torch and open_clip: pip install 'fcclip-jax[convert]'")
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # or the seconds to compile would be those of an earlier run
+    # A cached program would make the seconds to compile meaningless.
+    jax.config.update("jax_enable_compilation_cache", False)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"FC-CLIP {MODEL} on {jax.devices()[0].device_kind} ({threads} threads), jax {jax.__version__}")
     description = fcclip_description(CLIP_MODELS[MODEL])
     model = random_model(description)
     del model.clip.text
     graphdef, state = nnx.split(model)
-    del model  # or its weights would be counted twice
+    del model  # its weights would count twice in the peak memory
     state = jax.device_put(state)
-    # torch is loaded once our memory has been measured.
+    # All memory is measured before torch is loaded.
     cases = [build(graphdef, state, description.clip.image.embed_dim, size) for size in args.size or SIZES]
     for case in cases:
         programs = dict(case.programs)

@@ -113,7 +113,7 @@ def _painted(image: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UI
 
 
 def _labelled(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> Image.Image:
-    """scene: blue first."""
+    """Returns the scene, blue first, as a picture with the regions' labels."""
     picture = Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
     _draw_labels(picture, regions)
     return picture

@@ -36,7 +36,7 @@ def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
     found = {}
     if sweep:
         # The second way reads the images at another size.
-        ways = [Way(segmenter.ensemble), Way(segmenter.ensemble, short_side=64)]
+        ways = [Way(segmenter.engine.ensemble), Way(segmenter.engine.ensemble, short_side=64)]
         for index, panoptics in segmenter.engine.sweep(images, ways, overlap_threshold=0.1):
             found[index] = [part for result in panoptics for part in panoptic_numbers(result)]
     else:

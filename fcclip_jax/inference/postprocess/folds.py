@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fcclip_jax.inference.resampling import Window, for_each_tile, resized_logits, resized_probs
+from fcclip_jax.inference.resampling import Reader, Window, for_each_tile, resized_logits, resized_probs
 
 
 class Tile(NamedTuple):
-    """The masks of all queries at some pixels of the output. No mask holds the pixels outside the output."""
+    """The masks of all queries at the pixels of one tile. Pixels beyond the output's edges are in no mask of resized logits."""
 
     window: Window
     logits: Float[Array, "R P Q"] | None
@@ -43,24 +43,21 @@ def fold_tiles(
     results = {}
     for before_resize, resized in ((False, resized_logits), (True, resized_probs)):
         sharing = {task: fold for task, fold in folds.items() if fold.before_resize == before_resize}
-        if not sharing:
-            continue
-
-        def visit(
-            states: dict[str, Any],
-            window: Window,
-            values: Float[Array, "R P Q"],
-            sharing: Mapping[str, Fold] = sharing,
-            before_resize: bool = before_resize,
-        ) -> dict[str, Any]:
-            if before_resize:
-                tile = Tile(window, None, values)
-            else:
-                inside = jnp.where(window.inside[:, :, None], values, jnp.finfo(values.dtype).min)
-                tile = Tile(window, inside, jax.nn.sigmoid(inside))
-            return {task: fold.visit(states[task], tile) for task, fold in sharing.items()}
-
-        start = {task: fold.start for task, fold in sharing.items()}
-        end = for_each_tile(visit, start, output_hw, resized(logits, image_hw, output_hw, canvas))
-        results |= {task: fold.finish(end[task]) for task, fold in sharing.items()}
+        if sharing:
+            results |= _one_pass(sharing, resized(logits, image_hw, output_hw, canvas), output_hw, before_resize)
     return results
+
+
+def _one_pass(
+    folds: Mapping[str, Fold], reader: Reader, output_hw: Int[Array, " 2"], before_resize: bool
+) -> dict[str, Any]:
+    def visit(states: dict[str, Any], window: Window, values: Float[Array, "R P Q"]) -> dict[str, Any]:
+        if before_resize:
+            tile = Tile(window, None, values)
+        else:
+            inside = jnp.where(window.inside[:, :, None], values, jnp.finfo(values.dtype).min)
+            tile = Tile(window, inside, jax.nn.sigmoid(inside))
+        return {task: fold.visit(states[task], tile) for task, fold in folds.items()}
+
+    end = for_each_tile(visit, {task: fold.start for task, fold in folds.items()}, output_hw, reader)
+    return {task: fold.finish(end[task]) for task, fold in folds.items()}

@@ -31,7 +31,7 @@ class Instances(NamedTuple):
 
 
 class InstanceState(NamedTuple):
-    """What the pass over the tiles collects."""
+    """The state of the pass over the tiles."""
 
     mask_bits: UInt8[Array, "Q W H8"]
     """logit > 0: 8 rows to a byte, the first in the lowest bit."""
@@ -108,7 +108,7 @@ def mask_boxes(mask_bits: UInt8[Array, "N W H8"]) -> Int[Array, "N 4"]:
 
 
 def unpack_mask(mask_bits: UInt8[np.ndarray, "W2 H8"], output_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Unpacks one instance's bits on the host; the result lies column by column in memory, as COCO's RLE reads it."""
+    """Unpacks one instance's bits on the host; the result is stored column by column, as COCO's RLE reads it."""
     height, width = output_hw
     bits = mask_bits[:width, : ceil_div(height, 8)]
     return np.unpackbits(bits, axis=1, count=height, bitorder="little").view(bool).T

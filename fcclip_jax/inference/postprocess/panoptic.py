@@ -1,4 +1,4 @@
-"""Panoptic maps: each pixel goes to the query with the highest class score x mask probability."""
+"""Panoptic maps: each pixel is assigned to the query with the highest class score x mask probability."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ class Segments(NamedTuple):
 
 
 class PanopticState(NamedTuple):
-    """What one pass over the tiles collects for S classifications of the same masks."""
+    """The state of one pass over the tiles, for S classifications of the same masks."""
 
     winners: Int[Array, "S H W"]
     """2 x the best query, + 1 where its own mask excludes the pixel; 2 Q outside the output."""
@@ -92,7 +92,7 @@ def panoptic_fold(
         ) -> tuple[Int[Array, "H W"], Segments]:
             winners, won, labels, scores = setting
             ids, segments = found_segments(won, state.areas, labels, scores, is_thing, overlap_threshold)
-            # A query's id, and void's for the pixels that its own mask excludes; in the end void's for nobody.
+            # Ids by winner: the query's, and void for the pixels that its mask excludes; the last entry is outside the output.
             table = jnp.append(jnp.stack([ids, jnp.zeros_like(ids)], axis=1).reshape(-1), 0)
             return table[winners], segments
 
