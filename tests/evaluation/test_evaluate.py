@@ -23,9 +23,10 @@ from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation import evaluate as evaluate_module
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.evaluate import evaluate
-from fcclip_jax.evaluation.examples import open_benchmark
+from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic
 from fcclip_jax.inference import engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
+from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import tiny
 from tests.evaluation import layouts
 from tests.ports import free_address
@@ -108,6 +109,27 @@ def logged(folder: pathlib.Path) -> int:
     return sum(path.read_text().count("\n") for path in (folder / "images").glob("*.jsonl"))
 
 
+def logged_lines(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for path in (folder / "images").iterdir() for line in path.read_text().splitlines()]
+
+
+def check_pixels(folder: pathlib.Path, examples: Examples) -> None:
+    """Checks that the lines count each annotated pixel once, and that the report has the share of right ones."""
+    classes = len(examples.vocabulary.classes)
+    right = counted = 0
+    lines = logged_lines(folder)
+    assert sorted(line["index"] for line in lines) == list(range(len(examples)))
+    for line in lines:
+        labels, pixels = np.unique(examples[line["index"]].semantic, return_counts=True)
+        annotated = {classes if label == IGNORE else label: 0 for label in labels.tolist()}
+        for truth, found, number in line["semantic"]:
+            annotated[truth] += number
+            right += number * (truth == found)
+            counted += number * (truth != classes)
+        assert list(annotated.values()) == pixels.tolist()
+    assert counted and report(folder)["scores"]["pacc"] == pytest.approx(100 * right / counted, rel=1e-12)
+
+
 def test_what_an_evaluation_leaves(straight, data):
     found = report(straight)
     assert (found["evaluated"], found["skipped"]) == (IMAGES, 0)
@@ -124,11 +146,7 @@ def test_what_an_evaluation_leaves(straight, data):
     assert "**ADE20K, 7 of 2000 images**" in table and "| PQ " in table and " 26.8 |" in table
     page = (straight / "worst.html").read_text()
     assert page.count("<img") == 2 and len(list((straight / "worst").iterdir())) == 2
-    # Every annotated pixel is in exactly one line.
-    lines = [json.loads(line) for path in (straight / "images").iterdir() for line in path.read_text().splitlines()]
-    examples = open_benchmark("ade20k", data)
-    for line in lines:
-        assert sum(pixels for _, _, pixels in line["semantic"]) == examples[line["index"]].semantic.size
+    check_pixels(straight, open_benchmark("ade20k", data))
 
 
 def test_again_says_the_same_at_once(straight, data, cache, capsys):
@@ -229,7 +247,7 @@ def test_what_is_offered(data, cache, tmp_path):
     assert evaluate(config("ade20k", data, grounding=True, instances=False, worst=0), "random", str(tmp_path)) == 0
     found = report(tmp_path)
     assert found["reported"] == {"pq": 38.4, "miou": 54.1}
-    lines = [json.loads(line) for path in (tmp_path / "images").iterdir() for line in path.read_text().splitlines()]
+    lines = logged_lines(tmp_path)
     for line in lines:
         annotated = {truth for truth, _, _ in line["semantic"]} - {150}
         assert {label for _, label, _ in line["semantic"]} <= annotated
@@ -284,6 +302,7 @@ def test_other_benchmarks(benchmark, cache, tmp_path):
     assert [key in scores for key in ("pq", "miou", "ap")] == [
         task in tasks for task in ("panoptic", "semantic", "instances")
     ]
+    check_pixels(tmp_path / "run", open_benchmark(benchmark, tmp_path))
 
 
 def test_data_of_ones_own(cache, tmp_path):
@@ -295,12 +314,14 @@ def test_data_of_ones_own(cache, tmp_path):
     assert evaluate(config("custom", tmp_path, **own), "random", str(tmp_path / "panoptic")) == 0
     found = report(tmp_path / "panoptic")
     assert {"pq", "miou", "ap"} <= found["scores"].keys() and found["reported"] == {}
+    check_pixels(tmp_path / "panoptic", open_panoptic(*paths))
     folder = tmp_path / "pascal_ctx_d2"
     layouts.write("pascal_context_59", tmp_path)
     own = {"custom.images": str(folder / "images"), "custom.labels": str(folder / "annotations_ctx59"),
            "custom.words": "pascal_context_59", "panoptic": False, "instances": False}  # fmt: skip
     assert evaluate(config("custom", tmp_path, **own), "random", str(tmp_path / "semantic")) == 0
-    assert "miou" in report(tmp_path / "semantic")["scores"]
+    vocabulary = Vocabulary.load("pascal_context_59")
+    check_pixels(tmp_path / "semantic", open_semantic(own["custom.images"], own["custom.labels"], vocabulary))
 
 
 def own_labels(folder: pathlib.Path, **changes) -> dict[str, object]:
@@ -322,7 +343,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     folder = tmp_path / "run"
     assert evaluate(config("custom", tmp_path, save_predictions=True, **own), "random", str(folder)) == 0
     maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "maps").rglob("*.png"))]
-    lines = [json.loads(line) for path in (folder / "images").iterdir() for line in path.read_text().splitlines()]
+    lines = logged_lines(folder)
     for line in lines:
         pairs = np.array(line["semantic"])
         assert set(pairs[:, 0]) == {0, 1, 2, 3}  # 3 stands for pixels that do not count
