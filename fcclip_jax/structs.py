@@ -18,14 +18,17 @@ import functools
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from beartype.door import is_bearable
 from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
 
-AnyArray = jax.Array | np.ndarray
+if TYPE_CHECKING:  # JAX takes host arrays wherever it takes its own, which type checkers cannot know
+    AnyArray = Any
+else:
+    AnyArray = jax.Array | np.ndarray
 """An array on the device, on the host, or traced."""
 
 Struct = TypeVar("Struct", bound=tuple)

@@ -37,7 +37,7 @@ def test_batch_axes_may_be_absent(batch):
 def test_a_batch_axis_of_one_field_alone():
     with pytest.raises(
         TypeError,
-        match=r"^Segments\.class_ids is int32\[5\], not Int\[\*B Q\]; the other fields are Segments\.count int32\[2\], ",
+        match=r"^Segments\.class_ids is int32\[5\], not Int\[\*B Q\]; the other fields are Segments\.number int32\[2\], ",
     ):
         checked(segments(2)._replace(class_ids=np.zeros(5, np.int32)))
 

@@ -104,10 +104,12 @@ def share_programs(
     def pixels(shapes: Shapes) -> float:
         return shapes.bucket[0] * shapes.bucket[1] + CANVAS_COST * shapes.canvas[0] * shapes.canvas[1]
 
-    def joined(a: Shapes, b: Shapes) -> Shapes | None:
+    def fit_together(a: Shapes, b: Shapes) -> bool:
         height, width = (max(sides) for sides in zip(a.bucket, b.bucket, strict=True))
-        if not any(bucket[0] >= height and bucket[1] >= width for bucket in buckets):
-            return None
+        return any(bucket[0] >= height and bucket[1] >= width for bucket in buckets)
+
+    def joined(a: Shapes, b: Shapes) -> Shapes:
+        height, width = (max(sides) for sides in zip(a.bucket, b.bucket, strict=True))
         return Shapes(choose_bucket((height, width), buckets), max(a.canvas, b.canvas))
 
     def cost(a: Shapes, b: Shapes) -> float:
@@ -115,7 +117,7 @@ def share_programs(
         return sum(counts[member] * (pixels(both) - pixels(own)) for own in (a, b) for member in groups[own])
 
     while len(groups) > limit:
-        pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if joined(a, b)]
+        pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if fit_together(a, b)]
         if not pairs:
             break
         a, b = min(pairs, key=lambda pair: cost(*pair))

@@ -68,8 +68,8 @@ class Engine:
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
         graphdef, state = nnx.split(image_model)
-        segment = functools.partial(programs.segment, graphdef)
-        sweep_all = functools.partial(sweep, graphdef)
+        segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef)
+        sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef)
         if batched and len(devices) > 1:
             mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
             self._places = [NamedSharding(mesh, PartitionSpec())]
@@ -153,7 +153,7 @@ class Engine:
             if offered is not None:
                 choice = np.zeros((self._rows, *words[place].is_thing.shape), bool)
                 for row in range(self._rows):
-                    choice[row, list(offered(photos[min(row, len(photos) - 1)].index))] = True
+                    choice[row, list(offered(photos[min(row, len(photos) - 1)].position))] = True
             return self._segment(
                 self._states[place],
                 stack(photos, shapes.bucket, size=self._rows),
@@ -185,7 +185,7 @@ class Engine:
         vocabulary, words = self._required_vocabulary(), self._words
         second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
         second_states = self._put(second_state)
-        sides = sorted({way.short_side for way in ways} - {None})
+        sides = sorted({way.short_side for way in ways if way.short_side is not None})
 
         def dispatch(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed:
             return self._sweep(
@@ -232,13 +232,13 @@ class Engine:
             for photos, output in parts:
                 output = jax.device_get(output)
                 for row, photo in enumerate(photos):
-                    yield photo.index, finish(photo, jax.tree.map(lambda x, row=row: x[row], output))
+                    yield photo.position, finish(photo, jax.tree.map(lambda x, row=row: x[row], output))
 
         underway: list[tuple[list[Photo], Postprocessed]] = []
         size = self._rows * len(self._places)
         for batch in self.feeder.batches(images, size, ahead=self.batch_size + 1):
             if isinstance(batch, Unreadable):
-                yield batch.index, batch.error
+                yield batch.position, batch.error
                 continue
             shapes, photos = batch
             parts = [photos[start : start + self._rows] for start in range(0, len(photos), self._rows)]

@@ -20,7 +20,7 @@ from fcclip_jax.structs import checked
 class Photo(NamedTuple):
     """A decoded image."""
 
-    index: int
+    position: int
     """Its position in the sequence of images."""
     image: UInt8[np.ndarray, "H W 3"]
     resized: UInt8[np.ndarray, "h w 3"]
@@ -31,7 +31,7 @@ class Photo(NamedTuple):
 class Unreadable(NamedTuple):
     """An image that cannot be segmented, and the reason."""
 
-    index: int
+    position: int
     error: ValueError | OSError
 
 
@@ -94,35 +94,38 @@ class Feeder:
         for shapes, photos in waiting.items():
             yield PhotoBatch(shapes, photos)
 
-    def decode(self, index: int, image: ImageLike) -> Photo | Unreadable:
+    def decode(self, position: int, image: ImageLike) -> Photo | Unreadable:
         """Reads an image, resizes it and chooses its bucket."""
         try:
             pixels = load_image(image)
-            small = resize(pixels, resized_shape(*pixels.shape[:2], self.short_side, self.max_side))
-            bucket = bucket_lists.choose_bucket(small.shape[:2], self.buckets)
+            height, width = pixels.shape[:2]
+            shape = resized_shape(height, width, self.short_side, self.max_side)
+            bucket = bucket_lists.choose_bucket(shape, self.buckets)
+            small = resize(pixels, shape)
         except (ValueError, OSError) as error:
-            return Unreadable(index, error)
-        return Photo(index, pixels, small, bucket)
+            return Unreadable(position, error)
+        return Photo(position, pixels, small, bucket)
 
     def view(self, photos: Sequence[Photo], bucket: tuple[int, int], short_side: int, *, size: int) -> View:
         """Returns the images of a batch at another size, in arrays whose shape follows from the bucket."""
         share = short_side / self.short_side
         # A side that was rounded up to fill the bucket may be rounded up again here.
         sides = [math.ceil((side + 1) * share) + 1 for side in bucket]
-        shape = tuple(round_up(side, STRIDE) for side in sides)
+        shape = round_up(sides[0], STRIDE), round_up(sides[1], STRIDE)
         max_side = int(self.max_side * share)
-        small = [
-            photo._replace(resized=resize(photo.image, resized_shape(*photo.image.shape[:2], short_side, max_side)))
-            for photo in photos
-        ]
+        small = []
+        for photo in photos:
+            height, width = photo.image.shape[:2]
+            resized = resize(photo.image, resized_shape(height, width, short_side, max_side))
+            small.append(photo._replace(resized=resized))
         inputs = stack(small, shape, size=size)
         return View(inputs.images, inputs.image_hw)
 
     def _decoded(self, images: Iterable[ImageLike], ahead: int) -> Iterator[Photo | Unreadable]:
         with ThreadPoolExecutor(max_workers=2) as pool:
             pending = []
-            for index, image in enumerate(images):
-                pending.append(pool.submit(self.decode, index, image))
+            for position, image in enumerate(images):
+                pending.append(pool.submit(self.decode, position, image))
                 if len(pending) > ahead:
                     yield pending.pop(0).result()
             for future in pending:
@@ -131,7 +134,7 @@ class Feeder:
 
 def stack(photos: Sequence[Photo], bucket: tuple[int, int], *, size: int) -> Inputs:
     """Returns images as arrays of the bucket's shape; fewer than `size` are filled up with copies of the last."""
-    photos = [*photos, *photos[-1:] * (size - len(photos))]
+    photos = [*photos, *[photos[-1]] * (size - len(photos))]
     return checked(
         Inputs(
             images=np.stack([pad(photo.resized, bucket) for photo in photos]),

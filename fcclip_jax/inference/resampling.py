@@ -5,6 +5,7 @@ both resizes are bilinear with align_corners=False and no antialiasing. Images o
 are those of a canvas, and the loops run over the tiles that the output needs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,7 +120,8 @@ def mix_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""], c
     start = lax.dynamic_slice_in_dim(taps.start, first, count)
     weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
     rows = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
-    return sum(logits[row].astype(weights.dtype) * weights[:, k, None, None] for k, row in enumerate(rows))
+    mixed = (logits[row].astype(weights.dtype) * weights[:, k, None, None] for k, row in enumerate(rows))
+    return functools.reduce(jnp.add, mixed)
 
 
 def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""], count: int) -> Float[Array, "R P Q"]:
@@ -127,7 +129,8 @@ def mix_columns(strip: Float[Array, "R w Q"], taps: Taps, first: Int[Array, ""],
     start = lax.dynamic_slice_in_dim(taps.start, first, count)
     weights = lax.dynamic_slice_in_dim(taps.weights, first, count)
     columns = [jnp.minimum(start + k, taps.last) for k in range(weights.shape[1])]
-    return sum(strip[:, column] * weights[None, :, k, None] for k, column in enumerate(columns))
+    mixed = (strip[:, column] * weights[None, :, k, None] for k, column in enumerate(columns))
+    return functools.reduce(jnp.add, mixed)
 
 
 def working_dtype(logits: Float[Array, "..."]) -> Any:

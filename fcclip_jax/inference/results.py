@@ -82,12 +82,13 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
     checked(output)
     height, width = image.shape[:2]
     panoptic = semantic = instances = None
-    if output.panoptic is not None:
-        panoptic = _panoptic(output.panoptic[:height, :width], output.segments, vocabulary)
+    if output.panoptic is not None and output.segments is not None:
+        panoptic = _panoptic(np.array(output.panoptic[:height, :width]), output.segments, vocabulary)
     if output.semantic is not None:
         semantic = np.array(output.semantic[:height, :width])
-    if output.instances is not None:
-        instances = _instances(output.instances, output.mask_bits[:, :width, : ceil_div(height, 8)], height, vocabulary)
+    if output.instances is not None and output.mask_bits is not None:
+        mask_bits = np.asarray(output.mask_bits[:, :width, : ceil_div(height, 8)])
+        instances = _instances(output.instances, mask_bits, height, vocabulary)
     return Result(image, vocabulary, panoptic, semantic, instances)
 
 
@@ -109,9 +110,8 @@ def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vo
 
 
 def _panoptic(id_map: Int[np.ndarray, "H W"], segments: Segments, vocabulary: Vocabulary) -> Panoptic:
-    id_map = np.array(id_map)
     rows = []
-    for index, found in enumerate(ndimage.find_objects(id_map, int(segments.count))):
+    for index, found in enumerate(ndimage.find_objects(id_map, int(segments.number))):
         class_index = int(segments.class_ids[index])
         y, x = found
         box = (x.start, y.start, x.stop, y.stop)
@@ -125,12 +125,12 @@ def _instances(
 ) -> list[Instance]:
     """Leaves out instances without a pixel."""
     found = []
-    for i in range(int(instances.count)):
+    for i in range(int(instances.number)):
         area = int(instances.areas[i])
         if not area:
             continue
         class_index, score = int(instances.class_ids[i]), float(instances.scores[i])
-        box = tuple(int(side) for side in instances.boxes[i])
+        x0, y0, x1, y1 = (int(side) for side in instances.boxes[i])
         entry = vocabulary.classes[class_index]
-        found.append(Instance(class_index, entry, score, area, box, mask_bits[i].copy(), height))
+        found.append(Instance(class_index, entry, score, area, (x0, y0, x1, y1), mask_bits[i].copy(), height))
     return found

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -186,8 +187,8 @@ class Segmenter:
             ValueError: an image is damaged, or an argument does not fit.
         """
         single = not isinstance(images, (list, tuple))
+        many = cast("Sequence[ImageLike]", [images] if single else images)
         results: dict[int, Result] = {}
-        many = [images] if single else images
         for index, result in self.stream(many, tasks=tasks, overlap_threshold=overlap_threshold):
             if isinstance(result, Exception):
                 raise result

@@ -54,13 +54,16 @@ def sweep(
 
     @functools.cache
     def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
-        trunk = nnx.merge(second_graphdef, second_state) if second_trunk else model.clip.image
+        trunk = model.clip.image
+        if second_trunk:
+            assert second_graphdef is not None
+            trunk = nnx.merge(second_graphdef, second_state)
         if short_side is None:
             dense = trunk(pixels, valid_hw).clip_dense if second_trunk else features.clip_dense
             hw, logits = valid_hw, shrink(prediction.mask_logits, STRIDE // MASK_STRIDE)
         else:
             view = views[short_side]
-            view_pixels, hw = normalize_images(*view)
+            view_pixels, hw = normalize_images(view.images, view.image_hw)
             dense = trunk(view_pixels, hw).clip_dense
             logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
                 prediction.mask_logits, inputs.image_hw, view.image_hw

@@ -134,7 +134,7 @@ def classifier(rng: np.random.Generator, embed_dim: int) -> tuple[TextClassifier
     groups = np.full(rows, rows, np.int32)
     groups[:CLASSES] = np.arange(CLASSES)
     classes = np.arange(rows)
-    return TextClassifier(embeddings, groups, classes % 2 == 0, np.int32(CLASSES)), classes < THINGS
+    return TextClassifier(embeddings, groups, classes % 2 == 0, np.asarray(CLASSES, np.int32)), classes < THINGS
 
 
 def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
@@ -155,7 +155,7 @@ def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
 
 def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Returns the median seconds of each program. They run by turns, so that other load on the machine affects all alike."""
-    seconds = {name: [] for name in programs}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
     for run in programs.values():
         run()
     for _ in range(repeats):
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--torch needs torch and open_clip: pip install 'fcclip-jax[convert]'")
     # A cached program would make the seconds to compile meaningless.
     jax.config.update("jax_enable_compilation_cache", False)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     print(f"FC-CLIP {MODEL} on {jax.devices()[0].device_kind} ({threads} threads), jax {jax.__version__}")
     description = fcclip_description(CLIP_MODELS[MODEL])
     model = random_model(description)

@@ -134,7 +134,8 @@ class _Shades:
     """Colours for the segments of each class: its own for the first, then shades of it."""
 
     def __init__(self, vocabulary: Vocabulary):
-        self._vocabulary, self._seen = vocabulary, Counter()
+        self._vocabulary = vocabulary
+        self._seen: Counter[int] = Counter()
 
     def next(self, class_index: int) -> Color:
         order = self._seen[class_index]
@@ -142,9 +143,12 @@ class _Shades:
         # Multiples of the golden ratio, modulo 1, lie far from all earlier ones.
         shift = (order * (math.sqrt(5) - 1) / 2 + 0.5) % 1 - 0.5
         red, green, blue = self._vocabulary.classes[class_index].color
+        if not order:
+            return red, green, blue
         hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
         shade = colorsys.hls_to_rgb((hue + 0.1 * shift) % 1, min(max(light + 0.4 * shift, 0.15), 0.85), saturation)
-        return tuple(round(255 * part) for part in shade) if order else (red, green, blue)
+        red, green, blue = (round(255 * part) for part in shade)
+        return red, green, blue
 
 
 def _outline(scene: UInt8[np.ndarray, "H W 3"], region: Region) -> None:

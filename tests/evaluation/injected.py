@@ -88,7 +88,7 @@ def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> R
 def inject(engine: Engine, examples: Examples) -> None:
     """Replaces the network's mask logits by annotations; every other step is the engine's own."""
     photos = [engine.feeder.decode(index, examples[index].image) for index in range(len(examples))]
-    by_pixels = {photo.resized.tobytes(): examples[photo.index] for photo in photos}
+    by_pixels = {photo.resized.tobytes(): examples[photo.position] for photo in photos}
     program = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
 
     def segment(state, inputs, words, overlap_threshold, offered, *, canvas, tasks, before_resize):

@@ -142,7 +142,7 @@ def check_panoptic(result: Postprocessed, b, logits, probs, is_thing, **threshol
     assert sureness.min() > 1e-12
     np.testing.assert_array_equal(result.panoptic[b, :height, :width], ids)
     table = result.segments
-    assert table.count[b] == len(segments)
+    assert table.number[b] == len(segments)
     for row, (label, thing, score, area) in enumerate(segments):
         assert (table.class_ids[b, row], table.is_thing[b, row], table.areas[b, row]) == (label, thing, area)
         np.testing.assert_allclose(table.scores[b, row], score, rtol=1e-12)
@@ -162,7 +162,7 @@ def check_all(result: Postprocessed, logits, probs, before_resize=False, **thres
 def check_instances(result: Postprocessed, b, logits, probs, is_thing):
     expected = slow_instances(logits, probs, is_thing)
     table = result.instances
-    assert table.count[b] == len(expected)
+    assert table.number[b] == len(expected)
     for row, (label, query, score, mask) in enumerate(expected):
         assert (table.class_ids[b, row], table.queries[b, row], table.areas[b, row]) == (label, query, mask.sum())
         np.testing.assert_allclose(table.scores[b, row], score, rtol=1e-9)
@@ -226,7 +226,7 @@ def test_stuff_merges_and_hidden_queries_go(x64):
         logits[None], probs[None], is_thing, np.int32(3), np.int32([[32, 32]]), np.int32([[32, 32]]), canvas=(32, 32)
     )
     np.testing.assert_array_equal(result.panoptic[0], np.ones((32, 32)))
-    assert (result.segments.count[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
+    assert (result.segments.number[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
     assert result.segments.scores[0, 0] == 0.9 and not result.segments.is_thing[0, 0]
     np.testing.assert_array_equal(result.semantic[0], np.ones((32, 32)))
     # The hidden thing is still an instance: half the image, 16 columns wide.
@@ -242,8 +242,8 @@ def test_nothing_but_void(x64):
     result = run(
         logits, probs, np.ones(2, bool), np.int32(2), np.int32([[32, 32]]), np.int32([[20, 10]]), canvas=(32, 32)
     )
-    assert not result.panoptic.any() and result.segments.count[0] == 0
-    assert not result.instances.scores[0, : result.instances.count[0]].any()
+    assert not result.panoptic.any() and result.segments.number[0] == 0
+    assert not result.instances.scores[0, : result.instances.number[0]].any()
 
 
 @pytest.mark.parametrize("before_resize", [False, True])

@@ -107,7 +107,7 @@ def compare_segments(
     unsure: np.ndarray,
 ) -> Verdict:
     """The json's ids, classes and thing flags; segments of unsure pixels alone do not count, if the map is there."""
-    found = [(int(ours.class_ids[i]), bool(ours.is_thing[i])) for i in range(int(ours.count))]
+    found = [(int(ours.class_ids[i]), bool(ours.is_thing[i])) for i in range(int(ours.number))]
     expected = [(row["category_id"], bool(row["isthing"])) for row in official]
     ok = [row["id"] for row in official] == list(range(1, len(official) + 1)) and expected == found
     if not ok and official_ids is not None and official_ids.shape == our_ids.shape:
@@ -226,7 +226,7 @@ def _our_instances(
         if next_best >= cut * (1 - UNSURE):
             near = np.abs(candidates - cut) <= UNSURE * cut
     rows, found = [], set()
-    for label, score, query, bits in zip(*(part[: int(ours.count)] for part in (*ours[1:4], mask_bits)), strict=True):
+    for label, score, query, bits in zip(*(part[: int(ours.number)] for part in (*ours[1:4], mask_bits)), strict=True):
         tied, mask = bool(near[query, label]), unpack_mask(bits, full_logits.shape[:2])
         rows.append(_Instance(int(label), int(query), float(score), tied, mask))
         found.add((int(query), int(label)))

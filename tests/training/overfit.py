@@ -128,7 +128,7 @@ def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Rep
         counts = PanopticCounts.zeros(len(things))
         for p in photographs:
             found = jax.device_get(segment_one(p))
-            number = int(found.segments.count[0])
+            number = int(found.segments.number[0])
             height, width = p.image_hw
             counts = counts.plus(
                 count(p.truth, found.panoptic[0, :height, :width], found.segments.class_ids[0, :number], len(things))

@@ -40,7 +40,7 @@ def fold_tiles(
     canvas: tuple[int, int],
 ) -> dict[str, Any]:
     """Returns each task's result for one image. Folds that read the same tiles share one pass."""
-    results = {}
+    results: dict[str, Any] = {}
     for before_resize, resized in ((False, resized_logits), (True, resized_probs)):
         sharing = {task: fold for task, fold in folds.items() if fold.before_resize == before_resize}
         if sharing:

@@ -17,9 +17,9 @@ MAX_INSTANCES = 100
 
 
 class Instances(NamedTuple):
-    """Things by falling score; rows from `count` on have no meaning."""
+    """Things by falling score; rows from `number` on have no meaning."""
 
-    count: Int[AnyArray, "*B"]
+    number: Int[AnyArray, "*B"]
     class_ids: Int[AnyArray, "*B N"]
     scores: Float[AnyArray, "*B N"]
     """Class score x mean mask probability inside the mask."""
@@ -56,6 +56,7 @@ def instance_fold(
 
 def visit_instances(state: InstanceState, tile: Tile) -> InstanceState:
     """Adds one tile to the bits, the sums and the areas."""
+    assert tile.logits is not None  # the fold asks for them: before_resize is False
     rows, columns, num_queries = tile.logits.shape
     positive = tile.logits > 0
     place = jnp.left_shift(jnp.uint8(1), lax.broadcasted_iota(jnp.uint8, (1, 8, 1, 1), 1))

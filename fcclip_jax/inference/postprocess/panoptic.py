@@ -15,9 +15,9 @@ from fcclip_jax.structs import AnyArray
 
 
 class Segments(NamedTuple):
-    """Panoptic segments: row s describes the pixels whose id is s + 1; rows from `count` on are zeros."""
+    """Panoptic segments: row s describes the pixels whose id is s + 1; rows from `number` on are zeros."""
 
-    count: Int[AnyArray, "*B"]
+    number: Int[AnyArray, "*B"]
     class_ids: Int[AnyArray, "*B Q"]
     is_thing: Bool[AnyArray, "*B Q"]
     scores: Float[AnyArray, "*B Q"]
@@ -78,6 +78,7 @@ def panoptic_fold(
     )
 
     def visit(state: PanopticState, tile: Tile) -> PanopticState:
+        assert tile.logits is not None  # the fold asks for them: before_resize is False
         winners = lax.map(lambda scores: tile_winners(tile, scores), scores)
         won = jax.vmap(lambda winners: histogram(winners, 2 * num_queries))(winners.reshape(settings, -1))
         return PanopticState(
@@ -113,6 +114,7 @@ def label_queries(
 
 def tile_winners(tile: Tile, scores: Float[Array, " Q"]) -> Int[Array, "R P"]:
     """Returns a tile of PanopticState.winners for one classification."""
+    assert tile.logits is not None
     none = 2 * scores.shape[0]
     weighted = tile.probs * scores[None, None, :]
     best = weighted.max(axis=2, keepdims=True)
