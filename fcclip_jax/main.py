@@ -18,6 +18,10 @@ from ml_collections import ConfigDict, config_flags
 
 from fcclip_jax import files, reporting
 
+_HERE = pathlib.Path(__file__).parent
+PROJECT_CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
+"""configs/ as installed inside the package, or in a checkout beside it."""
+
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A Python file with get_config(variant), such as configs/coco.py or configs/coco.py:debug. Flags set its"
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    config = _parse(argv)
+    config = parse(argv)
     logging.set_verbosity(logging.WARNING)
     # Training and evaluation are imported here: --help and mistakes in the flags need not wait for them.
     if COMPILE_ONLY.value:
@@ -77,13 +81,13 @@ def _run(argv: list[str]) -> int:
     return reporting.DONE
 
 
-def _parse(argv: list[str]) -> ConfigDict:
+def parse(argv: Sequence[str]) -> ConfigDict:
     """Parses the command line and returns the configuration.
 
     Raises:
         ValueError: the command line or the configuration has a mistake.
     """
-    _check_config_exists(argv)
+    argv = _find_config(argv)
     app.define_help_flags()
     try:
         rest = FLAGS(argv)[1:]
@@ -118,21 +122,33 @@ def _parse(argv: list[str]) -> ConfigDict:
 
 def _describe(error: Exception) -> str:
     text = str(error)
-    if (
-        "Traceback (most recent call last)" in text
-    ):  # config_flags reports a config file's own errors with their traceback
+    # config_flags reports a config file's own errors with their traceback.
+    if "Traceback (most recent call last)" in text:
         return " ".join(text.strip().splitlines()[-1].partition(": ")[2].split())
     return reporting.one_line(error)
 
 
-def _check_config_exists(argv: Sequence[str]) -> None:
-    """Raises ValueError if the configuration's file does not exist: config_flags would blame a Python module."""
+def _find_config(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the project's own configs/NAME.py, if the working folder has no such file.
+
+    Raises:
+        ValueError: the configuration's file does not exist; config_flags would blame a Python module.
+    """
+    argv = list(argv)
     for i, argument in enumerate(argv):
-        name, _, value = argument.lstrip("-").partition("=")
-        if name == "config" and argument.startswith("-"):
-            path = pathlib.Path((value or "".join(argv[i + 1 : i + 2])).partition(":")[0])
-            if not path.is_file():
-                raise ValueError(f"there is no configuration {path}; the project's are in configs/")
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") != "config" or not flag.startswith("-"):
+            continue
+        place = i if equals else i + 1
+        name, colon, variant = (value if equals else "".join(argv[place : place + 1])).partition(":")
+        if pathlib.Path(name).is_file():
+            continue
+        own = PROJECT_CONFIGS / pathlib.Path(name).name
+        if pathlib.Path(name).parent != pathlib.Path("configs") or not own.is_file():
+            known = ", ".join(sorted(f"configs/{file.name}" for file in PROJECT_CONFIGS.glob("[!_]*.py")))
+            raise ValueError(f"the configuration {name or '(none)'} does not exist; the project has {known}")
+        argv[place] = f"{flag}=" * bool(equals) + f"{own}{colon}{variant}"
+    return argv
 
 
 def _start_processes() -> None:

@@ -84,7 +84,10 @@ def test_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "fcclip_jax.main", "--config=nowhere.py", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: there is no configuration nowhere.py; the project's are in configs/\n"
+    assert done.stderr == (
+        "error: the configuration nowhere.py does not exist; the project has configs/ade20k.py, configs/coco.py,"
+        " configs/coco_rn50.py, configs/custom.py, configs/eval.py\n"
+    )
 
 
 def test_mistakes_on_the_command_line(tmp_path, refusal):
@@ -94,19 +97,35 @@ def test_mistakes_on_the_command_line(tmp_path, refusal):
     assert refusal(coco, workdir, "--config.zzz=3").endswith("the configuration has no 'zzz'")
     evaluation = f"--config={tiny_runs.CONFIGS / 'eval.py'}"
     assert "give a checkpoint to evaluate, such as --checkpoint=" in refusal(f"{evaluation}:ade20k", workdir)
-    assert "there is no configuration nowhere.py" in refusal("--config=nowhere.py", workdir)
+    assert "the configuration nowhere.py does not exist" in refusal("--config=nowhere.py", workdir)
     assert "the configuration has no variant 'debg'; choose one of debug" in refusal(f"{coco}:debg", workdir)
     assert "give the run a folder" in refusal(coco)
     assert "Did you mean: workdir" in refusal(coco, "--wokdir=x")
-    assert "there is no folder of coco_panoptic at /nowhere" in refusal(coco, workdir, "--config.data.root=/nowhere")
+    assert "coco_panoptic has no folder at /nowhere" in refusal(coco, workdir, "--config.data.root=/nowhere")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_projects_configurations_are_found_from_anywhere(tmp_path, refusal, monkeypatch):
+    """As in a folder where the project is installed and not checked out; a file of that name there comes first."""
+    monkeypatch.chdir(tmp_path)
+    folder = f"--workdir={tmp_path / 'run'}"
+    assert "coco_panoptic has no folder at /nowhere" in refusal(
+        "--config=configs/coco.py", folder, "--config.data.root=/nowhere"
+    )
+    assert "coco_panoptic has no folder at /no" in refusal(
+        "--config", "configs/coco.py:debug", folder, "--config.data.root=/no"
+    )
+    assert "the configuration configs/mine.py does not exist" in refusal("--config=configs/mine.py", folder)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "coco.py").write_text("def get_config():\n    raise ValueError('this is my own')\n")
+    assert "this is my own" in refusal("--config=configs/coco.py", folder)
 
 
 def test_a_copied_configuration_works_anywhere(tmp_path, refusal):
     copy = tmp_path / "mine.py"
     copy.write_bytes((tiny_runs.CONFIGS / "custom.py").read_bytes())
     sentence = refusal(f"--config={copy}:debug", f"--workdir={tmp_path / 'run'}")
-    assert "there is no folder of images at datasets/custom/train" in sentence
+    assert "the folder of images datasets/custom/train does not exist" in sentence
 
 
 def test_mistakes_that_show_later(tmp_path, refusal):
@@ -120,4 +139,4 @@ def test_mistakes_that_show_later(tmp_path, refusal):
     assert "takes 5 devices, and there are 1" in refusal(*tiny_runs.arguments(paths, workdir, **{"mesh.data": 5}))
     assert "the checkpoint /nowhere does not exist" in refusal(*tiny_runs.arguments(paths, workdir, init="/nowhere"))
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))
-    assert "has the category 77, which the vocabulary" in refusal(*tiny_runs.arguments(paths, workdir))
+    assert "has the category 77, which is not in the vocabulary" in refusal(*tiny_runs.arguments(paths, workdir))

@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 
 from fcclip_jax import checkpoint, cli, main
@@ -22,6 +23,9 @@ from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
+
+# ml_collections loads configuration files in a deprecated way.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("README.md") if ".venv" not in path.parts[0])
@@ -185,7 +189,9 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     elif program.startswith("launch/"):
         subprocess.run(["bash", "-n", ROOT / program], check=True)
     elif arguments[:2] == ["-m", "fcclip_jax.main"]:
-        main._parse(["main", *arguments[2:]])
+        monkeypatch.setattr(sys, "argv", ["fcclip_jax.main", *arguments[2:]])
+        with flagsaver.flagsaver():
+            assert main.parse(sys.argv).is_locked
     else:
         module = "fcclip_jax.cli" if program == "fcclip" else arguments[1]
         if importlib.util.find_spec(module).submodule_search_locations is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8, UInt16
-from PIL import ExifTags, Image
+from PIL import Image
 
 from fcclip_jax.conventions import CITYSCAPES_LABELS, IGNORE
 from fcclip_jax.data import images
@@ -160,21 +160,6 @@ def read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocab
         )
     numbered = [{**entry, "id": number} for number, entry in enumerate(annotations, start=1)]
     return {"images": [entries[id] for id in ids], "annotations": numbered, "categories": categories}
-
-
-def upright_shape(path: epath.Path) -> tuple[int, int]:
-    """Reads (height, width) from an image's header, turned by its EXIF tag as load_image turns the pixels.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size if turned else image.size[::-1]
-    except (Exception, Image.DecompressionBombError) as error:
-        reason = "it is not an image that Pillow can open" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"cannot read {path}: {reason}") from error
 
 
 def _check_instance(entry: dict, size: tuple[int, int]) -> None:

@@ -26,7 +26,6 @@ from fcclip_jax.evaluation.annotation_files import (
     read_instance_ids,
     read_instances,
     semantic_from_panoptic,
-    upright_shape,
 )
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fcclip_jax.metrics.panoptic import Truth
@@ -255,8 +254,8 @@ def _examples(
 def _check_sizes(rows: Sequence[Row], instances: Mapping | None) -> list[tuple[int, int]]:
     sizes = []
     for index, row in enumerate(rows):
-        size = upright_shape(row.image_path)
-        found = {what: upright_shape(path) for what, path in row.maps().items()}
+        size = images.upright_shape(row.image_path)
+        found = {what: images.upright_shape(path) for what, path in row.maps().items()}
         if instances is not None:
             entry = instances["images"][index]
             found["instance annotation"] = (entry["height"], entry["width"])

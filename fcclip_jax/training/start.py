@@ -64,7 +64,8 @@ def starting_point(
         )
     elif not init:
         raise ValueError(
-            'the configuration\'s init is empty; give a checkpoint of CLIP (python -m convert openclip makes one), or "random"'
+            f"init is empty; give a checkpoint of a CLIP (`{checkpoint.convert_command()} openclip` makes one), or"
+            f" {RANDOM_WEIGHTS!r}"
         )
     else:
         found = checkpoint.read(init)

@@ -150,7 +150,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         if checkpoints.best not in (None, config.steps):
             announce(
                 f"step {checkpoints.best} has a higher {kept.best}; make a model of it with"
-                f" `python -m convert run --run {workdir} --step best --output DIR`"
+                f" `{checkpoint.convert_command()} run --run {workdir} --step best --output DIR`"
             )
     return result
 

@@ -74,7 +74,7 @@ def test_only_what_is_evaluated_must_be_there(tmp_path):
     examples = open_benchmark("ade20k", tmp_path, ("semantic",))
     assert examples[0].panoptic is None and len(examples) == 3
     with pytest.raises(
-        FileNotFoundError, match=r"ade20k_panoptic_val.json; make it with fcclip annotate ade20k --root"
+        FileNotFoundError, match=r"ade20k_panoptic_val.json does not exist; make it with fcclip annotate ade20k --root"
     ):
         open_benchmark("ade20k", tmp_path)
 
