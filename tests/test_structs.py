@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from fcclip_jax.inference.postprocess import Postprocessed, Segments
 from fcclip_jax.inference.programs import Inputs, Words
 from fcclip_jax.structs import AnyArray, TextClassifier, checked
+from fcclip_jax.training.losses.criterion import LossSums, mean_losses
 
 
 def segments(*batch: int, queries: int = 5) -> Segments:
@@ -114,3 +115,11 @@ def test_arrays_on_devices_and_traced_ones():
         program(*arguments, placed)
         with pytest.raises(TypeError, match=r"Segments\.areas is int32\[(2, )?6\]"):
             program(*arguments, broken)
+
+
+def test_losses_of_several_outputs_fit_together():
+    """Counts that all outputs share have an axis of 1; sums of different numbers of outputs are refused."""
+    sums = LossSums(*(jnp.ones(shape) for shape in (3, 1, 3, 3, 1)))
+    assert mean_losses(sums).mask.shape == (3,)
+    with pytest.raises(TypeError, match=r"^LossSums\.dice is float32\[2\], not Float\["):
+        mean_losses(sums._replace(dice=jnp.ones(2)))

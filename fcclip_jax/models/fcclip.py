@@ -16,7 +16,7 @@ from fcclip_jax.models.layers import unit_normal, valid_mask
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
-from fcclip_jax.structs import Prediction, TextClassifier
+from fcclip_jax.structs import Prediction, TextClassifier, checked
 
 PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
 PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
@@ -47,11 +47,12 @@ class FCCLIP(nnx.Module):
         self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"], text: TextClassifier
     ) -> tuple[Prediction, Features]:
         """Returns the last layer's masks with their in-vocabulary scores, and the trunk's features, for `classify`."""
-        features = jax.lax.stop_gradient(self.clip.image(images, valid_hw))
-        pixels = self.pixel_decoder(features, valid_hw)
+        features = checked(jax.lax.stop_gradient(self.clip.image(images, valid_hw)))
+        pixels = checked(self.pixel_decoder(features, valid_hw))
         queries = self.mask_decoder(pixels, valid_hw)[-1]
         void = self.void_embedding[...]
-        return self.mask_decoder.predict(queries, pixels.mask_features, valid_hw, text, void), features
+        prediction = self.mask_decoder.predict(queries, pixels.mask_features, valid_hw, text, void)
+        return checked(prediction), features
 
     def classify(
         self,

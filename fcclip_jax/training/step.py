@@ -16,7 +16,7 @@ from fcclip_jax.models.building import abstract_model, named_variables, with_val
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
 from fcclip_jax.models.layers import Stack
-from fcclip_jax.structs import Batch, Prediction, Targets, TextClassifier
+from fcclip_jax.structs import Batch, Prediction, Targets, TextClassifier, checked
 from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings, LossSums, mean_losses, output_losses, weighted_total
 from fcclip_jax.training.losses.points import RandomDraws
@@ -128,6 +128,9 @@ def make_train_step(
     rate = learning_rate(settings.optim)
 
     def train_step(state: TrainState, frozen: Parameters, text: TextClassifier, batch: Batch):
+        for struct in (text, batch):
+            checked(struct)
+
         def loss_of(parameters: Parameters, part: Batch):
             sums = batch_losses(with_values(model, {**frozen, **parameters}), text, part, settings, mesh)
             queries = model.mask_decoder.query_feat.shape[0]
@@ -151,7 +154,7 @@ def make_train_step(
             gradient_norm=jnp.sqrt(jnp.sum(squares)),
             gradient_squares=squares,
         )
-        return TrainState(state.step + 1, parameters, optimizer_state, average), metrics
+        return TrainState(state.step + 1, parameters, optimizer_state, average), checked(metrics)
 
     return jax.jit(train_step, donate_argnums=0)
 

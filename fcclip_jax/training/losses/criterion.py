@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from fcclip_jax.structs import Prediction, Targets
+from fcclip_jax.structs import Prediction, Targets, checked
 from fcclip_jax.training.losses.matcher import Matcher, match, matching_costs
 from fcclip_jax.training.losses.points import PointDraws, choose_points, pack, pair_targets, sample_pairs
 
@@ -66,7 +66,8 @@ def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, s
     The matching and the chosen points have no gradient. They are checkpoint-named "matching" and "points", for a
     rematerialisation policy to save.
     """
-    prediction = Prediction(*(logits.astype(jnp.float32) for logits in prediction))
+    prediction = checked(Prediction(*(logits.astype(jnp.float32) for logits in prediction)))
+    checked(targets)
     costs = matching_costs(
         prediction,
         targets,
@@ -92,12 +93,14 @@ def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, s
     logits = sample_pairs(prediction.mask_logits, pairs, points)
     real = jnp.arange(logits.shape[0], dtype=jnp.int32) < pairs.count
     mask, dice = mask_losses(logits, pair_targets(targets.segment_map, pairs, points))
-    return LossSums(
-        cross_entropy=cross_entropy,
-        class_weights=class_weights,
-        mask=jnp.sum(mask, where=real),
-        dice=jnp.sum(dice, where=real),
-        segments=jnp.sum(targets.labels >= 0, dtype=jnp.float32),
+    return checked(
+        LossSums(
+            cross_entropy=cross_entropy,
+            class_weights=class_weights,
+            mask=jnp.sum(mask, where=real),
+            dice=jnp.sum(dice, where=real),
+            segments=jnp.sum(targets.labels >= 0, dtype=jnp.float32),
+        )
     )
 
 
@@ -133,6 +136,7 @@ def mask_losses(
 
 def mean_losses(sums: LossSums) -> Losses:
     """Divides sums over the whole batch, all devices included, by their counts."""
+    checked(sums)
     segments = jnp.maximum(sums.segments, 1)
     return Losses(sums.cross_entropy / sums.class_weights, sums.mask / segments, sums.dice / segments)
 
