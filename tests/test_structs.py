@@ -51,7 +51,7 @@ def test_a_batch_axis_of_one_field_alone():
         ("areas", np.zeros((2, 6), np.int32), r"int32\[2, 6\], not Int\[\*B Q\]"),
         ("areas", np.zeros((3, 5), np.int32), r"int32\[3, 5\], not Int\[\*B Q\]"),
         ("areas", None, r"None, not Int\[\*B Q\]"),
-        ("count", 2, r"int, not Int\[\*B\]"),
+        ("number", 2, r"int, not Int\[\*B\]"),
     ],
 )
 def test_the_field_that_does_not_fit_is_named(field, value, described):
