@@ -28,7 +28,11 @@ from fcclip_jax.text.vocabulary import Vocabulary
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("README.md") if ".venv" not in path.parts[0])
+FOLDERS = ("convert", "fcclip_jax", "launch", "pallas_kernels", "tests")
+PAGES = [
+    "README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("README.md")),
+]
 
 RUN = {
     "fcclip vocabularies",
