@@ -13,7 +13,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from fcclip_jax import reporting
+from fcclip_jax import command_line
 
 from . import PROG, commands
 from .rules import ConversionError
@@ -22,23 +22,23 @@ MEMORY_ADVICE = "close other programs, or convert on a machine with more memory"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code, as `reporting.run` does."""
+    """Runs one command and returns its exit code, as `command_line.run` does."""
     arguments = _parser().parse_args(argv)
 
     def command() -> int:
         arguments.run(arguments)
-        return reporting.DONE
+        return command_line.DONE
 
-    return reporting.run(command, memory_advice=MEMORY_ADVICE, describe=_describe)
+    return command_line.run(command, memory_advice=MEMORY_ADVICE, describe=_describe)
 
 
 def _describe(error: Exception) -> str:
     # The one error that has a line for each problem.
-    return str(error) if isinstance(error, ConversionError) else reporting.one_line(error)
+    return str(error) if isinstance(error, ConversionError) else command_line.one_line(error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = reporting.ArgumentParser(
+    parser = command_line.ArgumentParser(
         prog=PROG, description="Converts weights to this project's checkpoints, and back."
     )
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="{openclip,fcclip,torch,run}")

@@ -15,8 +15,8 @@ import safetensors
 import safetensors.numpy
 
 from fcclip_jax.checkpoint import Origin
+from fcclip_jax.command_line import first_line
 from fcclip_jax.files import check_space, replacing
-from fcclip_jax.reporting import first_line
 
 WRAPPERS = ("model", "state_dict")
 """Entries that hold the weights in files which training codes write, beside optimisers and counters."""

@@ -4,21 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fcclip_jax import reporting
+from fcclip_jax import command_line
 from fcclip_jax.commands import annotate, prepare, segment, vocabularies
 
 COMMANDS = {"segment": segment, "vocabularies": vocabularies, "prepare": prepare, "annotate": annotate}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; see reporting.run."""
+    """Runs one command and returns its exit code; see command_line.run."""
     arguments = build_parser().parse_args(argv)
     command = COMMANDS[arguments.command]
-    return reporting.run(lambda: command.run(arguments), memory_advice=command.MEMORY_ADVICE)
+    return command_line.run(lambda: command.run(arguments), memory_advice=command.MEMORY_ADVICE)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = reporting.ArgumentParser(
+    parser = command_line.ArgumentParser(
         prog="fcclip", description="Open-vocabulary segmentation with a single frozen convolutional CLIP."
     )
     subparsers = parser.add_subparsers(

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fcclip_jax import files, reporting
+from fcclip_jax import command_line, files
 
 _HERE = pathlib.Path(__file__).parent
 PROJECT_CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     some images could not be evaluated.
     """
     command = functools.partial(_run, list(sys.argv if argv is None else argv))
-    return reporting.run(command, memory_advice="try a smaller batch_size, short_side or max_side", describe=_describe)
+    return command_line.run(
+        command, memory_advice="try a smaller batch_size, short_side or max_side", describe=_describe
+    )
 
 
 def _run(argv: list[str]) -> int:
@@ -78,7 +80,7 @@ def _run(argv: list[str]) -> int:
 
     caching.keep_compiled_programs()
     train(config, WORKDIR.value)
-    return reporting.DONE
+    return command_line.DONE
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
@@ -125,7 +127,7 @@ def _describe(error: Exception) -> str:
     # config_flags reports a config file's own errors with their traceback.
     if "Traceback (most recent call last)" in text:
         return " ".join(text.strip().splitlines()[-1].partition(": ")[2].split())
-    return reporting.one_line(error)
+    return command_line.one_line(error)
 
 
 def _find_config(argv: Sequence[str]) -> list[str]:

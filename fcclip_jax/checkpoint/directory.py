@@ -15,11 +15,11 @@ from flax import nnx
 
 from fcclip_jax.checkpoint.contents import Checkpoint
 from fcclip_jax.checkpoint.record import DESCRIPTION, PARAMETERS, convert_command, read_record, write_record
+from fcclip_jax.command_line import first_line
 from fcclip_jax.files import check_space, check_writable
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
-from fcclip_jax.reporting import first_line
 from fcclip_jax.text.vocabulary import Vocabulary
 
 

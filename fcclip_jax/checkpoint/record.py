@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from fcclip_jax.checkpoint.contents import Checkpoint, Origin
+from fcclip_jax.command_line import first_line
 from fcclip_jax.models import descriptions
 from fcclip_jax.models.descriptions import ModelDescription
-from fcclip_jax.reporting import first_line
 from fcclip_jax.text.vocabulary import Vocabulary
 
 FORMAT = 1

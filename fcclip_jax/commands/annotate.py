@@ -5,7 +5,7 @@ import importlib
 import pathlib
 import time
 
-from fcclip_jax import reporting
+from fcclip_jax import command_line
 
 HELP = "make the annotations that a benchmark is evaluated on"
 DESCRIPTION = """\
@@ -69,4 +69,4 @@ def run(arguments: argparse.Namespace) -> int:
         whole = "" if images == plan.official_count else f" of the official {plan.official_count}"
         print(f"{split}: {images}{whole} images")
     print(f"All files are complete; this run wrote {written} of them in {seconds:.1f} s.")
-    return reporting.DONE
+    return command_line.DONE

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import time
 
-from fcclip_jax import files, reporting
+from fcclip_jax import command_line, files
 
 HELP = "write a dataset into a few large files for training"
 DESCRIPTION = """\
@@ -66,4 +66,4 @@ def run(arguments: argparse.Namespace) -> int:
     written, images = write_shards(datasets, arguments.output), sum(map(len, datasets.values()))
     seconds = time.perf_counter() - started
     print(f"{arguments.output} contains {images} images; this run wrote {written} of them in {seconds:.1f} s.")
-    return reporting.DONE
+    return command_line.DONE

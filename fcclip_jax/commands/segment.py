@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fcclip_jax import files, reporting
+from fcclip_jax import command_line, files
 from fcclip_jax.commands.class_lists import read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, RANDOM_WEIGHTS, SHORT_SIDE, STRIDE, TASKS, check_tasks
@@ -134,12 +134,12 @@ def run(arguments: argparse.Namespace) -> int:
     paths = find_photos(arguments.photos, output=output)
 
     from fcclip_jax import caching
-    from fcclip_jax.inference import buckets, export
+    from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
 
     shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
-    exporter = export.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
-    photos = export.name_photos(paths)
+    exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
+    photos = result_files.name_photos(paths)
 
     options = {
         "short_side": arguments.short_side,
@@ -162,13 +162,13 @@ def run(arguments: argparse.Namespace) -> int:
         f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
         f"{f', {skipped} skipped' if skipped else ''}. The results are in {output}."
     )
-    return reporting.INCOMPLETE if skipped else reporting.DONE
+    return command_line.INCOMPLETE if skipped else command_line.DONE
 
 
 def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], exporter: Any) -> int:
     """Writes the results of Segmenter.stream and reports its errors. Returns the number of segmented images.
 
-    photos, exporter: of fcclip_jax.inference.export, which this module cannot import at its head.
+    photos, exporter: of fcclip_jax.inference.result_files, which this module cannot import at its head.
     """
     done = 0
     try:
@@ -189,7 +189,7 @@ def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], expor
 
 
 def _describe(path: pathlib.Path, error: Exception) -> str:
-    text = reporting.one_line(error)
+    text = command_line.one_line(error)
     return text if str(path) in text else f"{path}: {text}"
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from fcclip_jax import reporting
+from fcclip_jax import command_line
 from fcclip_jax.text import vocabulary
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -21,4 +21,4 @@ def run(arguments: argparse.Namespace) -> int:
         classes = Vocabulary.load(name).classes
         things = sum(entry.is_thing for entry in classes)
         print(f"{name:22} {len(classes):5} classes, {things:5} of them things")
-    return reporting.DONE
+    return command_line.DONE

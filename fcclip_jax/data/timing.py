@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from fcclip_jax import reporting
+from fcclip_jax import command_line
 from fcclip_jax.conventions import ceil_div
 from fcclip_jax.data import decoding, images, transforms
 from fcclip_jax.data.datasets import CUSTOM, DATASETS, open_dataset
@@ -48,7 +48,7 @@ def _official_masks(record: Record, jitter: Jitter, crop: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = reporting.ArgumentParser(
+    parser = command_line.ArgumentParser(
         prog="python -m fcclip_jax.data.timing", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", choices=(*DATASETS, CUSTOM), help="the dataset to read; custom: prepared, in --root")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stream", type=int, default=0, metavar="N", help="images to pass through the pipeline (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
-    return reporting.run(
+    return command_line.run(
         lambda: _time(
             open_dataset(arguments.dataset, arguments.root), arguments.crop, arguments.draws, arguments.stream
         ),
@@ -80,7 +80,7 @@ def _time(dataset: Dataset, crop: int, draws: int, stream: int) -> int:
     _compare(dataset, crop, draws)
     if stream:
         _watch_memory(dataset, crop, stream)
-    return reporting.DONE
+    return command_line.DONE
 
 
 def _compare(dataset: Dataset, crop: int, draws: int) -> None:

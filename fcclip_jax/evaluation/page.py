@@ -14,7 +14,7 @@ from fcclip_jax.evaluation.loop import classes_in
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.engine import Engine
-from fcclip_jax.inference.export import encode_jpeg
+from fcclip_jax.inference.result_files import encode_jpeg
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.metrics import panoptic, semantic
 from fcclip_jax.text.vocabulary import Vocabulary

@@ -16,7 +16,7 @@ from typing import Any
 from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.files import write_files
-from fcclip_jax.inference.export import (
+from fcclip_jax.inference.result_files import (
     categories,
     encode_ids,
     encode_png,

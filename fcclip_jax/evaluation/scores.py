@@ -24,7 +24,7 @@ from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.examples import Example, Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.evaluation.paper_tables import Sweep
-from fcclip_jax.inference.export import instance_record
+from fcclip_jax.inference.result_files import instance_record
 from fcclip_jax.inference.results import Result
 from fcclip_jax.metrics import cityscapes, instance, panoptic, semantic
 from fcclip_jax.metrics.cityscapes import CityscapesPrecision

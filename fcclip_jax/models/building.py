@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from fcclip_jax.command_line import first_line
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.models.fcclip import CLIP, FCCLIP
-from fcclip_jax.reporting import first_line
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:

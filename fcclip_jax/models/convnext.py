@@ -10,7 +10,8 @@ from fcclip_jax.models.classifiers import mask_pool
 from fcclip_jax.models.depthwise import depthwise_conv
 from fcclip_jax.models.descriptions import ConvNeXtDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, torch_default, valid_mask
+from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, torch_default
+from fcclip_jax.models.padding import valid_mask
 
 
 class Block(nnx.Module):

@@ -12,8 +12,9 @@ from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import unit_normal, valid_mask
+from fcclip_jax.models.layers import unit_normal
 from fcclip_jax.models.mask_decoder import MaskDecoder
+from fcclip_jax.models.padding import valid_mask
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
 from fcclip_jax.structs import Prediction, TextClassifier, checked

@@ -193,17 +193,6 @@ def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Floa
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def valid_mask(valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int) -> Bool[Array, "B h w"]:
-    """Returns which cells of a feature map of `shape` [h, w] at `stride` belong to the image.
-
-    valid_hw: the images' sizes in input pixels.
-    """
-    h, w = shape
-    rows = jnp.arange(h, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, :1] // stride)
-    columns = jnp.arange(w, dtype=valid_hw.dtype)[None, :] < (valid_hw[:, 1:] // stride)
-    return rows[:, :, None] & columns[:, None, :]
-
-
 def sine_positions(
     valid_hw: Int[Array, "B 2"], shape: tuple[int, int], stride: int, features: int, dtype: jnp.dtype
 ) -> Float[Array, "B h w C"]:

@@ -17,9 +17,9 @@ from fcclip_jax.models.layers import (
     Linear,
     sine_positions,
     unit_normal,
-    valid_mask,
     xavier_uniform,
 )
+from fcclip_jax.models.padding import valid_mask
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
 from fcclip_jax.structs import Prediction, TextClassifier
 

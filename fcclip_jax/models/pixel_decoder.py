@@ -19,9 +19,9 @@ from fcclip_jax.models.layers import (
     c2_xavier,
     sine_positions,
     unit_normal,
-    valid_mask,
     xavier_uniform,
 )
+from fcclip_jax.models.padding import valid_mask
 
 LEVEL_STRIDES = (32, 16, 8)
 """Strides of the levels, from coarse to fine: res5, res4, res3."""

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.descriptions import ResNetDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import Conv, Linear, Stack, add_dims, unit_normal, valid_mask
+from fcclip_jax.models.layers import Conv, Linear, Stack, add_dims, unit_normal
+from fcclip_jax.models.padding import valid_mask
 
 
 class BatchNorm(nnx.Module):

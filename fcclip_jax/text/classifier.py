@@ -14,8 +14,9 @@ from tqdm import tqdm
 from fcclip_jax.files import replacing
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
+from fcclip_jax.text.prompts import PROMPT_TEMPLATES
 from fcclip_jax.text.tokenizer import tokenize
-from fcclip_jax.text.vocabulary import PROMPT_TEMPLATES, Vocabulary
+from fcclip_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -10,22 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 
-PROMPT_TEMPLATES = (
-    "a photo of a {}.",
-    "This is a photo of a {}",
-    "There is a {} in the scene",
-    "There is the {} in the scene",
-    "a photo of a {} in the scene",
-    "a photo of a small {}.",
-    "a photo of a medium {}.",
-    "a photo of a large {}.",
-    "This is a photo of a small {}.",
-    "This is a photo of a medium {}.",
-    "This is a photo of a large {}.",
-    "There is a small {} in the scene.",
-    "There is a medium {} in the scene.",
-    "There is a large {} in the scene.",
-)
+from fcclip_jax.text.prompts import PROMPT_TEMPLATES
 
 
 @dataclasses.dataclass(frozen=True)

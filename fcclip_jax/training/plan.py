@@ -16,17 +16,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fcclip_jax.command_line import DONE, INCOMPLETE
 from fcclip_jax.data.datasets import CUSTOM, DATASETS, open_dataset
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
-from fcclip_jax.reporting import DONE, INCOMPLETE
 from fcclip_jax.structs import Batch, Targets, TextClassifier
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training import sharding
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.optim import optimizer
 from fcclip_jax.training.parameters import is_trainable
-from fcclip_jax.training.start import model_description
+from fcclip_jax.training.starting_model import model_description
 from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, make_train_step, skeleton
 from pallas_kernels.compile_tpu import devices
 

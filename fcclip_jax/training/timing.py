@@ -64,7 +64,7 @@ def ours(case: Case) -> Side:
     from fcclip_jax.training import sharding
     from fcclip_jax.training.losses.criterion import LossSettings
     from fcclip_jax.training.parameters import is_trainable
-    from fcclip_jax.training.start import initial_head
+    from fcclip_jax.training.starting_model import initial_head
     from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
     settings = StepSettings(LossSettings(num_points=case.points), compute_dtype="float32")

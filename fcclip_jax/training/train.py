@@ -18,12 +18,12 @@ from fcclip_jax.data.records import Dataset
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.training import sharding
+from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.run_folder import FINAL, START
 from fcclip_jax.training.run_log import RunLog
-from fcclip_jax.training.start import model_description, starting_point, training_classifier
-from fcclip_jax.training.states import Checkpoints
+from fcclip_jax.training.starting_model import model_description, starting_point, training_classifier
 from fcclip_jax.training.step import TrainState, frozen_dtype, initial_state, make_train_step, skeleton
 from fcclip_jax.training.validate import Validator, on_host
 from fcclip_jax.training.watch import Watch, announce, stop_requests

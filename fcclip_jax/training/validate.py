@@ -18,7 +18,7 @@ from fcclip_jax.metrics import panoptic
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.run_log import RunLog
-from fcclip_jax.training.start import full_model
+from fcclip_jax.training.starting_model import full_model
 
 
 class Validator:

@@ -9,7 +9,7 @@ from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_l
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, dense_masks, normalize_images
 from fcclip_jax.models.features import Features, PixelFeatures
-from fcclip_jax.models.layers import valid_mask
+from fcclip_jax.models.padding import valid_mask
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES, upsample_twice
 from fcclip_jax.models.resnet import ResNet
 from fcclip_jax.structs import Prediction, TextClassifier

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fcclip_jax.text.vocabulary import PROMPT_TEMPLATES, Vocabulary, VocabularyClass, color_of, shipped
+from fcclip_jax.text.prompts import PROMPT_TEMPLATES
+from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass, color_of, shipped
 
 # name: classes, things, synonyms, ignore_label, seen by COCO, first and last class, sha256 of the official prompts.
 # fmt: off

@@ -34,7 +34,7 @@ from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.optim import OptimSettings
 from fcclip_jax.training.parameters import is_trainable
-from fcclip_jax.training.start import starting_point, training_classifier
+from fcclip_jax.training.starting_model import starting_point, training_classifier
 from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
 
 TRUNK = SMALL.clip

@@ -11,7 +11,7 @@ from fcclip_jax.training import plan, sharding
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.recipe import base_config
-from fcclip_jax.training.start import model_description
+from fcclip_jax.training.starting_model import model_description
 from fcclip_jax.training.step import frozen_dtype, initial_state, skeleton
 
 

@@ -20,8 +20,8 @@ import pytest
 from convert.__main__ import main as convert
 from fcclip_jax import checkpoint
 from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.run_folder import read_model
-from fcclip_jax.training.states import Checkpoints
 from fcclip_jax.training.step import StepMetrics, TrainState
 from fcclip_jax.training.train import train
 from fcclip_jax.training.watch import check_finite

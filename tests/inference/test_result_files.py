@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from fcclip_jax.conventions import TASKS
 from fcclip_jax.data.images import load_image
 from fcclip_jax.files import write_files
-from fcclip_jax.inference import export
-from fcclip_jax.inference.export import Exporter, NamedPhoto, encode_ids, name_photos
+from fcclip_jax.inference import result_files
+from fcclip_jax.inference.result_files import Exporter, NamedPhoto, encode_ids, name_photos
 from fcclip_jax.inference.results import Result
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.fake_results import WORDS, empty_result, fake_result
@@ -133,11 +133,11 @@ def test_more_classes_than_a_semantic_map_can_number():
 
 def test_categories_keep_the_ids_of_their_dataset():
     vocabulary = Vocabulary.load("coco_panoptic")
-    by_id = {category["id"]: category for category in export.categories(vocabulary)}
+    by_id = {category["id"]: category for category in result_files.categories(vocabulary)}
     assert by_id[1]["name"] == "person" and by_id[1]["isthing"] == 1 and by_id[1]["index"] == 0
     assert by_id[200]["isthing"] == 0, "200, the last, is a rug"
     assert by_id[1]["color"] == vocabulary.classes[0].color
-    assert json.dumps(export.categories(WORDS)[0]) == json.dumps(
+    assert json.dumps(result_files.categories(WORDS)[0]) == json.dumps(
         {"id": 1, "index": 0, "name": "cat", "synonyms": ["kitten"], "isthing": 1, "color": WORDS.classes[0].color}
     )
 
