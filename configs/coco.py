@@ -1,7 +1,10 @@
-"""FC-CLIP on COCO panoptic: the official recipe (Yu et al., section 4.1; configs/coco/panoptic-segmentation/fcclip).
+"""FC-CLIP on COCO panoptic: the official recipe (Yu et al., section 4.1; the official code's configs/coco/panoptic-segmentation/fcclip).
 
     python -m convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output clip_l
     python -m fcclip_jax.main --config=configs/coco.py --config.init=clip_l --config.data.root=DATASETS --workdir=runs/coco
+
+All values, read top to bottom: fcclip_jax/training/recipe.py; those of the optimiser are in fcclip_jax/training/optim.py and
+those of the losses in fcclip_jax/training/losses/criterion.py.
 
 Expected of the last checkpoint, with ConvNeXt-L (PQ / AP / mIoU): COCO 56.5 / 47.6 / 65.0, ADE20K, zero-shot, 25.3 / 16.2 /
 32.8; the published one, chosen by ADE20K's PQ, has 54.4 / 44.6 / 63.7 and 26.8 / 16.8 / 34.1.

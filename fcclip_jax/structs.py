@@ -35,7 +35,7 @@ Struct = TypeVar("Struct", bound=tuple)
 
 
 class TextClassifier(NamedTuple):
-    """A vocabulary as the network reads it. Rows and classes are padded to buckets, so new words never recompile."""
+    """A vocabulary as the network reads it. Rows and classes are padded to buckets, so new words inside a bucket never recompile."""
 
     embeddings: Float[AnyArray, "T C"]
     """L2-normalised mean over the prompt templates of each synonym; padded rows are zero."""

@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--buckets",
         metavar="SIZES",
         help=f"the sizes that resized images are padded to, as HEIGHTxWIDTH,... in multiples of {STRIDE} (default: a few"
-        " that suit the sides). One program is compiled per bucket used. Images larger than all buckets are skipped",
+        " that suit the sides). A program is compiled for each bucket, and each size class of the results, that occurs. Images larger than all buckets are skipped",
     )
     parser.add_argument(
         "--batch-size",

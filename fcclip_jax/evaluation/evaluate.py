@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from fcclip_jax import caching, checkpoint
+from fcclip_jax import caching, checkpoint, command_line
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
@@ -34,14 +34,14 @@ class Opened(NamedTuple):
     """A model to evaluate."""
 
     model: FCCLIP
-    training: Vocabulary
+    training_vocabulary: Vocabulary
     description: ModelDescription
-    text: str
-    """A checksum of the text tower's weights."""
+    text_fingerprint: str
+    """Identifies the text tower's weights."""
 
 
 def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
-    """Evaluates a checkpoint, prints the table, and writes it into the folder beside report.json and worst.html.
+    """Evaluates a checkpoint, prints the table, and writes report.md, report.json and worst.html into `workdir`.
 
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
@@ -75,12 +75,12 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     about |= {
         "ensemble": dataclasses.asdict(engine.ensemble),
         "checkpoint": weights_digest(opened.model, opened.description),
-        "training_vocabulary": vocabulary_digest(opened.training),
+        "training_vocabulary": vocabulary_digest(opened.training_vocabulary),
     }
     second_trunk = None
     if settings.sweep == "classifiers":
         second = open_model(config.second_checkpoint, seed=1)
-        if second.text != opened.text:
+        if second.text_fingerprint != opened.text_fingerprint:
             raise ValueError(
                 f"{config.second_checkpoint} has another text tower than {checkpoint_path}; give checkpoints of the same CLIP"
                 " model, since both must share the vocabulary's embeddings"
@@ -107,9 +107,9 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                     processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
                     print(f"{outcome.images_per_second:.3g} images/s{processes}")
         finally:
-            # A process that ends would stop those that still wait for it, after some minutes.
+            # A process that ended early would make the others time out.
             wait_for_all("the report is written")
-    return 1 if outcome.failed else 0
+    return command_line.INCOMPLETE if outcome.failed else command_line.DONE
 
 
 def open_model(checkpoint_path: str, seed: int) -> Opened:
@@ -130,8 +130,8 @@ def make_segmenter(config: ConfigDict, opened: Opened) -> Segmenter:
     batch_size = config.batch_size or len(devices)
     return Segmenter(
         opened.model,
-        opened.training,
-        fingerprint=opened.text,
+        opened.training_vocabulary,
+        fingerprint=opened.text_fingerprint,
         short_side=config.short_side,
         max_side=config.max_side,
         batch_size=batch_size,
@@ -152,11 +152,11 @@ def write_report(
     about: Mapping[str, Any],
 ) -> None:
     """Prints the table, and writes report.md, report.json and, if they are saved, the predictions' json files."""
-    lines, seen = outcome.lines, examples.vocabulary.seen_by(opened.training)
+    lines, seen = outcome.lines, examples.vocabulary.seen_by(opened.training_vocabulary)
     if settings.sweep:
         content, text = sweep_report(config, examples, lines, seen)
     else:
-        paper = reported_for(opened.description.clip.image, opened.training.name)
+        paper = reported_for(opened.description.clip.image, opened.training_vocabulary.name)
         content, text = scores_report(config, examples, lines, seen, paper)
     counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
     if outcome.failed:

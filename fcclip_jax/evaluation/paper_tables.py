@@ -58,10 +58,10 @@ REPORTED: dict[tuple[str, str], Reported] = {
 """By CLIP model and training vocabulary."""
 
 
-def reported_for(trunk: ConvNeXtDescription | ResNetDescription, training: str) -> Reported:
+def reported_for(trunk: ConvNeXtDescription | ResNetDescription, training_vocabulary: str) -> Reported:
     """Returns the scores of the model with this trunk and training vocabulary, or the paper's main model's if there are none."""
     for (clip, vocabulary), reported in REPORTED.items():
-        if vocabulary == training and CLIP_MODELS[clip].image == trunk:
+        if vocabulary == training_vocabulary and CLIP_MODELS[clip].image == trunk:
             return reported
     return PAPER
 

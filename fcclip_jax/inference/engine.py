@@ -94,15 +94,15 @@ class Engine:
         """
         self._vocabulary, self._words = vocabulary, self._put(words)
 
-    def expect(self, sizes: Iterable[tuple[int, int]], programs: int = 6) -> None:
-        """Announces the (height, width) of later images. If they need more than `programs` programs, sizes share some.
+    def expect(self, sizes: Iterable[tuple[int, int]], limit: int = 6) -> None:
+        """Announces the (height, width) of later images. If they need more than `limit` programs, sizes share some.
 
         Results stay the same up to rounding. For other sizes nothing changes.
 
         Raises:
             ValueError: a size fits none of the buckets.
         """
-        self.feeder.expect(sizes, programs)
+        self.feeder.expect(sizes, limit)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Replaces values of the image model, by the names of `models.building.named_variables`. Does not recompile.
@@ -252,5 +252,5 @@ class Engine:
 
     def _required_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
-            raise ValueError("the classes to find are not set; call set_classes first")
+            raise ValueError("the classes to find are not set; call Segmenter.set_classes first")
         return self._vocabulary

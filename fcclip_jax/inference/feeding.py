@@ -64,8 +64,8 @@ class Feeder:
         self.short_side, self.max_side = short_side, max_side
         self._shared: dict[Shapes, Shapes] = {}
 
-    def expect(self, sizes: Iterable[tuple[int, int]], programs: int) -> None:
-        """Chooses shapes for images of these (height, width), so that at most `programs` programs serve them if possible.
+    def expect(self, sizes: Iterable[tuple[int, int]], limit: int) -> None:
+        """Chooses shapes for images of these (height, width), so that at most `limit` programs serve them if possible.
 
         Raises:
             ValueError: a size fits none of the buckets.
@@ -74,7 +74,7 @@ class Feeder:
         for size in sizes:
             bucket = bucket_lists.choose_bucket(resized_shape(*size, self.short_side, self.max_side), self.buckets)
             needs.append(Shapes(bucket, bucket_lists.canvas(size)))
-        self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, programs)
+        self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, limit)
 
     def batches(self, images: Iterable[ImageLike], size: int, ahead: int) -> Iterator[Unreadable | PhotoBatch]:
         """Yields batches of `size` images that share their shapes; the last batch of each shape may be smaller.

@@ -32,13 +32,14 @@ class Segmenter:
         result.panoptic.segments; result.semantic; result.instances
         result.draw().save("out.png")
 
-    Programs are compiled once for each bucket of image sizes; new words, and new sizes inside a bucket, never recompile.
+    A program is compiled once for each bucket of image sizes, with each bucket of output sizes and each set of tasks. New words
+    and new sizes inside these buckets never recompile.
     """
 
     def __init__(
         self,
         model: FCCLIP,
-        training: Vocabulary,
+        training_vocabulary: Vocabulary,
         *,
         fingerprint: str,
         short_side: int = SHORT_SIDE,
@@ -51,9 +52,10 @@ class Segmenter:
     ):
         """Wraps a model; `load` and `random` make one.
 
-        training: the vocabulary on which the model was trained; its classes count as seen.
+        training_vocabulary: the classes that the model was trained on; they count as seen.
         fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`, if any.
-        short_side, max_side: pixels; the shorter side is resized to the first, or less if the longer side would exceed the second.
+        short_side, max_side: pixels; images are resized to this shorter side, or smaller, so that the longer side is at most
+            `max_side`.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
         batch_size: images in a batch; more than one is faster on accelerators.
         batched: True computes a batch in one program, in equal parts on the devices. False computes image by image, with a
@@ -64,7 +66,7 @@ class Segmenter:
         Raises:
             ValueError: a size, the batch or the buckets do not fit.
         """
-        self.training = training
+        self.training_vocabulary = training_vocabulary
         self.engine = Engine(
             model,
             Feeder(short_side, max_side, buckets),
@@ -155,7 +157,7 @@ class Segmenter:
             vocabulary = Vocabulary.from_words(classes, stuff)
         if not vocabulary.classes:
             raise ValueError(f"the vocabulary {vocabulary.name!r} has no classes")
-        text = self._encoder.classifier(vocabulary, self.training)
+        text = self._encoder.classifier(vocabulary, self.training_vocabulary)
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
         self.engine.set_words(vocabulary, Words(text, is_thing))

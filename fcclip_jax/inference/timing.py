@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fcclip_jax import command_line
 from fcclip_jax.conventions import STRIDE, round_up
 from fcclip_jax.inference import buckets
 from fcclip_jax.inference.postprocess import postprocess
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.torch:
             programs[TORCH] = torch_trunk(case.size, threads)
         report(case, measure(programs, args.repeats))
-    return 0
+    return command_line.DONE
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def count(
 def quality(counts: PanopticCounts) -> Float[np.ndarray, "K 3"]:
     """Returns PQ, SQ and RQ of each class; NaN for classes that do not occur."""
     tp = counts.true_positives
-    half = tp + 0.5 * counts.false_positives + 0.5 * counts.false_negatives
-    occurs = half > 0
-    rq = np.divide(tp, half, out=np.full(len(tp), np.nan), where=occurs)
+    denominator = tp + 0.5 * counts.false_positives + 0.5 * counts.false_negatives
+    occurs = denominator > 0
+    rq = np.divide(tp, denominator, out=np.full(len(tp), np.nan), where=occurs)
     sq = np.divide(counts.iou, tp, out=np.where(occurs, 0.0, np.nan), where=tp > 0)
-    pq = np.divide(counts.iou, half, out=np.full(len(tp), np.nan), where=occurs)
+    pq = np.divide(counts.iou, denominator, out=np.full(len(tp), np.nan), where=occurs)
     return np.stack([pq, sq, rq], axis=1)
 
 

@@ -50,9 +50,9 @@ class TextEncoder:
         self._run = jax.jit(run)
         self._fingerprint, self._cache_dir = fingerprint, cache_dir
 
-    def classifier(self, vocabulary: Vocabulary, training: Vocabulary) -> TextClassifier:
-        """Returns the vocabulary as padded arrays, for a model trained with the vocabulary `training`."""
-        return pad_classifier(self.embed(vocabulary), vocabulary, vocabulary.seen_by(training))
+    def classifier(self, vocabulary: Vocabulary, training_vocabulary: Vocabulary) -> TextClassifier:
+        """Returns the vocabulary as padded arrays, for a model trained on the classes of `training_vocabulary`."""
+        return pad_classifier(self.embed(vocabulary), vocabulary, vocabulary.seen_by(training_vocabulary))
 
     def embed(self, vocabulary: Vocabulary) -> Float[np.ndarray, "T C"]:
         """Returns one normalised row a synonym, from the cache if possible."""

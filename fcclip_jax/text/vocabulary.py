@@ -101,9 +101,9 @@ class Vocabulary:
     def prompts_sha256(self) -> str:
         return hashlib.sha256("\n".join(self.prompts()).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def seen_by(self, training: "Vocabulary") -> tuple[bool, ...]:
+    def seen_by(self, training_vocabulary: "Vocabulary") -> tuple[bool, ...]:
         """Returns whether each class has a synonym that is, letter for letter, a synonym in the training vocabulary."""
-        trained = {name for entry in training.classes for name in entry.names}
+        trained = {name for entry in training_vocabulary.classes for name in entry.names}
         return tuple(not trained.isdisjoint(entry.names) for entry in self.classes)
 
     def to_json(self) -> str:

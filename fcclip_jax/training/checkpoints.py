@@ -53,7 +53,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the highest metric, among checkpoints that are completely written."""
-        return self._best and best_step(self._manager, self._best)
+        return best_step(self._manager, self._best) if self._best else None
 
     def save(self, state: TrainState, about: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state to the host and returns. The files are written in the background, and appear all at once.

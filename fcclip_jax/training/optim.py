@@ -1,4 +1,5 @@
-"""The official optimiser (train_net.py of the official code): AdamW in groups, one clip, a rate that drops twice.
+"""The official optimiser (train_net.py of the official code): AdamW in parameter groups, clipping of the whole gradient's
+norm, and a learning rate that drops twice.
 
 All trees are flat dictionaries of the trainable parameters, by the names that `named_variables` gives them.
 """
@@ -16,7 +17,7 @@ from fcclip_jax.training.parameters import group_of
 
 
 class OptimSettings(NamedTuple):
-    """The official recipe for COCO panoptic, of 368,750 steps with 16 images each."""
+    """The official recipe for COCO panoptic; the milestones are those of 368,750 steps with 16 images each."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 0.05

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 # JAX and PyTorch are imported where they are used, so that each side's memory holds only its own library.
+from fcclip_jax import command_line
 from fcclip_jax.models.descriptions import CLIP_MODELS, ModelDescription
 from fcclip_jax.process_memory import peak_memory, reset_peak_memory
 
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     case = Case(ModelDescription(clip=CLIP_MODELS[args.clip]), args.crop, args.batch, args.segments)
     print(f"{args.batch} x {args.crop}x{args.crop}, {args.segments} segments, float32, {args.clip}", flush=True)
     compare(case, list(SIDES) if args.torch else [OURS], args.repeats)
-    return 0
+    return command_line.DONE
 
 
 def compare(case: Case, names: Sequence[str], repeats: int) -> None:

@@ -65,8 +65,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
     with contextlib.ExitStack() as stack:
         # The state: new, or the latest checkpoint's.
         state = initial_state(trainable, settings, mesh)
-        kept = config.checkpoint
-        checkpoints = Checkpoints(workdir, keep_last=kept.keep_last, keep_best=kept.keep_best, best=kept.best)
+        saving = config.checkpoint
+        checkpoints = Checkpoints(workdir, keep_last=saving.keep_last, keep_best=saving.keep_best, best=saving.best)
         stack.callback(checkpoints.close)
         stream = {
             "images": len(dataset),
@@ -77,10 +77,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         if checkpoints.latest is not None:
             _check_same_stream(workdir, checkpoints.read_about(checkpoints.latest)["stream"], stream)
             state = checkpoints.restore(checkpoints.latest, state)
-        first = int(state.step)
+        done = int(state.step)
         announce(
             f"training {sum(x.size for x in trainable.values()):,} parameters ({sum(x.size for x in frozen.values()):,} frozen)"
-            f" on {mesh.size} {jax.devices()[0].platform} devices, from step {first} to {config.steps}, in {workdir}"
+            f" on {mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}, from step {done} to {config.steps}, in {workdir}"
         )
 
         # The batches: each is a function of its step's number, so a resumed run needs nothing else.
@@ -91,29 +91,31 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             seed=config.seed,
-            start=first,
+            start=done,
             workers=config.data.workers,
             max_segments=config.data.max_segments,
         )
         stack.callback(batches.close)
-        log = RunLog(workdir, config.to_dict(), first_step=first, wandb=config.wandb)
+        log = RunLog(workdir, config.to_dict(), first_step=done, wandb=config.wandb)
         stack.callback(log.close)
-        validate = val_dataset and Validator(
-            start,
-            val_dataset,
-            log,
-            images=config.eval.images,
-            pictures=config.eval.pictures,
-            short_side=config.eval.short_side,
-            max_side=config.eval.max_side,
-        )
+        validate = None
+        if val_dataset is not None:
+            validate = Validator(
+                start,
+                val_dataset,
+                log,
+                images=config.eval.images,
+                pictures=config.eval.pictures,
+                short_side=config.eval.short_side,
+                max_side=config.eval.max_side,
+            )
         train_step = make_train_step(model, settings, mesh)
 
         # The loop.
         should_stop = stack.enter_context(stop_requests())
-        watch = Watch(log, sorted(trainable), first, config.steps, config.log_every)
+        watch = Watch(log, sorted(trainable), done, config.steps, config.log_every)
         stack.callback(watch.close)
-        for step in range(first + 1, config.steps + 1):
+        for step in range(done + 1, config.steps + 1):
             with watch.waiting():
                 example = next(batches)
                 batch = sharding.place_batch(example.batch, mesh)
@@ -131,7 +133,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
                 scores = validate(best_parameters(state), step)
                 watch.report(step, scores)
             stopping = should_stop(step)
-            if scores or last or stopping or step % kept.every == 0:
+            if scores or last or stopping or step % saving.every == 0:
                 # The step is checked first: a checkpoint never holds NaNs.
                 watch.flush()
                 checkpoints.save(state, {"stream": stream}, scores)
@@ -149,7 +151,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         announce(f"the trained model is {workdir / FINAL}")
         if checkpoints.best not in (None, config.steps):
             announce(
-                f"step {checkpoints.best} has a higher {kept.best}; make a model of it with"
+                f"step {checkpoints.best} has a higher {saving.best} than the last step; make a model of it with"
                 f" `{checkpoint.convert_command()} run --run {workdir} --step best --output DIR`"
             )
     return result
@@ -185,9 +187,7 @@ def _start(workdir: epath.Path, config: ConfigDict, description: ModelDescriptio
     if folder.exists():
         start = checkpoint.read(folder)
         if start.description != description or start.training_vocabulary != dataset.vocabulary:
-            raise ValueError(
-                f"{workdir} holds a run of another model or vocabulary than the configuration's; choose another workdir"
-            )
+            raise ValueError(f"{workdir} holds a run with a different model or vocabulary; choose another workdir")
         return start
     start = starting_point(
         config.init, description, dataset.vocabulary, seed=config.seed, void_weight=config.losses.void_weight

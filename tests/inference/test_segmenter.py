@@ -124,7 +124,7 @@ def test_expected_sizes_share_programs(segmenter, monkeypatch):
     segmenter.engine.expect(image.shape[:2] for image in images)
     segmenter(images)
     assert len(set(taken)) == 2
-    segmenter.engine.expect((image.shape[:2] for image in images), programs=1)
+    segmenter.engine.expect((image.shape[:2] for image in images), limit=1)
     after = segmenter(images, overlap_threshold=0.1)
     segmenter.engine.expect([])  # for the tests that follow
     assert taken[2:] == [max(taken)] * 2

@@ -279,7 +279,7 @@ def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
 def test_another_run_is_not_taken_for_this_one(paths, straight):
     for changes, complaint in (
         ({"batch_size": 2}, "has batch_size 4, and the configuration 2"),
-        ({"model.head.num_queries": 7}, "a run of another model or vocabulary"),
+        ({"model.head.num_queries": 7}, "a run with a different model or vocabulary"),
         ({"seed": 3}, "has seed 0, and the configuration 3"),
     ):
         config = tiny_runs.config(paths, **changes)
