@@ -196,7 +196,7 @@ def test_ten_thousand_words(segmenter):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="call set_classes first"):
+    with pytest.raises(ValueError, match="call Segmenter.set_classes first"):
         Segmenter.random()(make_photo((20, 20)))
     with pytest.raises(ValueError, match="short_side 900 and max_side 800 do not fit; choose 1 <= short_side"):
         Segmenter.random(short_side=900, max_side=800)
