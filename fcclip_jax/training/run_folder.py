@@ -31,9 +31,9 @@ START = "start"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 
-QUIET_SECONDS = 0.5
+QUIET_SECONDS = 2.0
 """How long no other read may report before a failed restore is over."""
-LONGEST_DRAIN_SECONDS = 10.0
+LONGEST_DRAIN_SECONDS = 20.0
 
 
 def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]) -> Checkpoint:

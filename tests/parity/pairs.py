@@ -80,7 +80,7 @@ def find_pairs(folder: pathlib.Path) -> Files:
     trainings = [stem for stem in trainings if stem.with_suffix(".npz").exists()]
     extras = [path.with_suffix("") for name in EXTRAS for path in sorted(folder.rglob(f"{name}.npz"))]
     known = {*stems, *trainings, *extras}
-    others = {path.with_suffix(""): "it holds no outputs of a model" for path in sorted(folder.rglob("*.npz"))}
+    others = {path.with_suffix(""): "holds no outputs of a model" for path in sorted(folder.rglob("*.npz"))}
     others = {stem: reason for stem, reason in (others | foreign).items() if stem not in known}
     loaded = ([_load(folder, stem) for stem in group] for group in (stems, trainings, extras))
     return Files(*loaded, others)
