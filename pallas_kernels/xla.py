@@ -135,7 +135,7 @@ def _shares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 def _points(locations: jax.Array, weights: jax.Array, shapes: Shapes, blocks: int) -> tuple[jax.Array, jax.Array]:
     """Returns points in pixels, [B M, blocks, P, L, 2, q], and their weights, [B M, blocks, P, L, q].
 
-    Pixels are computed once, not for each neighbour: if XLA rounded one of these differently, a point beside a whole
+    Pixels are computed once, not for each neighbour: if XLA rounded one of these differently, a point next to a whole
     coordinate would be on one side of it for one neighbour and on the other side for the next.
     """
     accumulator = _accumulator(locations)

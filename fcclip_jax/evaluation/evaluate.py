@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint as a configuration says: opens and checks everything, segments and scores, reports."""
+"""Evaluates a checkpoint by a configuration: opens and checks everything, segments, scores and reports."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,8 @@ class Opened(NamedTuple):
 
 
 def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
-    """Evaluates a checkpoint, prints the table, and writes it into the folder beside report.json and worst.html.
+    """Evaluates a checkpoint, prints the table, and writes it into the folder, together with report.json and
+    worst.html.
 
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
@@ -99,7 +100,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                 write_report(config, examples, outcome, settings, folder, opened, about)
                 if config.worst and not settings.sweep:
                     if settings.tasks == ("instances",):
-                        print("worst.html is not written: it orders images by PQ or mIoU, which were left out")
+                        print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
                     else:
                         page.write(folder, outcome.lines, examples, engine, settings, config.worst)
                         print(f"the images with the lowest scores: {folder / 'worst.html'}")
@@ -107,7 +108,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                     processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
                     print(f"{outcome.images_per_second:.3g} images/s{processes}")
         finally:
-            # A process that ends would stop those that still wait for it, after some minutes.
+            # If a process ended early, the processes that still wait for it would stop after some minutes.
             wait_for_all("the report is written")
     return 1 if outcome.failed else 0
 

@@ -136,7 +136,7 @@ class Vocabulary:
         """Reads the text that `to_json` writes, without trusting it.
 
         Raises:
-            ValueError: the text is no vocabulary; the message names the first fault.
+            ValueError: the text is not a vocabulary; the message names the first fault.
         """
         try:
             record = json.loads(text)

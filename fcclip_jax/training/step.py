@@ -50,11 +50,11 @@ class StepSettings(NamedTuple):
     deform_attn_precision: str | None = None
     """The precision of the TPU kernel's products, as `ms_deform_attn` takes it."""
     remat: bool = False
-    """Whether the backward pass recomputes the layers' activations instead of keeping them."""
+    """True recomputes the layers' activations in the backward pass instead of keeping them."""
     accumulate: int = 1
-    """How many parts a batch is computed in, one after the other. The result is the whole batch's."""
+    """The number of parts that a batch is computed in, one after the other. The result is the whole batch's."""
     train_trunk: bool = False
-    """Whether CLIP's image trunk trains too (the paper's table 6)."""
+    """True if CLIP's image trunk trains too (the paper's table 6)."""
     average: float | None = None
     """Decay of the parameters' exponential moving average; None keeps no average."""
     seed: int = 0

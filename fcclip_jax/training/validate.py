@@ -37,9 +37,9 @@ class Validator:
     ):
         """Chooses the images, evenly spread over the dataset. Each process segments its share.
 
-        images: how many, over all processes.
-        pictures: how many of each process's images are logged as pictures.
-        short_side, max_side: what images are resized to, as in `Segmenter`.
+        images: their number over all processes. pictures: the number of each process's images that are logged as
+        pictures.
+        short_side, max_side: the size that images are resized to, as in `Segmenter`.
         """
         self._dataset, self._log, self._pictures = dataset, log, pictures
         chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)

@@ -124,7 +124,7 @@ def _lose(key):
             _edit_instances(lambda content: content["images"][0].update(height=7)),
             r"is \d+x\d+ pixels, but its instance annotation is \d+x7|the mask of the annotation",
         ),
-        (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "there is no instance annotation at"),
+        (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "ade20k_instance_val.json does not exist"),
         (
             lambda folder: (folder / "ade20k_instance_val.json").write_text("[]"),
             "does not annotate these images in COCO's",
@@ -169,7 +169,7 @@ def test_instance_ids_of_no_label(tmp_path):
     examples = open_benchmark("cityscapes", tmp_path)
     path = min((tmp_path / "cityscapes" / "gtFine" / "val").rglob("*_instanceIds.png"))
     Image.fromarray(np.full(examples[0].image.shape[:2], 34_000, np.uint16)).save(path)
-    with pytest.raises(ValueError, match="has the id 34000, but there is no label 34"):
+    with pytest.raises(ValueError, match="has the id 34000, whose label 34 does not exist"):
         examples[0]
 
 

@@ -346,7 +346,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     lines = logged_lines(folder)
     for line in lines:
         pairs = np.array(line["semantic"])
-        assert set(pairs[:, 0]) == {0, 1, 2, 3}  # 3 stands for pixels that do not count
+        assert set(pairs[:, 0]) == {0, 1, 2, 3}  # 3 stands for ignored pixels
         assert pairs[pairs[:, 0] == 3, 2].sum() == (maps[line["index"]] == 255).sum()
     assert sorted(path.name for path in (folder / "predictions" / "semantic").iterdir()) == ["0001-2.png", "0001.png"]
     for changes, what in (({"words": "tree; sky; road"}, "vocabulary"), ({"ignore_label": 254}, "has the label 255")):
@@ -362,7 +362,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     "changes, message",
     [
         ({"first_label": -1}, "first_label is -1; labels must be at least 0"),
-        ({"ignore_label": 1}, "the label that does not count, 1, belongs to a class: classes have the labels 0 to 2"),
+        ({"ignore_label": 1}, "the ignored label 1 belongs to a class: classes have the labels 0 to 2"),
         ({"words": "cat;; sofa"}, "the class name '' is empty"),
         ({"words": ""}, "custom has images, labels: give images, panoptic_json and"),
         (
@@ -474,7 +474,7 @@ def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path
         ({"sweep": "classifiers", "second_checkpoint": "/nowhere"}, "/nowhere"),
         ({"max_side": 32}, "max_side is 32; it must be at least short_side, 64"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"root": "/nowhere"}, "there is no folder of ADE20K at /nowhere"),
+        ({"root": "/nowhere"}, "the folder of ADE20K does not exist at /nowhere"),
     ],
 )
 def test_what_is_refused(straight, data, cache, changes, message):

@@ -214,7 +214,7 @@ def test_of_files_with_one_name_the_least_deep_counts(tmp_path):
 
 
 def test_names(tmp_path):
-    with pytest.raises(ValueError, match="there is no benchmark 'ade20': did you mean ade20k"):
+    with pytest.raises(ValueError, match="'ade20' is not a benchmark: did you mean ade20k"):
         open_benchmark("ade20", tmp_path)
     with pytest.raises(ValueError, match="A-847 has no panoptic annotation; set --config.panoptic=False"):
         open_benchmark("ade20k_847", tmp_path, ("panoptic",))

@@ -42,7 +42,7 @@ class Job(NamedTuple):
     sources: tuple[pathlib.Path, ...]
     results: tuple[pathlib.Path, ...]
     convert: Callable[..., Converted]
-    """Is called with the sources, in one of several threads. Raises ValueError, naming the file, for an invalid source."""
+    """Converts the sources, in one of several threads. Raises ValueError, naming the file, for an invalid source."""
 
 
 class Plan(NamedTuple):
@@ -52,11 +52,11 @@ class Plan(NamedTuple):
     official_count: int
     """The number of images in the complete split."""
     advice: str
-    """What to unpack if a source is missing, for error messages."""
+    """The end of an error message about a missing source: the archive to unpack."""
     summaries: Mapping[pathlib.Path, Callable[[list[Any]], dict]] = {}
-    """For each json, the function that makes it from the jobs' records, in the jobs' order."""
+    """The function that makes each json from the jobs' records, in the jobs' order."""
     count_file: pathlib.Path | None = None
-    """Receives the number of images when all are done; for splits without a json."""
+    """The file of the number of images, written when all are done; for splits without a json."""
 
 
 def run(plans: Mapping[str, Plan]) -> int:
@@ -64,8 +64,8 @@ def run(plans: Mapping[str, Plan]) -> int:
 
     Raises:
         FileNotFoundError: a source of any split is missing; nothing has been written then.
-        ValueError: a source is damaged or invalid, two sources have the same name, or another process is doing the same.
-        OSError: a file cannot be read or written.
+        ValueError: a source is damaged or invalid, two sources have the same name, or another process is preparing the
+        same data set. OSError: a file cannot be read or written.
     """
     for plan in plans.values():
         _check(plan)
@@ -110,7 +110,7 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"another fcclip annotate is using {folder}; wait until it has finished") from None
-    except OSError:  # nor can some network drives
+    except OSError:  # some network drives cannot be locked either
         pass
     try:
         yield
