@@ -1,4 +1,4 @@
-"""Annotations in place of a model's results or of its mask logits.
+"""Replaces a model's results, or its mask logits, by annotations.
 
     python -m tests.evaluation.injected ROOT WORKDIR COORDINATOR INDEX
 

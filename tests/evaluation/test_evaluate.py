@@ -169,7 +169,7 @@ def test_killed_and_resumed_says_the_same(straight, data, cache, tmp_path):
     assert logged(tmp_path) == 2 and not (tmp_path / "report.json").exists()
     (killed,) = (tmp_path / "images").glob("*.jsonl")
     with killed.open("a") as file:
-        file.write('{"index": 6, "image_id": "cut sho')  # what a kill in the middle of a line leaves
+        file.write('{"index": 6, "image_id": "cut sho')  # a line that a killed process left incomplete
     process = start(data, tmp_path, cache)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
@@ -338,7 +338,7 @@ def own_labels(folder: pathlib.Path, **changes) -> dict[str, object]:
 
 
 def test_label_maps_of_ones_own(cache, tmp_path):
-    """255 does not count, files that share a name get names of their own, other words are another evaluation."""
+    """255 is ignored, files that share a name get different names, and other words make another evaluation."""
     own = own_labels(tmp_path)
     folder = tmp_path / "run"
     assert evaluate(config("custom", tmp_path, save_predictions=True, **own), "random", str(folder)) == 0

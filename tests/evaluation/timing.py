@@ -5,8 +5,8 @@
     python -m tests.evaluation.timing --programs     counts the programs that XLA compiles for 200 images of many sizes
 
 The official steps (fcclip.py: semantic_inference, panoptic_inference, instance_inference; detectron2's evaluators;
-panopticapi's algorithm) are implemented here in PyTorch and NumPy, without the files that they write and read. Both get the same
-mask logits and class scores, by turns.
+panopticapi's algorithm) are implemented here in PyTorch and NumPy, without the files that they write and read. Both get
+the same mask logits and class scores, in turns.
 """
 
 import argparse

@@ -36,7 +36,7 @@ def test_every_aspect_has_a_bucket(sides):
 
 
 def test_padding_costs_a_few_percent():
-    """Pixels computed, relative to those of each image's own multiple of 32, on usual sizes."""
+    """Compares the number of computed pixels with that of each image's own multiple of 32, on usual sizes."""
     ratios = []
     for size in PHOTO_SIZES:
         resized = resized_shape(*size, 800, 1333)

@@ -43,7 +43,7 @@ def segmenter(compilations) -> Segmenter:
 
 
 def test_forty_sizes_and_three_vocabularies(segmenter, compilations):
-    """Runs first, so that it sees every compilation: at most one a bucket and one a text length."""
+    """Runs first, so that every compilation is counted: at most one per bucket and one per text length."""
     assert len(segmenter.buckets) <= 5
     vocabularies = ["cityscapes", WORDS, Vocabulary.from_words(["grass", "a word of " * 20], stuff=["grass"])]
     for index, size in enumerate(PHOTO_SIZES):

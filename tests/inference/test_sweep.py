@@ -1,4 +1,4 @@
-"""Ways to classify masks that must agree, and ways that must differ."""
+"""Tests settings that must classify masks alike, and settings that must differ."""
 
 import dataclasses
 
@@ -79,4 +79,4 @@ def test_masks_in_a_view(view):
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(logits).double().permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False
     )[0].permute(1, 2, 0)
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # float32's own noise
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # the rounding of float32

@@ -1,4 +1,4 @@
-"""A failed read of a run's folder leaves the process as it was."""
+"""A failed read of a run's folder does not change the process."""
 
 import sys
 import threading

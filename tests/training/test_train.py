@@ -1,4 +1,4 @@
-"""Whole runs: a resumed run is exactly the same, on any devices and after any end; the result is a whole model."""
+"""Whole runs: a resumed run is identical on any devices and after any interruption; the result is a whole model."""
 
 import contextlib
 import json

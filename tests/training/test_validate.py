@@ -1,4 +1,4 @@
-"""Validation during training, with annotations in the place of a model's results."""
+"""Validation during training, with annotations in place of a model's results."""
 
 import json
 import os
