@@ -1,4 +1,4 @@
-"""Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel of their own.
+"""Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel.
 
 Each level gets a border of one zero pixel, and points beyond it are moved to it, so all four neighbours of a point
 exist and need no masks. Both directions go head by head, which bounds the memory. The backward pass stores the rows

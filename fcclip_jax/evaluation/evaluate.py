@@ -41,8 +41,7 @@ class Opened(NamedTuple):
 
 
 def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
-    """Evaluates a checkpoint, prints the table, and writes it into the folder, together with report.json and
-    worst.html.
+    """Evaluates a checkpoint, prints the table, and writes it, report.json and worst.html into the folder.
 
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
@@ -94,7 +93,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     with jax.default_matmul_precision(config.precision):
         outcome = segment_and_score(engine, examples, log, settings, folder, second_trunk)
         if not outcome.lines:
-            raise ValueError("no image could be read, so there is nothing to report; the lines above name the reasons")
+            raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
         try:
             if jax.process_index() == 0:
                 write_report(config, examples, outcome, settings, folder, opened, about)

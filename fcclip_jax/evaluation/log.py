@@ -40,7 +40,7 @@ class EvaluationLog:
         about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
-            # The settings come before checksums, which help the user less.
+            # The settings come before checksums, which are less useful to the user.
             for key in sorted({*before, *about}, key=lambda key: (len(str(about.get(key))) == CHECKSUM_LENGTH, key)):
                 if before.get(key) != about.get(key):
                     raise ValueError(
@@ -52,8 +52,7 @@ class EvaluationLog:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[int, Line]:
-        """Returns all lines by their images' places. A line that is incomplete because its process was killed is
-        skipped.
+        """Returns all lines by their images' places. Incomplete lines of killed processes are skipped.
 
         Raises:
             ValueError: a line is damaged.

@@ -1,4 +1,4 @@
-"""Random weights, to try things out. They are drawn on the host: nothing is compiled, and all platforms agree."""
+"""Random weights, to try things out. They are drawn on the host: nothing is compiled, and all platforms get the same."""
 
 import math
 import zlib

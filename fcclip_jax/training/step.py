@@ -91,7 +91,7 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Returns a frozen parameter's dtype: the one of its use, but float32 for batch statistics, for precision."""
+    """Returns a frozen parameter's dtype: compute_dtype, but float32 for batch statistics, for precision."""
     return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
 
 
@@ -182,7 +182,7 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
         local_sums, mesh=mesh, in_specs=(rows, rows, rows, None), out_specs=rows, check_vma=False
     )
 
-    # One piece of code for ten outputs: their masks at full size are never in memory together, nor kept.
+    # A scan over the outputs: their full-size masks are never in memory together, and are recomputed for the gradient.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("matching", "points"))
     def output_sums(_, x):
         output, queries = x

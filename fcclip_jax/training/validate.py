@@ -56,7 +56,7 @@ class Validator:
         self._engine = segmenter.engine
 
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Returns pq, sq, rq, pq_things and pq_stuff in percent; those without a class among the images are left out.
+        """Returns pq, sq, rq, pq_things and pq_stuff in percent; scores without a class among the images are omitted.
 
         All processes call it together.
 
@@ -65,7 +65,7 @@ class Validator:
         self._engine.set_weights(on_host(parameters))
         classes = self._dataset.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
-        # Only those of the images that are in the pipeline.
+        # The records of the images that are in the pipeline.
         records: dict[int, Record] = {}
 
         def decoded() -> Iterator[UInt8[np.ndarray, "H W 3"]]:

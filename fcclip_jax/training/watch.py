@@ -131,7 +131,7 @@ def check_finite(step: int, values: StepMetrics, names: list[str]) -> None:
     )
     joint = ", and " if bool(losses) == bool(gradients) else ", but "
     raise ValueError(
-        f"training stopped at step {step}: {loss}{joint}{gradient}; the checkpoints before it are good: lower"
+        f"training stopped at step {step}: {loss}{joint}{gradient}; the earlier checkpoints are intact: lower"
         " optim.learning_rate, or compute in float32 (compute_dtype)"
     )
 

@@ -122,7 +122,7 @@ def test_photographs_larger_than_all_buckets_are_skipped(segment, photos, capsys
     ("arguments", "message"),
     [
         (["--buckets", "800"], "bucket '800' is not HEIGHTxWIDTH"),
-        (["--buckets", "800x1088,100x200"], "bucket 100x200 is not made of multiples of 32; try 128x224"),
+        (["--buckets", "800x1088,100x200"], "bucket 100x200 has a side that is not a multiple of 32; try 128x224"),
         (["--short-side", "2000"], "--short-side 2000 is more than --max-side 1333"),
     ],
 )

@@ -58,7 +58,7 @@ def test_parsing():
     assert parse_buckets("800x1088, 64x32") == ((800, 1088), (64, 32))
     with pytest.raises(ValueError, match="bucket '800' is not HEIGHTxWIDTH"):
         parse_buckets("800,32x32")
-    with pytest.raises(ValueError, match="bucket 810x0 is not made of multiples of 32; try 832x32"):
+    with pytest.raises(ValueError, match="bucket 810x0 has a side that is not a multiple of 32; try 832x32"):
         check_buckets([(810, 0)])
 
 

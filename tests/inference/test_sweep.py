@@ -20,7 +20,7 @@ SIZE = (150, 210)
 
 @pytest.fixture(scope="module")
 def found():
-    """Panoptic results by the name of their way; "alone" is the segmenter's without a sweep."""
+    """Returns panoptic results by the name of their setting; "alone" is the segmenter's result without a sweep."""
     model, other = random_model(SMALL, 0), random_model(SMALL, 1)
     segmenter = Segmenter(
         model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2,

@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     summaries: Mapping[pathlib.Path, Callable[[list[Any]], dict]] = {}
     """The function that makes each json from the jobs' records, in the jobs' order."""
     count_file: pathlib.Path | None = None
-    """The file of the number of images, written when all are done; for splits without a json."""
+    """The file that receives the number of images when all are done; for splits without a json."""
 
 
 def run(plans: Mapping[str, Plan]) -> int:
@@ -64,8 +64,9 @@ def run(plans: Mapping[str, Plan]) -> int:
 
     Raises:
         FileNotFoundError: a source of any split is missing; nothing has been written then.
-        ValueError: a source is damaged or invalid, two sources have the same name, or another process is preparing the
-        same data set. OSError: a file cannot be read or written.
+        ValueError: a source is damaged or invalid, two sources have the same name, or another process is preparing
+            the same data set.
+        OSError: a file cannot be read or written.
     """
     for plan in plans.values():
         _check(plan)
@@ -122,7 +123,7 @@ def _run(split: str, plan: Plan) -> int:
     todo = [job for job in plan.jobs if not all(result.exists() for result in job.results)]
     summed = all(path.exists() for path in plan.summaries)
     if plan.summaries and (todo or not summed):
-        # A json needs every image's record, and must not describe maps that another program wrote.
+        # A json needs every image's record, and must describe only maps that this program wrote.
         todo, summed = plan.jobs, False
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
