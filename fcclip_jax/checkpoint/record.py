@@ -77,7 +77,7 @@ def _suggest(path: epath.Path) -> str:
 
 
 def _file_sizes(folder: epath.Path) -> dict[str, int]:
-    """Returns the size of each file below a folder: orbax reports truncated or missing files unclearly, or not at all."""
+    """Returns the size of each file below: orbax reports truncated or missing files unclearly, or not at all."""
     files = [parent / name for parent, _, names in folder.walk() for name in names]
     return {file.relative_to(folder).as_posix(): file.stat().length for file in files}
 

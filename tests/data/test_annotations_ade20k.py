@@ -87,7 +87,7 @@ def test_the_official_scripts_results(official):
 # pycocotools' decoder has no NumPy 2 copy argument.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_by_hand(tmp_path):
-    """Annotates a wall (class 0) that two beds (class 7, the first thing) cover in part, and a sky (2) behind one."""
+    """Two beds (class 7, the first thing) cover a wall (class 0) in part, and one of them hides a sky (2)."""
     semantic = np.array([[1, 1, 3], [1, 1, 0], [8, 8, 0]], np.uint8)
     numbers = np.array([[0, 0, 2], [1, 1, 0], [1, 1, 0]])
     write(tmp_path, "validation", "ADE_val_00000001", semantic, instance_map((numbers > 0) * 1, numbers))

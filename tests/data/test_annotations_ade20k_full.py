@@ -18,7 +18,7 @@ NAME = "ADE20K_2021_17_01"
 
 
 def write(root, split, name, colors, scene="urban/street"):
-    """Writes an image in the archive's layout: in its scene's folder, with masks of parts, which are not read."""
+    """Writes an image in the archive's layout: in its scene's folder, with unread masks of parts and instances."""
     folder = root / "images" / "ADE" / FOLDERS[split] / scene
     photo(colors.shape, folder / f"{name}.jpg")
     for suffix in ("_seg", "_parts_1"):

@@ -85,7 +85,7 @@ CASES = {
     "some pixels around": random_case(((4, 4), (8, 4), (16, 8)), heads=8, queries=11),
     "on grid lines": points_on_lines(seed=0),
     "one-pixel levels": random_case(((1, 1), (1, 7), (5, 1)), sigma=1.0),
-    "one of each size": random_case(((7, 6),), batch=1, queries=1, heads=1, points=1, channels=16),
+    "one of everything": random_case(((7, 6),), batch=1, queries=1, heads=1, points=1, channels=16),
     "four levels of eight points": random_case(((2, 3), *PYRAMID), queries=9, points=8, channels=64),
     "more than a block of queries": random_case(((20, 13),), batch=1, queries=261, heads=1, points=2, channels=24),
     "no batch": random_case(PYRAMID, batch=0),

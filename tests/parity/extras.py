@@ -198,13 +198,13 @@ def _best_class(section: Section, name: str, outcome: Outcome) -> None:
 
 
 def _bucket(pair: Pair, sizes: list[Size]) -> Size:
-    """Returns the pair's own bucket if it is large enough, since its programs are compiled already."""
+    """Returns the pair's own bucket, whose programs are compiled already, enlarged if the images need it."""
     height, width = np.maximum(bucket_of(pair), larger_bucket(sizes))
     return int(height), int(width)
 
 
 def _arch_of_semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network]]) -> str:
-    """Returns the model whose features fit the crafted ones, since the file does not name it."""
+    """Returns the architecture whose features fit the crafted ones, since the file does not name it."""
     channels = {value.shape[0] for name, value in extra.arrays.items() if name.endswith("clip_vis_dense")}
     fitting = [
         arch for arch, (_, network) in models.items() if {network.description.clip.image.feature_dims[-1]} == channels

@@ -128,7 +128,7 @@ def panoptic_unsure(full_logits: np.ndarray, class_probs: np.ndarray, object_mas
 def panoptic_margin(
     full_logits: np.ndarray, class_probs: np.ndarray, object_mask_threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns best minus second best score x mask probability, and the winner's probability; ones if none takes part."""
+    """Returns best minus second best score x mask probability, and the winner's probability; ones without queries."""
     scores = class_probs.max(1)
     kept = (class_probs.argmax(1) < class_probs.shape[1] - 1) & (scores > object_mask_threshold)
     if not kept.any():
@@ -175,7 +175,8 @@ def compare_instances(
 ) -> Verdict:
     """Compares multisets of instances.
 
-    Each official instance needs one of ours with its class, score and mask, except for unsure pixels. Ours that tie at the cut to the best of all queries and classes may replace each other.
+    Each official instance needs one of ours with its class, score and mask, except for unsure pixels. Ours that tie at
+    the cut to the best of all queries and classes may replace each other.
     """
     counts = {len(part) for part in official if part is not None}
     if len(counts) > 1:
