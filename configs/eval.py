@@ -31,8 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     benchmark = BENCHMARKS.get(variant)
     config = ConfigDict()
     config.benchmark = variant
-    config.root = "datasets"  # the folder of all data sets, or the benchmark's own
-    config.images = 0  # evaluate only this many images, evenly spread over the data set; 0 evaluates all
+    config.root = "datasets"  # the folder of all datasets, or the benchmark's own
+    config.images = 0  # evaluate only this many images, evenly spread over the dataset; 0 evaluates all
 
     # The size in pixels to which images are resized for the network.
     config.short_side = benchmark.short_side if benchmark else SHORT_SIDE

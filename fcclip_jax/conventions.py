@@ -19,7 +19,7 @@ RANDOM_WEIGHTS = "random"
 IGNORE = 65535
 """The value of ignored pixels in maps of class indices."""
 IGNORE_8BIT = 255
-"""The value of ignored pixels in 8-bit label maps, as most data sets use it."""
+"""The value of ignored pixels in 8-bit label maps, as most datasets use it."""
 NO_SEGMENT = 255
 """The value of pixels without a segment in segment maps."""
 

@@ -90,9 +90,9 @@ class Examples:
     sizes: Sequence[tuple[int, int]]
     """(height, width) of each photograph."""
     instances: dict | None
-    """Annotations of all the data set's photographs in COCO's instance format; None if it has none."""
+    """Annotations of all the dataset's photographs in COCO's instance format; None if it has none."""
     annotation_digest: str
-    """A checksum of the whole data set's annotations: what the jsons contain, and the maps' sizes in bytes."""
+    """A checksum of the whole dataset's annotations: what the jsons contain, and the maps' sizes in bytes."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -286,7 +286,7 @@ def _find_maps(names: Sequence[str], folder: epath.Path, suffix: str) -> list[ep
 
 
 def _check_count(benchmark: Benchmark, folder: epath.Path, count: int) -> None:
-    """Checks the number of images of a data set without a json.
+    """Checks the number of images of a dataset without a json.
 
     Raises:
         ValueError: the number is not the one that the preparation recorded or, without a record, the official one.
@@ -302,7 +302,7 @@ def _check_count(benchmark: Benchmark, folder: epath.Path, count: int) -> None:
     if count > expected:
         raise ValueError(
             f"{folder / benchmark.images} has {count} images, but its preparation had {expected}: remove the images that do"
-            f" not belong to the data set, or remove the folder and repeat {_command(benchmark, folder)}"
+            f" not belong to the dataset, or remove the folder and repeat {_command(benchmark, folder)}"
         )
     if count < expected:
         raise ValueError(
@@ -324,7 +324,7 @@ def _check_photographs(benchmark: Benchmark, folder: epath.Path, paths: Sequence
 
 
 def _command(benchmark: Benchmark, folder: epath.Path) -> str:
-    """Returns the command that prepares the data set. Its root is the folder above, with all data sets' sources."""
+    """Returns the command that prepares the dataset. Its root is the folder above, with all datasets' sources."""
     root = folder.parent if folder.name == benchmark.folder else folder
     return f"{benchmark.prepared_by} --root {shlex.quote(str(root))}"
 

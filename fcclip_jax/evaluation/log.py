@@ -20,7 +20,7 @@ CHECKSUM_LENGTH = 64
 """Hexadecimal digits of SHA-256."""
 
 Line = Mapping[str, Any]
-"""The numbers of one image (see evaluation.scores); "index" is its place in the data set."""
+"""The numbers of one image (see evaluation.scores); "index" is its place in the dataset."""
 
 
 class EvaluationLog:

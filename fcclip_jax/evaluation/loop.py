@@ -1,8 +1,8 @@
-"""Segments and scores a data set: images are decoded before the network needs them, and scored after it.
+"""Segments and scores a dataset: images are decoded before the network needs them, and scored after it.
 
     decode_ahead ──(place, Example)──> segment ──(place, Segmented)──> score_behind ──(place, Line)──> the log
 
-Each stage is a generator that yields an image's place in the data set with a value or with the error that stopped it;
+Each stage is a generator that yields an image's place in the dataset with a value or with the error that stopped it;
 later stages pass errors on. Images may overtake each other. Each stage holds only as many images as it works on.
 """
 
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     """The result of all processes."""
 
     lines: dict[int, Line]
-    """The line of each image by its place in the data set. Images that cannot be read are missing."""
+    """The line of each image by its place in the dataset. Images that cannot be read are missing."""
     failed: int
     """The number of images that could not be read, by all processes."""
     images_per_second: float

@@ -117,7 +117,7 @@ def total_confusion(lines: Sequence[Line], classes: int) -> Int[np.ndarray, "K1 
 
 
 class Scores(NamedTuple):
-    """Scores of a data set, in percent, by the names of `report.NAMES`."""
+    """Scores of a dataset, in percent, by the names of `report.NAMES`."""
 
     overall: dict[str, float]
     """PQ, SQ and RQ of a group of classes without any that occurs are left out; other such scores are NaN."""
@@ -126,7 +126,7 @@ class Scores(NamedTuple):
 
 
 def summarize(lines: Sequence[Line], examples: Examples, seen: Sequence[bool]) -> Scores:
-    """Computes a data set's scores from its lines, in the images' order.
+    """Computes a dataset's scores from its lines, in the images' order.
 
     seen: whether each class occurs in the training vocabulary.
     """

@@ -30,7 +30,7 @@ PROMPT_TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyClass:
-    """One class. `id` is its number in the data set's annotations; `color` is RGB, 0 to 255."""
+    """One class. `id` is its number in the dataset's annotations; `color` is RGB, 0 to 255."""
 
     names: tuple[str, ...]
     is_thing: bool

@@ -1,4 +1,4 @@
-"""ADE20K-150: against the official scripts' results, and by hand; and the behaviour that all data sets share."""
+"""ADE20K-150: against the official scripts' results, and by hand; and the behaviour that all datasets share."""
 
 import json
 import subprocess

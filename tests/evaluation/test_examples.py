@@ -16,7 +16,7 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from tests.evaluation import layouts
 from tests.evaluation.layouts import write_photos
 
-# Classes, things, the first and the last name, as the paper's table of data sets lists them.
+# Classes, things, the first and the last name, as the paper's table of datasets lists them.
 SIZES = {
     "coco": (133, 80, "person", "rug"),
     "ade20k": (150, 100, "wall", "flag"),
@@ -81,7 +81,7 @@ def test_only_what_is_evaluated_must_be_there(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, row in BENCHMARKS.items() if row.panoptic is None])
 def test_sets_that_no_json_speaks_of_are_whole(name, tmp_path):
-    """They have as many images as `fcclip annotate` recorded or else as the official data set."""
+    """They have as many images as `fcclip annotate` recorded or else as the official dataset."""
     layouts.write(name, tmp_path, 3)
     row = BENCHMARKS[name]
     folder = tmp_path / row.folder

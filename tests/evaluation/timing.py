@@ -142,7 +142,7 @@ def sweep_against_evaluation(repeats: int) -> str:
 
 
 def examples_of(vocabulary: Vocabulary) -> Examples:
-    """Returns a data set of one image, as far as scoring reads it."""
+    """Returns a dataset of one image, as far as scoring reads it."""
     return Examples("timing", vocabulary, [Row(1, epath.Path("1.jpg"))], [(1, 1)], instances={}, annotation_digest="")
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.metrics.perturbed IMAGES JSON PNGS [--times 20]
 
-Makes 20 predictions from each annotation of a data set in COCO's panoptic format. Segments are merged, split, shifted, grown,
+Makes 20 predictions from each annotation of a dataset in COCO's panoptic format. Segments are merged, split, shifted, grown,
 left out, given another class, or invented, also over void and crowds; and segments of the annotation become crowds.
 """
 

@@ -1,4 +1,4 @@
-"""Runs the jobs that make a data set's annotations.
+"""Runs the jobs that make a dataset's annotations.
 
 Every file is written under a temporary name and then renamed, so a repeated run resumes after the finished files. A json
 that covers all images is written last. So is the number of images, which later reveals missing maps.
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The jobs of one split of a data set."""
+    """The jobs of one split of a dataset."""
 
     jobs: list[Job]
     official_count: int
@@ -65,7 +65,7 @@ def run(plans: Mapping[str, Plan]) -> int:
     Raises:
         FileNotFoundError: a source of any split is missing; nothing has been written then.
         ValueError: a source is damaged or invalid, two sources have the same name, or another process is preparing
-            the same data set.
+            the same dataset.
         OSError: a file cannot be read or written.
     """
     for plan in plans.values():
@@ -92,7 +92,7 @@ def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.
 
 
 def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the data set's folder, given that folder or the one that contains it."""
+    """Returns the dataset's folder, given that folder or the one that contains it."""
     root = root.expanduser().absolute()
     return root / name if (root / name).is_dir() else root
 
@@ -191,5 +191,5 @@ def _check(plan: Plan) -> None:
         first = makers.setdefault(job.results[0], job.sources[0])
         if first is not job.sources[0]:
             raise ValueError(
-                f"{first} and {job.sources[0]} have the same name; remove the one that is not the data set's"
+                f"{first} and {job.sources[0]} have the same name; remove the one that is not the dataset's"
             )
