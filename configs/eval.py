@@ -62,9 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.second_checkpoint = placeholder(str)
 
     config.save_predictions = False  # write results in the public formats into WORKDIR/predictions
-    config.worst = (
-        20  # draw this many of the images with the lowest scores next to their annotation, in WORKDIR/worst.html
-    )
+    # Draws this many of the images with the lowest scores next to their annotation, in WORKDIR/worst.html.
+    config.worst = 20
 
     # Data of your own. For label maps, separate the words of classes with ; and their synonyms with a comma.
     names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
