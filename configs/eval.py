@@ -31,8 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     benchmark = BENCHMARKS.get(variant)
     config = ConfigDict()
     config.benchmark = variant
-    config.root = "datasets"  # the folder of all data sets, or the benchmark's own
-    config.images = 0  # evaluate only this many images, evenly spread over the data set; 0 evaluates all
+    config.root = "datasets"  # the folder of all datasets, or the benchmark's own
+    config.images = 0  # evaluate only this many images, evenly spread over the dataset; 0 evaluates all
 
     # The size in pixels to which images are resized for the network.
     config.short_side = benchmark.short_side if benchmark else SHORT_SIDE
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.precision = "highest"
     for task in TASKS:
         config[task] = benchmark is None or task in benchmark.tasks
-    config.overlap_threshold = OVERLAP_THRESHOLD  # the least share of its own mask that a panoptic segment must keep
+    config.overlap_threshold = OVERLAP_THRESHOLD  # the minimum share of its own mask that a panoptic segment must keep
     # Forms class scores before masks are resized, as the official code does where it evaluates semantic maps alone.
     config.semantic_before_resize = benchmark is not None and benchmark.panoptic is None
     config.grounding = False  # offer each image only the classes that its annotation has (table 7)
@@ -62,15 +62,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.second_checkpoint = placeholder(str)
 
     config.save_predictions = False  # write results in the public formats into WORKDIR/predictions
-    config.worst = (
-        20  # draw this many of the images with the lowest scores beside their annotation, in WORKDIR/worst.html
-    )
+    # Draws this many of the images with the lowest scores next to their annotation, in WORKDIR/worst.html.
+    config.worst = 20
 
     # Data of your own. For label maps, separate the words of classes with ; and their synonyms with a comma.
     names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
     config.custom = ConfigDict({name: placeholder(str) for name in names})
-    config.custom.first_label = 0  # the number of the first class in label maps; smaller numbers do not count
-    # The number of pixels that do not count; by default the vocabulary's own, or 255 unless that is the number of a class.
+    config.custom.first_label = 0  # the label of the first class; pixels with smaller labels are ignored
+    # The label of ignored pixels; by default the vocabulary's own, or 255 unless that is the number of a class.
     config.custom.ignore_label = placeholder(int)
     config.lock()
     return config

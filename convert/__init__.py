@@ -1,4 +1,4 @@
 """Converts weights between PyTorch checkpoints and this project's, by strict tables."""
 
 PROG = "python -m convert" if __name__ == "convert" else "fcclip-convert"
-"""The command that runs this package: from a checkout it is `convert`, installed it is `fcclip_jax.convert`."""
+"""The command that runs this package, which is `convert` in a checkout and `fcclip_jax.convert` when installed."""

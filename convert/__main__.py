@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: Exception) -> str:
-    # The one error that has a line for each problem.
+    # The only error whose message has one line for each problem.
     return str(error) if isinstance(error, ConversionError) else command_line.one_line(error)
 
 
@@ -99,7 +99,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--quick-gelu",
         action=argparse.BooleanOptionalAction,
-        help="whether CLIP was trained with QuickGELU (default: as its name, tag or description says)",
+        help="whether CLIP was trained with QuickGELU (default: taken from its name, tag or description)",
     )
 
 
@@ -118,7 +118,7 @@ def _step(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no step; give a number, latest or best") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a step; give a number, latest or best") from None
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def rules(family: str) -> list[Rule]:
 def head_description(shapes: Mapping[str, tuple[int, ...]]) -> HeadDescription:
     """Reads the head's sizes from the shapes of a checkpoint's tensors.
 
-    The number of heads, which no shape shows, is the official one. So is a size whose tensors are missing: the
-    conversion then reports their keys.
+    The number of heads, which no shape shows, is the official one. A size whose tensors are missing is official too;
+    the conversion then reports their keys.
     """
 
     def size(key: str, axis: int) -> int | None:

@@ -46,7 +46,7 @@ def read_clip(where: str, model: str) -> tuple[weight_files.Weights, bool | None
     where: OpenCLIP's tag, a weight file, or a checkpoint of CLIP alone.
 
     Returns:
-        The weights, and whether they were trained with QuickGELU: None if the source does not tell.
+        The weights, and whether they were trained with QuickGELU: None if the source does not record it.
     """
     if epath.Path(where).is_dir():
         contents = checkpoint.read(where)
@@ -69,10 +69,10 @@ def read_description(model: str, override: bool | None, quick_gelu: bool) -> Mod
     """Returns the description of a CLIP model by OpenCLIP's name, or reads one from a json file.
 
     override: --quick-gelu or --no-quick-gelu, None without either.
-    quick_gelu: the default for a name; a file has its own.
+    quick_gelu: the default for a name; a file states its own.
 
     Raises:
-        ValueError: the name is unknown, or the file is no description.
+        ValueError: the name is unknown, or the file is not a description.
     """
     if not model.endswith(".json"):
         name = model.removesuffix("-quickgelu")

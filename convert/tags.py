@@ -11,7 +11,7 @@ class Pretrained(NamedTuple):
 
     path: pathlib.Path
     quick_gelu: bool
-    """Whether they were trained with QuickGELU."""
+    """True if they were trained with QuickGELU."""
 
 
 def download(model: str, tag: str) -> Pretrained:
@@ -25,7 +25,7 @@ def download(model: str, tag: str) -> Pretrained:
         import open_clip
     except ImportError:
         raise ValueError(
-            f"{tag} is no file, and OpenCLIP, which has the tags, is not installed: pip install open_clip_torch"
+            f"{tag} is not a file, and OpenCLIP, which has the tags, is not installed: pip install open_clip_torch"
         ) from None
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:

@@ -19,7 +19,7 @@ from fcclip_jax.command_line import first_line
 from fcclip_jax.files import check_space, replacing
 
 WRAPPERS = ("model", "state_dict")
-"""Entries that hold the weights in files which training codes write, beside optimisers and counters."""
+"""Keys that contain the weights in training checkpoints, which also store optimisers and counters."""
 PREFIXES = ("module.", "model.")
 """Prefixes that DistributedDataParallel and other wrappers add to every key."""
 SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -100,7 +100,7 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
                 os.chmod(temporary, mode)  # only the owner may read files that safetensors creates
             else:
                 torch.save({"model": {key: torch.from_numpy(array) for key, array in tensors.items()}}, temporary)
-    # Neither library passes on the system's own error.
+    # Neither library reports the operating system's error.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise OSError(f"{path} cannot be written: {first_line(error)}") from error
 
@@ -116,7 +116,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
             tensors[key] = Tensor(tuple(header.get_shape()), functools.partial(_load_safetensors, file, key))
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} is no safetensors file, or is damaged ({first_line(error)}); download or save it again"
+            f"{path} is not a safetensors file, or is damaged ({first_line(error)}); download or save it again"
         ) from None
     return tensors
 
@@ -130,7 +130,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     torch = _import_torch(path)
     zipped = zipfile.is_zipfile(path)
     if not zipped and not _is_pickle(path):
-        raise ValueError(f"{path} is no PyTorch file, or is cut short; download or save it again")
+        raise ValueError(f"{path} is not a PyTorch file, or is truncated; download or save it again")
     try:
         if zipped and _is_torchscript(path):
             raise ValueError(

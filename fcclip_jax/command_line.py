@@ -9,7 +9,7 @@ DONE = 0
 INCOMPLETE = 1
 """Part of the work failed and was reported; the rest is done."""
 REFUSED = 2
-"""The user can correct it; one sentence on stderr says how."""
+"""The user can correct the cause; one sentence on stderr explains how."""
 INTERRUPTED = 130
 
 

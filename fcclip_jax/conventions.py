@@ -1,7 +1,7 @@
 """Names and numbers that the whole project shares. This module imports nothing, so anything may import it."""
 
 TASKS = ("panoptic", "semantic", "instances")
-"""What can be asked of a photograph, in the order in which results are listed."""
+"""The tasks, in the order in which results are listed."""
 
 STRIDE = 32
 """Images are padded to a multiple of this (MODEL.MASK_FORMER.SIZE_DIVISIBILITY): the stride of the coarsest features."""
@@ -11,17 +11,17 @@ MASK_STRIDE = 4
 SHORT_SIDE, MAX_SIDE = 800, 1333
 """The official test size in pixels (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)."""
 OVERLAP_THRESHOLD = 0.8
-"""The least share of its own mask that a panoptic segment keeps (MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD)."""
+"""The minimum share of its own mask that a panoptic segment keeps (MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD)."""
 
 RANDOM_WEIGHTS = "random"
-"""Given instead of a checkpoint: a model with random weights, for trying things out."""
+"""The name of a model with random weights, which stands in for a checkpoint to try things out."""
 
 IGNORE = 65535
-"""The class of pixels that do not count, in maps of class indices."""
+"""The value of ignored pixels in maps of class indices."""
 IGNORE_8BIT = 255
-"""The same in label maps of 8 bits, where most data sets have it."""
+"""The value of ignored pixels in 8-bit label maps, as most datasets use it."""
 NO_SEGMENT = 255
-"""The value of pixels without a segment, in segment maps."""
+"""The value of pixels without a segment in segment maps."""
 
 CITYSCAPES_LABELS = 34
 """Cityscapes' label ids are 0 to 33; its instance ids are label id x 1000 + number."""
@@ -44,7 +44,7 @@ def check_tasks(tasks) -> tuple[str, ...]:
     """Returns one task or several as a tuple in the order of TASKS.
 
     Raises:
-        ValueError: there are none, or one of them does not exist.
+        ValueError: no task is given, or a task does not exist.
     """
     chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     if not chosen or not set(chosen) <= set(TASKS):

@@ -20,7 +20,7 @@ from fcclip_jax import command_line, files
 
 _HERE = pathlib.Path(__file__).parent
 PROJECT_CONFIGS = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
-"""configs/ as installed inside the package, or in a checkout beside it."""
+"""The folder configs/, inside the installed package or next to it in a checkout."""
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -50,8 +50,8 @@ PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "This process's inde
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    It is REFUSED where the user can correct something, and INCOMPLETE if --compile_only does not fit into memory, or
-    some images could not be evaluated.
+    It is REFUSED if the user can correct the cause, and INCOMPLETE if --compile_only does not fit into memory or some
+    images could not be evaluated.
     """
     command = functools.partial(_run, list(sys.argv if argv is None else argv))
     return command_line.run(
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     config = parse(argv)
     logging.set_verbosity(logging.WARNING)
-    # Training and evaluation are imported here: --help and mistakes in the flags need not wait for them.
+    # Training and evaluation are imported here, so that --help and mistakes in the flags are reported without delay.
     if COMPILE_ONLY.value:
         from fcclip_jax.training.plan import print_plan
 

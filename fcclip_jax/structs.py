@@ -1,4 +1,4 @@
-"""The values that cross packages, and the letters in which every shape is written.
+"""The values that cross packages, and the letters used in all shapes.
 
 B batch, H W image, h w feature grid, C channels, L levels, N tokens over all levels, M heads, P sampling points,
 Q queries, K classes, T text rows (one a synonym), G ground-truth segments, S loss points.
@@ -25,7 +25,7 @@ import numpy as np
 from beartype.door import is_bearable
 from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
 
-if TYPE_CHECKING:  # JAX takes host arrays wherever it takes its own, which type checkers cannot know
+if TYPE_CHECKING:  # JAX takes host arrays wherever it takes its own, which type checkers cannot infer
     AnyArray = Any
 else:
     AnyArray = jax.Array | np.ndarray
@@ -42,9 +42,9 @@ class TextClassifier(NamedTuple):
     groups: Int[AnyArray, " T"]
     """The class of each row, ascending; padded rows hold K."""
     seen: Bool[AnyArray, " K"]
-    """Whether a class shares a name with the training vocabulary."""
+    """True for classes that share a name with the training vocabulary."""
     num_classes: Int[AnyArray, ""]
-    """How many of the K classes are real."""
+    """The number of real classes among the K."""
 
 
 class Prediction(NamedTuple):
@@ -83,7 +83,7 @@ def checked(struct: Struct) -> Struct:
         TypeError: a field does not fit.
     """
     fields = list(_flat_fields(struct, type(struct).__name__))
-    with jaxtyped("context"):  # in which jaxtyping remembers the size of each dimension
+    with jaxtyped("context"):  # in which jaxtyping records the size of each dimension
         for name, value, expected in fields:
             if not any(is_bearable(value, hint) for hint in expected):
                 others = ", ".join(f"{other} {_describe(its)}" for other, its, _ in fields if other != name)

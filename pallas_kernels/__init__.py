@@ -1,4 +1,4 @@
-"""Deformable attention as a package of its own: it needs JAX only, and nothing else of this project."""
+"""Deformable attention as a separate package, which depends on JAX only."""
 
 from pallas_kernels.api import ms_deform_attn
 

@@ -151,7 +151,7 @@ def _backward(*arrays: jax.Array, options: Options) -> tuple[jax.Array, jax.Arra
 
 
 def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: Callable):
-    """Runs the named implementation, or one for each platform, of which lowering keeps its platform's."""
+    """Runs the named implementation, or one per platform, of which lowering keeps the one for its platform."""
 
     def noted(name: str, remark: str = "") -> Callable:
         def run(value: jax.Array, *others: jax.Array):

@@ -49,7 +49,7 @@ def devices(topology: str) -> list[jax.Device]:
     Raises:
         RuntimeError: libtpu is not installed, or rejects the topology.
     """
-    # libtpu reads these when it starts: without them it searches for a TPU, and tolerates no other process.
+    # libtpu reads these when it starts: without them it searches for a TPU, and allows no other process.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

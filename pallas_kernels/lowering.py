@@ -1,4 +1,4 @@
-"""Logs, or refuses, an implementation when its program is lowered: JAX picks the platform long after it traces."""
+"""Logs or refuses an implementation when its program is lowered, since JAX chooses the platform long after tracing."""
 
 import functools
 import logging

@@ -61,7 +61,7 @@ def medians(cases: dict[tuple[str, str], Case], repeats: int) -> dict[tuple[str,
 def _seconds_of(case: Case) -> float:
     # On an accelerator, ten calls in a row hide the host's part of a call.
     calls = 1 if jax.default_backend() == "cpu" else 10
-    time.sleep(0.02)  # the threads of the case before stop spinning
+    time.sleep(0.02)  # lets the threads of the previous case stop spinning
     start = time.perf_counter()
     for _ in range(calls):
         result = case.call()

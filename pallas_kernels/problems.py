@@ -1,4 +1,4 @@
-"""Problems to measure deformable attention on, the least that each costs, and the rates that devices reach at best."""
+"""Problems to measure deformable attention on, their minimum costs, and the peak rates of devices."""
 
 from typing import NamedTuple
 

@@ -65,7 +65,8 @@ def on_tpu(problem: Problem, sigma: float, backward: bool) -> Cost:
     samples = queries * 4 * 3 * round_up(len(problem.shapes) * problem.points, 8)
     out = queries * 4 * channels
     inputs, result = _arrays(problem)
-    # Inputs are read, laid out anew, written, and read by the kernel; results are written and laid out anew.
+    # Inputs are read, converted to the kernel's layout, written, and read by the kernel; results are written and
+    # converted back.
     memory = inputs + 2 * (terms + samples) + 2 * out + result
     if backward:
         memory += result + 2 * out + terms + samples + 2 * (4 * planes + samples) + inputs

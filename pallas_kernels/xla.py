@@ -1,4 +1,4 @@
-"""Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel of their own.
+"""Deformable attention in plain JAX, forward and backward: for CPUs, and for platforms without a kernel.
 
 Each level gets a border of one zero pixel, and points beyond it are moved to it, so all four neighbours of a point
 exist and need no masks. Both directions go head by head, which bounds the memory. The backward pass stores the rows
@@ -135,7 +135,7 @@ def _shares(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 def _points(locations: jax.Array, weights: jax.Array, shapes: Shapes, blocks: int) -> tuple[jax.Array, jax.Array]:
     """Returns points in pixels, [B M, blocks, P, L, 2, q], and their weights, [B M, blocks, P, L, q].
 
-    Pixels are computed once, not for each neighbour: if XLA rounded one of these differently, a point beside a whole
+    Pixels are computed once, not for each neighbour: if XLA rounded one of these differently, a point next to a whole
     coordinate would be on one side of it for one neighbour and on the other side for the next.
     """
     accumulator = _accumulator(locations)

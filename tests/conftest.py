@@ -17,7 +17,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder with the official code's full golden arrays, beside the checkout; skips the test without one."""
+    """Returns the folder of the official code's full arrays, next to the checkout; skips the test without it."""
     if not (SHARED / "golden").is_dir():
-        pytest.skip(f"no golden arrays at {SHARED}: they are no part of the project")
+        pytest.skip(f"no golden arrays at {SHARED}: they are not part of the repository")
     return SHARED

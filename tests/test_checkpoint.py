@@ -88,7 +88,7 @@ def test_load_compiles_nothing(saved):
         checkpoint.load(saved)
         assert not compiled
         jax.jit(lambda x: x * 3.25)(np.float32(1))
-        assert compiled, "the listener must see a compilation"
+        assert compiled, "the listener must record a compilation"
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
 

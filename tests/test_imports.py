@@ -1,4 +1,4 @@
-"""Imports cost no more than is used: heavy packages stay out, and --help is answered without JAX."""
+"""Imports load only what is used: no heavy packages, and --help runs without JAX."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The order of the house: setup.cfg lists the layers, import-linter holds the imports against them."""
+"""Checks the order of imports: setup.cfg lists the layers, import-linter compares the imports with them."""
 
 import pathlib
 import shutil
@@ -12,14 +12,14 @@ PACKAGES = ("configs", "convert", "fcclip_jax", "pallas_kernels")
 
 
 def lint(folder: pathlib.Path) -> subprocess.CompletedProcess:
-    """Runs import-linter on a checkout, every import included, those inside functions too."""
+    """Runs import-linter on all imports of a checkout, including those inside functions."""
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
     return subprocess.run([sys.executable, "-c", code], check=False, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture
 def checkout(tmp_path) -> pathlib.Path:
-    """A copy of the packages, to be spoilt."""
+    """Returns a copy of the packages to modify."""
     for name in PACKAGES:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", tmp_path)
@@ -43,7 +43,7 @@ def test_imports_point_down_and_never_in_circles():
     ],
 )
 def test_an_import_that_points_up_is_noticed(checkout, file, line, broken):
-    """A lazy one: inside a function that is never called."""
+    """Adds a lazy import, inside a function that is never called."""
     with (checkout / file).open("a") as module:
         module.write(f"\n\ndef late():\n    {line}\n")
     done = lint(checkout)

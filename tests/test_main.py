@@ -1,4 +1,4 @@
-"""The command line of training: one sentence and exit code 2 for whatever the user can correct."""
+"""The command line of training: one sentence and exit code 2 for mistakes that the user can correct."""
 
 import pathlib
 import re
@@ -64,7 +64,7 @@ def test_numbers_that_cannot_be(name, value, complaint):
 
 @pytest.fixture
 def refusal(monkeypatch, capfd):
-    """Returns a function of the command line's flags that returns the one sentence with which the command refuses them."""
+    """Returns a function from the command's flags to the one sentence with which it refuses them."""
 
     def refusal(*flags: str) -> str:
         # The configuration's own flags are read from sys.argv; flagsaver removes them afterwards.
@@ -106,7 +106,7 @@ def test_mistakes_on_the_command_line(tmp_path, refusal):
 
 
 def test_the_projects_configurations_are_found_from_anywhere(tmp_path, refusal, monkeypatch):
-    """As in a folder where the project is installed and not checked out; a file of that name there comes first."""
+    """Runs in a folder without a checkout, as after installation; a configuration of that name there comes first."""
     monkeypatch.chdir(tmp_path)
     folder = f"--workdir={tmp_path / 'run'}"
     assert "coco_panoptic has no folder at /nowhere" in refusal(

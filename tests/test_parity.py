@@ -1,4 +1,4 @@
-"""The model against the official code's numbers, and the tool that compares them against faults made on purpose."""
+"""Compares the model with the official code's numbers, and tests the tool on deliberate errors."""
 
 import json
 import pathlib
@@ -28,10 +28,10 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """The same programs run on several folders here."""
+    """The tests here run the same programs on several folders."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    compilation_cache.reset_cache()  # whether there is one is asked only once
+    compilation_cache.reset_cache()  # its existence is checked only once
     yield
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
@@ -48,7 +48,7 @@ def line_of(name: str, lines: list[str]) -> str:
 
 
 def test_slice():
-    """Both families: whatever the project keeps of the official arrays, within the tool's 1e-4 of their largest."""
+    """Compares both families with all official arrays in the repository, within the tool's tolerance of 1e-4."""
     code, lines = run(GOLDEN)
     assert code == 0, "\n".join(line for line in lines if not line.endswith(" ok"))
     files = find_pairs(GOLDEN)
@@ -66,7 +66,7 @@ def judge_name(name: str) -> str:
 
 
 def test_everything_official(shared):
-    """The full arrays, with batches of mixed sizes and semantic-only post-processing."""
+    """Compares the full arrays, with batches of mixed sizes and semantic-only post-processing."""
     code, lines = run(shared / "golden")
     assert code == 0, "\n".join(line for line in lines if not line.endswith(" ok"))
     for name in ("sem_seg", "case4_sem_seg", "rn_image2_panoptic_seg_overlap0.05", "crafted_image1_sem_seg_argmax"):
@@ -75,7 +75,7 @@ def test_everything_official(shared):
 
 @pytest.fixture
 def small(tmp_path) -> pathlib.Path:
-    """A pair whose arrays need little to be compiled: those of the text and of crafted masks."""
+    """Returns a pair whose arrays need few programs: those of the text and of crafted masks."""
     for path in GOLDEN.glob("*small_convnext*"):
         shutil.copy(path, tmp_path)
     keep = ("test_", "train_", "text_", "void_", "num_", "category_", "crafted_")
@@ -94,7 +94,7 @@ def rewrite(folder: pathlib.Path, change: Callable[[dict], dict]) -> None:
 
 
 def test_other_names_and_missing_outputs(small):
-    """A pair by any name, which omits what it likes."""
+    """Compares a pair under another name, which has only some of the arrays."""
     for path in list(small.iterdir()):
         path.rename(path.with_name(path.name.replace("small_convnext", "another-1")))
     path = small / "another-1_eval.npz"
@@ -132,7 +132,7 @@ def test_one_wrong_value_is_named(small, name, shown, index, value):
     rewrite(small, altered(name, index, value))
     code, lines = run(small)
     assert code == 1
-    assert [line.split()[0] for line in lines if line.endswith("FALLS SHORT")] == [shown]
+    assert [line.split()[0] for line in lines if line.endswith("FAILS")] == [shown]
 
 
 def test_tolerance_decides(small):
@@ -160,7 +160,7 @@ def test_tolerance_decides(small):
     ],
 )
 def test_what_is_not_compared(small, change, name, reason, code):
-    """Printed always; a failure only where the official arrays have such a thing."""
+    """Always printed; a failure only if the official arrays should have it."""
     rewrite(small, change)
     found, lines = run(small)
     assert found == code
@@ -170,7 +170,7 @@ def test_what_is_not_compared(small, change, name, reason, code):
 
 @pytest.fixture
 def small_training(tmp_path) -> pathlib.Path:
-    """A step of training, and nothing else of its model."""
+    """Returns a training step without its model's other arrays."""
     for path in GOLDEN.glob("*small_rn*"):
         shutil.copy(path, tmp_path)
     path = tmp_path / "small_rn_eval.npz"
@@ -190,7 +190,7 @@ def rewrite_training(folder: pathlib.Path, change: Callable[[dict], dict]) -> No
 
 
 def test_another_model_is_not_compared(small):
-    """It says so, and compares the rest; alone it is nothing to compare with."""
+    """The tool reports it and compares the rest; a folder with only this file has nothing to compare."""
     facts = json.loads((small / "small_convnext_eval.json").read_text())
     (small / "other_eval.json").write_text(json.dumps({**facts, "meta_architecture": "OTHER"}))
     np.savez(small / "other_eval.npz", x=np.zeros(1))
@@ -202,7 +202,7 @@ def test_another_model_is_not_compared(small):
 
 
 def test_wrong_values_of_a_training_step_are_named(small_training):
-    """The least that is wrong of each kind: a matching, a point, a loss, a gradient, a group of the optimiser."""
+    """Detects a small error of each kind: a matching, a point, a loss, a gradient, a group of the optimiser."""
     bias = "grad_sem_seg_head.pixel_decoder.mask_features.bias"
 
     def change(arrays: dict) -> dict:
@@ -220,7 +220,7 @@ def test_wrong_values_of_a_training_step_are_named(small_training):
     path.write_text(json.dumps(facts))
     code, lines = run(small_training)
     assert code == 1
-    short = {line.split()[0] for line in lines if line.endswith("FALLS SHORT")}
+    short = {line.split()[0] for line in lines if line.endswith("FAILS")}
     assert short == {"param_groups", "match2_img1_query", "loss_points_0", "weighted_loss_dice_1", bias}
     assert "1 differ, " + facts["param_groups"][5]["key"] in line_of("param_groups", lines)
     assert "not compared: the file has no other weights" in line_of("after_x.bias", lines)
@@ -265,7 +265,7 @@ def configure(*keys, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "there is no folder"),
+        (shutil.rmtree, "does not exist; give one"),
         (lose("small_convnext_eval.npz"), "small_convnext_eval.npz is missing"),
         (lose("small_convnext_eval.json"), "small_convnext_eval.json is missing"),
         (lose("manifest_small_convnext.json"), "manifest_small_convnext.json is missing"),
@@ -308,7 +308,7 @@ CONFIGURATIONS = {
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_the_model_follows_the_configuration(tmp_path, name):
-    """Each changed number shows in the checkpoint's keys and shapes, which the conversion tables hold against it."""
+    """Each changed number shows in the checkpoint's keys and shapes, which the conversion tables check."""
     for path in GOLDEN.glob(f"*{name}*"):
         shutil.copy(path, tmp_path)
     pair = find_pairs(tmp_path).pairs[0]
@@ -334,14 +334,14 @@ def manifest_of(description: ModelDescription) -> dict[str, tuple[int, ...]]:
 
 
 class Turned(NamedTuple):
-    """A model's numbers with one mask logit near zero on the other side, which moves its last class logits."""
+    """Returns a model's numbers with the sign of one mask logit near zero changed."""
 
     pair: Pair
     sign: forcing.Sign
     arrays: dict[str, np.ndarray]
 
     def write(self, folder: pathlib.Path, **more: np.ndarray) -> None:
-        """As if they were official: the layers' class embeddings and logits, and whatever is given."""
+        """Writes the layers' class embeddings and logits, and the given arrays, as official ones."""
         names = [name for name in self.arrays if name.endswith(("class_embed", "pred_logits"))]
         for path in GOLDEN.glob("*small_rn*.json"):
             shutil.copy(path, folder)
@@ -354,7 +354,7 @@ class Turned(NamedTuple):
 @pytest.fixture(scope="module")
 def turned() -> Turned:
     (pair,) = (pair for pair in find_pairs(GOLDEN).pairs if pair.name == "small_rn_eval")
-    with jax.default_matmul_precision("highest"):  # as the tool runs, whose programs are compiled already
+    with jax.default_matmul_precision("highest"):  # as in the tool, whose programs are compiled already
         network = Network(pair)
         image = pair.arrays["image_u8"]
         own = network.stages(image, {})
@@ -366,7 +366,7 @@ def turned() -> Turned:
 
 
 def test_a_sign_near_zero_is_excused_and_named(turned, tmp_path):
-    """Without recorded masks it is found by trying."""
+    """Without recorded masks the sign is found by trial."""
     turned.write(tmp_path)
     code, lines = run(tmp_path)
     assert code == 0
@@ -398,7 +398,7 @@ def test_an_excuse_hides_no_other_error(turned, tmp_path):
     turned.write(tmp_path, **recorded_masks(turned), **{name: wrong})
     code, lines = run(tmp_path)
     assert code == 1
-    assert [line.split()[0] for line in lines if line.endswith("FALLS SHORT")] == [name]
+    assert [line.split()[0] for line in lines if line.endswith("FAILS")] == [name]
 
 
 # The rules of judging, by hand.
@@ -412,7 +412,7 @@ def test_arrays_are_judged_by_their_largest_value():
     assert verdict.error == pytest.approx(1.1e-4, rel=1e-3)
     assert not judge.compare_array("x", official, official[None], 1e-4).ok
     assert not judge.compare_array("x", official, official * np.nan, 1e-4).ok
-    assert not judge.compare_array("x", np.array([2]), np.array([3]), 1.0).ok  # whole numbers are equal or wrong
+    assert not judge.compare_array("x", np.array([2]), np.array([3]), 1.0).ok  # whole numbers must be equal
 
 
 def test_only_pixels_too_near_to_call_may_differ():
@@ -445,7 +445,7 @@ def test_segments_are_listed_in_order():
     assert not verdict([6, 4], [False, True])
     assert not verdict([4, 6], [True, True])
     assert not verdict([4], [True])
-    # The second has but an unsure pixel, in the official map alone.
+    # The second segment has only an unsure pixel, in the official map alone.
     assert verdict([4], [True], ids, np.array([1, 1]), np.array([False, True]))
     assert not verdict([4], [True], ids, np.array([1, 1]))
 
@@ -493,7 +493,7 @@ def test_instances_are_multisets_within_equal_scores():
 
 
 def test_log_probabilities_where_void_is_all_but_sure():
-    """1 - void keeps no digits in float32 there: 1.2e-7 between two of its values is a third of what is left."""
+    """1 - void keeps no digits in float32 there: its spacing of 1.2e-7 is a third of the value."""
     exact = np.array([[3.0e-7, 1 - 3.0e-7], [0.4, 0.6]])
     rounded = np.array([[4.0e-7, 1 - 4.0e-7], [0.4, 0.6]])
     assert judge.compare_log_probs("x", np.log(exact), rounded, 1e-4).ok

@@ -80,7 +80,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """A page's command lines, without comments."""
+    """Returns a page's command lines, without comments."""
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := re.sub(r"\s+#.*", "", line).strip())]
 
@@ -95,7 +95,7 @@ def test_every_command_is_run_or_has_a_reason():
 
 
 def test_pages_hold_code_in_fences_only():
-    """So that no command escapes these tests."""
+    """Ensures that these tests cover every command."""
     for page in PAGES:
         prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
         assert not re.search(r"^ {4}(fcclip|python|pip|from|import|launch)\b", prose, re.MULTILINE), page
@@ -115,7 +115,7 @@ def test_links_and_files_exist():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> pathlib.Path:
-    """A working folder with what the README's examples name: a checkpoint, photographs, and the configurations."""
+    """Returns a working folder with the files that the README's examples name."""
     model = random_model(SMALL, 0)
     parameters = {name: np.asarray(value[...]) for name, value in named_variables(model).items()}
     text = text_fingerprint(SMALL, parameters)
@@ -171,7 +171,7 @@ def test_commands_run(folder, capsys, command):
 
 
 class Accepted(Exception):
-    """The parser took all arguments; the program would now begin."""
+    """The parser has accepted all arguments; the program would now start."""
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
 
 
 def check_installable(arguments: list[str]) -> None:
-    """The extras exist."""
+    """Checks that the extras exist."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     verb, requirement = arguments

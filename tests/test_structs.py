@@ -1,4 +1,4 @@
-"""The fields of structs against their annotations."""
+"""Compares the fields of structs with their annotations."""
 
 from typing import NamedTuple
 

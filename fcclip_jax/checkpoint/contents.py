@@ -26,7 +26,7 @@ class Checkpoint(NamedTuple):
     description: ModelDescription | ClipDescription
     parameters: Mapping[str, np.ndarray]
     training_vocabulary: Vocabulary | None
-    """None for a CLIP alone."""
+    """None for a checkpoint of CLIP alone."""
     text_sha256: str
     """`text_fingerprint` of the weights."""
     source: Origin
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
 def text_fingerprint(
     description: ModelDescription | ClipDescription, parameters: Mapping[str, np.ndarray | jax.Array]
 ) -> str:
-    """Returns the sha256 of all that the text tower's results depend on: the key of cached embeddings."""
+    """Returns the sha256 of everything that affects the text tower's results: the key of cached embeddings."""
     clip = description.clip if isinstance(description, ModelDescription) else description
     digest = hashlib.sha256(json.dumps(descriptions.to_json(clip)["text"], sort_keys=True).encode())
     for name in sorted(parameters):

@@ -84,7 +84,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: the path exists, and `overwrite` is False.
-        ValueError: the path exists and is no checkpoint.
+        ValueError: the path exists and is not a checkpoint.
         OSError: the path cannot be written.
     """
     folder = resolve(path)
@@ -102,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint of either kind into host memory.
 
     Raises:
-        FileNotFoundError: the path does not exist, or is no checkpoint.
+        FileNotFoundError: the path does not exist, or is not a checkpoint.
         ValueError: the path is a file, or the checkpoint is damaged.
     """
     folder = resolve(path)
@@ -142,7 +142,7 @@ def _checkpointer() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    # Trained weights hardly compress, and trying doubles the memory and the time of writing.
+    # Trained weights hardly compress, and compression doubles the memory and the time of writing.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 

@@ -1,4 +1,4 @@
-"""fcclip.json, the description inside a checkpoint directory: written, and read without trusting it."""
+"""Writes fcclip.json, the description inside a checkpoint directory, and reads it without trusting it."""
 
 import base64
 import importlib.util
@@ -31,7 +31,7 @@ def write_record(path: epath.Path, checkpoint: Checkpoint) -> None:
 
 
 def read_record(path: epath.Path) -> Checkpoint:
-    """Reads all but the parameters, and checks that no file below `path` is missing or cut short.
+    """Reads all but the parameters, and checks that no file below `path` is missing or truncated.
 
     Raises:
         FileNotFoundError: `path` does not exist, or contains no description.
@@ -67,7 +67,7 @@ def read_record(path: epath.Path) -> Checkpoint:
 
 
 def _suggest(path: epath.Path) -> str:
-    """Returns the next step for a folder without a description, which may be a training run's."""
+    """Returns advice for a folder without a description, which may belong to a training run."""
     runs = (folder for folder in (path, *path.parents[:2]) if (folder / "start" / DESCRIPTION).exists())
     run = next(runs, None)
     if run is None:
@@ -77,7 +77,7 @@ def _suggest(path: epath.Path) -> str:
 
 
 def _file_sizes(folder: epath.Path) -> dict[str, int]:
-    """Returns the size of each file below: orbax reports a short or missing file less clearly, or not at all."""
+    """Returns the size of each file below: orbax reports truncated or missing files unclearly, or not at all."""
     files = [parent / name for parent, _, names in folder.walk() for name in names]
     return {file.relative_to(folder).as_posix(): file.stat().length for file in files}
 

@@ -1,4 +1,4 @@
-"""Reads what --classes and --stuff describe."""
+"""Reads the classes that --classes and --stuff describe."""
 
 import difflib
 import pathlib
@@ -52,7 +52,7 @@ def _read_lines(path: pathlib.Path) -> list[str]:
 
 
 def _means_a_vocabulary(text: str) -> bool:
-    """Returns whether one bare word resembles the name of a shipped vocabulary more than a thing in a photograph."""
+    """Returns whether one bare word resembles a shipped vocabulary's name more than a thing's name."""
     if not text or set(text) & set(" ,|"):
         return False
     families = {name.split("_")[0] for name in vocabulary.shipped()}

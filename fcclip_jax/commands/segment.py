@@ -121,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Everything that can be wrong with the arguments is checked before a model is loaded.
+    # All arguments are checked before a model is loaded.
     if arguments.short_side > arguments.max_side:
         raise ValueError(
             f"--short-side {arguments.short_side} is more than --max-side {arguments.max_side}; raise --max-side too"
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], exporter: Any) -> int:
     """Writes the results of Segmenter.stream and reports its errors. Returns the number of segmented images.
 
-    photos, exporter: of fcclip_jax.inference.result_files, which this module cannot import at its head.
+    photos, exporter: types of fcclip_jax.inference.result_files, which is imported only when the command runs.
     """
     done = 0
     try:

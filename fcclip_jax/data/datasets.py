@@ -1,4 +1,4 @@
-"""Opens datasets by name: a table of their files' places."""
+"""Opens datasets by name, from a table of the locations of their files."""
 
 import difflib
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     images: str
     json: str
     pngs: tuple[str, ...]
-    """The first folder that exists counts: archives unpack to different places."""
+    """The first folder that exists is used, since archives unpack to different places."""
     vocabulary: str
 
 
@@ -27,7 +27,7 @@ FOLDERS = {"coco_panoptic": "coco", "ade20k_panoptic": "ADEChallengeData2016"}
 """The name of each dataset's folder, as in detectron2."""
 
 DATASETS: dict[str, dict[str, Layout]] = {
-    # The official folder, with panoptic_{train,val}2017.zip unpacked beside it or in annotations/.
+    # The official folder, with panoptic_{train,val}2017.zip unpacked next to it or in annotations/.
     "coco_panoptic": {
         split: Layout(
             images=f"{split}2017",

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 ImageLike = str | pathlib.Path | Image.Image | np.ndarray
 
 PILLOW_ERRORS = (Exception, Image.DecompressionBombError)
-"""Pillow's decoders raise nearly any exception on damaged data, and DecompressionBombError on absurd sizes."""
+"""Pillow's decoders raise nearly any exception on damaged data, and DecompressionBombError on excessive sizes."""
 
 _SIDEWAYS = (5, 6, 7, 8)
 """The EXIF orientations that swap height and width."""

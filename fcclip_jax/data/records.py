@@ -1,4 +1,4 @@
-"""Defines a record, which is one annotated image as it is stored, and a dataset, which is a sequence of records."""
+"""Defines a record, which is one annotated image in stored form, and a dataset, which is a sequence of records."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 
 class Record(NamedTuple):
-    """One image with its panoptic annotation, as it is stored."""
+    """One image with its panoptic annotation, in stored form."""
 
     image_id: int | str
     file_name: str

@@ -28,7 +28,7 @@ class FcclipPanoptic(tfds.core.ShardBasedBuilder, skip_registration=True):
     """A TFDS dataset. `download_and_prepare` writes it at once, `shards.write_shards` shard by shard, resumably."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos: ClassVar = {}  # nothing is downloaded; otherwise TFDS searches for a list of checksums beside this file
+    url_infos: ClassVar = {}  # nothing is downloaded; otherwise TFDS searches for a list of checksums next to this file
 
     def __init__(self, *, datasets: Mapping[str, Dataset], **options: Any):
         """Describes the datasets.

@@ -84,7 +84,7 @@ def _time(dataset: Dataset, crop: int, draws: int, stream: int) -> int:
 
 
 def _compare(dataset: Dataset, crop: int, draws: int) -> None:
-    """Times the ways by turns, image by image, so that other load on the machine slows all of them alike."""
+    """Times the implementations in turns, image by image, so that other load on the machine slows all of them alike."""
     records = [dataset[index] for index in range(min(len(dataset), 200))]
     rng = np.random.default_rng(0)
     ways: dict[str, Callable] = {"ours": _ours, "official, Pillow": _official, "... with its masks": _official_masks}

@@ -76,7 +76,7 @@ class LabelMap(NamedTuple):
     """The number of the first class; pixels with smaller numbers do not count."""
 
     def read(self, vocabulary: Vocabulary) -> UInt16[np.ndarray, "H W"]:
-        """Reads class indices, from 0 in the vocabulary; pixels that do not count are IGNORE.
+        """Reads class indices, from 0 in the vocabulary; ignored pixels are IGNORE.
 
         Raises:
             ValueError: the file is damaged or has colours, or a number belongs to no class.
@@ -108,12 +108,12 @@ def read_instance_ids(path: epath.Path) -> UInt16[np.ndarray, "H W"]:
     """
     ids = _read_numbers(path).astype(np.uint16)
     if (label := int(ids.max()) // 1000) >= CITYSCAPES_LABELS:
-        raise ValueError(f"{path} has the id {ids.max()}, but there is no label {label}")
+        raise ValueError(f"{path} has the id {ids.max()}, whose label {label} does not exist")
     return ids
 
 
 def semantic_from_panoptic(truth: Truth) -> UInt16[np.ndarray, "H W"]:
-    """Returns the semantic map of a panoptic annotation, crowds included, made as COCO's official one is."""
+    """Returns the semantic map of a panoptic annotation, crowds included, computed as COCO's official map is."""
     order = np.argsort(truth.ids)
     ids = truth.ids[order]
     if not len(ids):
@@ -129,11 +129,11 @@ def read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocab
     Annotations are renumbered from 1, since pycocotools takes the id 0 for no annotation.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the json is damaged, misses an image, or has an entry that pycocotools would misread.
+        FileNotFoundError: the file does not exist.
+        ValueError: the json is damaged, does not list an image, or has an entry that pycocotools would misread.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no instance annotation at {path}")
+        raise FileNotFoundError(f"the instance annotation {path} does not exist")
     try:
         content = json.loads(path.read_bytes())
         entries = {entry["id"]: entry for entry in content["images"]}
@@ -182,7 +182,7 @@ def _check_instance(entry: dict, size: tuple[int, int]) -> None:
 
 
 def _read_numbers(path: epath.Path) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
-    """Reads a file's own numbers; OpenCV would turn a palette into colours."""
+    """Reads the numbers that a file stores; OpenCV would turn a palette into colours."""
     data = path.read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as image:

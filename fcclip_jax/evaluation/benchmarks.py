@@ -27,11 +27,11 @@ class PanopticFiles(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """One data set; paths are relative to its own folder, in its official layout."""
+    """One dataset; paths are relative to its own folder, in its official layout."""
 
     title: str
     folder: str
-    """The name of its own folder, inside the folder of all data sets."""
+    """The name of its own folder, inside the folder of all datasets."""
     images: str
     vocabulary: str
     number: int
@@ -47,13 +47,13 @@ class Benchmark(NamedTuple):
     prepared_by: str = ""
     """The command that makes the files that the official download does not contain."""
     count_file: str | None = None
-    """Written last by this command, with the number of images; for data sets without a json that lists them."""
+    """Written last by this command, with the number of images; for datasets without a json that lists them."""
     short_side: int = SHORT_SIDE
     max_side: int = MAX_SIDE
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that the data set is annotated for."""
+        """The tasks that the dataset is annotated for."""
         annotated = {"panoptic": self.panoptic, "semantic": True, "instances": self.instances or self.instance_ids}
         return tuple(task for task in TASKS if annotated[task])
 

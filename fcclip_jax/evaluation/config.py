@@ -21,11 +21,11 @@ ENSEMBLE_MODES = ("geometric", "arithmetic")
 
 
 class EvalSettings(NamedTuple):
-    """The computation for each image. The log records these values, and a changed value is another evaluation."""
+    """The computation for each image. The log records these values; a changed value makes a different evaluation."""
 
     tasks: tuple[str, ...] = TASKS
     overlap_threshold: float = OVERLAP_THRESHOLD
-    """The least share of its own mask that a panoptic segment must keep, from 0 to 1."""
+    """The minimum share of its own mask that a panoptic segment must keep, from 0 to 1."""
     semantic_before_resize: bool = False
     """Forms class scores at the network's size, as the official code does where it evaluates semantic maps alone."""
     grounding: bool = False
@@ -40,7 +40,7 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     """Returns the configuration's settings.
 
     Raises:
-        ValueError: a value is out of range, or does not go with another.
+        ValueError: a value is out of range, or contradicts another.
     """
     _check_values(config)
     tasks = tuple(task for task in TASKS if config[task])
@@ -103,10 +103,10 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
 
 
 def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
-    """Returns the classes of the user's label maps, with the label that does not count.
+    """Returns the classes of the user's label maps, with the ignored label.
 
     Raises:
-        ValueError: the words are not a vocabulary, or the label that does not count belongs to a class.
+        ValueError: the words are not a vocabulary, or the ignored label belongs to a class.
     """
     if custom.first_label < 0:
         raise ValueError(f"custom.first_label is {custom.first_label}; labels must be at least 0")
@@ -124,7 +124,7 @@ def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
         ignore = IGNORE_8BIT
     if ignore is not None and custom.first_label <= ignore <= last:
         raise ValueError(
-            f"the label that does not count, {ignore}, belongs to a class: classes have the labels {custom.first_label} to"
+            f"the ignored label {ignore} belongs to a class: classes have the labels {custom.first_label} to"
             f" {last}; set --config.custom.ignore_label to another"
         )
     return dataclasses.replace(vocabulary, ignore_label=ignore)

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint as a configuration says: opens and checks everything, segments and scores, reports."""
+"""Evaluates a checkpoint by a configuration: opens and checks everything, segments, scores and reports."""
 
 import dataclasses
 import hashlib
@@ -93,13 +93,13 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     with jax.default_matmul_precision(config.precision):
         outcome = segment_and_score(engine, examples, log, settings, folder, second_trunk)
         if not outcome.lines:
-            raise ValueError("no image could be read, so there is nothing to report; the lines above name the reasons")
+            raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
         try:
             if jax.process_index() == 0:
                 write_report(config, examples, outcome, settings, folder, opened, about)
                 if config.worst and not settings.sweep:
                     if settings.tasks == ("instances",):
-                        print("worst.html is not written: it orders images by PQ or mIoU, which were left out")
+                        print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
                     else:
                         page.write(folder, outcome.lines, examples, engine, settings, config.worst)
                         print(f"the images with the lowest scores: {folder / 'worst.html'}")
@@ -107,7 +107,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                     processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
                     print(f"{outcome.images_per_second:.3g} images/s{processes}")
         finally:
-            # A process that ended early would make the others time out.
+            # If a process ended early, the processes that still wait for it would stop after some minutes.
             wait_for_all("the report is written")
     return command_line.INCOMPLETE if outcome.failed else command_line.DONE
 

@@ -38,7 +38,7 @@ class Example(NamedTuple):
     image: UInt8[np.ndarray, "H W 3"]
     panoptic: Truth | None
     semantic: UInt16[np.ndarray, "H W"]
-    """Class indices, from 0 in the vocabulary; pixels that do not count are IGNORE."""
+    """Class indices, from 0 in the vocabulary; ignored pixels are IGNORE."""
     instance_ids: UInt16[np.ndarray, "H W"] | None
     """Cityscapes' instance ids, as metrics.cityscapes reads them."""
 
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     """Cityscapes' *_instanceIds.png."""
 
     def maps(self) -> dict[str, epath.Path]:
-        """The files that have the photograph's size, by what error messages call them."""
+        """The files that have the photograph's size, by their names in error messages."""
         paths = {
             "panoptic map": self.panoptic and self.panoptic.png_path,
             "label map": self.labels and self.labels.path,
@@ -82,7 +82,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Annotated photographs in a fixed order. Opening them has checked all that can be checked without decoding one."""
+    """Annotated photographs in a fixed order, after all checks that need no decoding."""
 
     name: str
     vocabulary: Vocabulary
@@ -90,9 +90,9 @@ class Examples:
     sizes: Sequence[tuple[int, int]]
     """(height, width) of each photograph."""
     instances: dict | None
-    """Annotations of all the data set's photographs in COCO's instance format; None if it has none."""
+    """Annotations of all the dataset's photographs in COCO's instance format; None if it has none."""
     annotation_digest: str
-    """A checksum of the whole data set's annotations: what the jsons contain, and the maps' sizes in bytes."""
+    """A checksum of the whole dataset's annotations: what the jsons contain, and the maps' sizes in bytes."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +103,7 @@ class Examples:
 
     @property
     def has_panoptic(self) -> bool:
-        """Whether the photographs have panoptic annotations."""
+        """True if the photographs have panoptic annotations."""
         return self.rows[0].panoptic is not None
 
     @property
@@ -123,22 +123,22 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
     """Opens one of BENCHMARKS.
 
     root: its own folder, or the folder that contains it.
-    tasks: those to evaluate, by default all that it is annotated for; files for the others may be missing.
+    tasks: the tasks to evaluate, by default all that are annotated; files for the others may be missing.
 
     Raises:
-        ValueError: there is no such benchmark, or its files do not fit together.
+        ValueError: the benchmark does not exist, or its files do not fit together.
         FileNotFoundError: a file is missing; the message names the command that makes it, if there is one.
     """
     if name not in BENCHMARKS:
         close = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.3)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"there is no benchmark {name!r}: {hint}choose one of {', '.join(BENCHMARKS)} or custom")
+        raise ValueError(f"{name!r} is not a benchmark: {hint}choose one of {', '.join(BENCHMARKS)} or custom")
     benchmark = BENCHMARKS[name]
     parent = epath.Path(root).expanduser()
     folder = parent / benchmark.folder if (parent / benchmark.folder).is_dir() else parent
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder of {benchmark.title} at {root}; give the folder that contains {benchmark.images}"
+            f"the folder of {benchmark.title} does not exist at {root}; give the folder with {benchmark.images}"
         )
     if tasks is None:
         tasks = benchmark.tasks
@@ -240,7 +240,7 @@ def _panoptic_rows(dataset: FolderDataset) -> list[Row]:
 def _examples(
     name: str, vocabulary: Vocabulary, rows: Sequence[Row], *, first_label: int = 0, instances: dict | None = None
 ) -> Examples:
-    """Checks sizes and makes the digest; raises ValueError for a file that is no image, or of another size."""
+    """Checks sizes and makes the digest; raises ValueError for a file that is not an image, or has another size."""
     sizes = _check_sizes(rows, instances)
     panoptic = rows[0].panoptic and rows[0].panoptic.dataset.digest
     # Column by column, as the logs of earlier evaluations have it.
@@ -270,7 +270,7 @@ def _images_in(folder: epath.Path) -> list[epath.Path]:
     files = sorted(set(list_files(folder, "images").values()))
     found = [folder / path for path in files if os.path.splitext(path.lower())[1] in IMAGE_SUFFIXES]
     if not found:
-        raise FileNotFoundError(f"there are no images in {folder}")
+        raise FileNotFoundError(f"{folder} has no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 
@@ -286,7 +286,11 @@ def _find_maps(names: Sequence[str], folder: epath.Path, suffix: str) -> list[ep
 
 
 def _check_count(benchmark: Benchmark, folder: epath.Path, count: int) -> None:
-    """Raises ValueError if a data set without a json does not have as many images as its preparation or, else, officially."""
+    """Checks the number of images of a dataset without a json.
+
+    Raises:
+        ValueError: the number is not the one that the preparation recorded or, without a record, the official one.
+    """
     if benchmark.count_file is None:
         return
     path, expected = folder / benchmark.count_file, benchmark.number
@@ -298,7 +302,7 @@ def _check_count(benchmark: Benchmark, folder: epath.Path, count: int) -> None:
     if count > expected:
         raise ValueError(
             f"{folder / benchmark.images} has {count} images, but its preparation had {expected}: remove the images that do"
-            f" not belong to the data set, or remove the folder and repeat {_command(benchmark, folder)}"
+            f" not belong to the dataset, or remove the folder and repeat {_command(benchmark, folder)}"
         )
     if count < expected:
         raise ValueError(
@@ -320,7 +324,7 @@ def _check_photographs(benchmark: Benchmark, folder: epath.Path, paths: Sequence
 
 
 def _command(benchmark: Benchmark, folder: epath.Path) -> str:
-    """The command that prepares the data set. Its root is the folder above, which holds the sources of every data set."""
+    """Returns the command that prepares the dataset. Its root is the folder above, with all datasets' sources."""
     root = folder.parent if folder.name == benchmark.folder else folder
     return f"{benchmark.prepared_by} --root {shlex.quote(str(root))}"
 

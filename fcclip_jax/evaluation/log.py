@@ -1,6 +1,6 @@
 """The log of an evaluation: each image's counts are written as soon as it is scored, so that a killed evaluation resumes.
 
-    evaluation.json      the model, the data and the settings; the folder refuses any other evaluation
+    evaluation.json      the model, the data and the settings; any other evaluation is refused
     images/*.jsonl       a line for each image, in one file for each process that has taken part
 
 Sums are formed at the end, over the lines in the images' order. They do not depend on which process wrote a line, or when.
@@ -20,7 +20,7 @@ CHECKSUM_LENGTH = 64
 """Hexadecimal digits of SHA-256."""
 
 Line = Mapping[str, Any]
-"""The numbers of one image (see evaluation.scores); "index" is its place in the data set."""
+"""The numbers of one image (see evaluation.scores); "index" is its place in the dataset."""
 
 
 class EvaluationLog:
@@ -40,7 +40,7 @@ class EvaluationLog:
         about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
-            # The settings come before checksums, which help the user less.
+            # The settings come before checksums, which are less useful to the user.
             for key in sorted({*before, *about}, key=lambda key: (len(str(about.get(key))) == CHECKSUM_LENGTH, key)):
                 if before.get(key) != about.get(key):
                     raise ValueError(
@@ -52,7 +52,7 @@ class EvaluationLog:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[int, Line]:
-        """Returns all lines by their images' places. A line that a kill cut short is skipped.
+        """Returns all lines by their images' places. Incomplete lines of killed processes are skipped.
 
         Raises:
             ValueError: a line is damaged.
@@ -72,7 +72,7 @@ class EvaluationLog:
     @contextlib.contextmanager
     def writer(self) -> Iterator[Callable[[Line], None]]:
         """Yields a function that writes a line to disk at once; it raises OSError if the disk is full, for example."""
-        # The name is unique, so that no process appends to a line that a killed one cut short.
+        # The name is unique, so that no process appends to an incomplete line of a killed one.
         path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         file = path.open("x", encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""Segments and scores a data set: images are decoded ahead of the network and scored behind it.
+"""Segments and scores a dataset: images are decoded before the network needs them, and scored after it.
 
     decode_ahead ──(place, Example)──> segment ──(place, Segmented)──> score_behind ──(place, Line)──> the log
 
-Each stage is a generator that yields an image's place in the data set with a value or with the error that stopped it;
+Each stage is a generator that yields an image's place in the dataset with a value or with the error that stopped it;
 later stages pass errors on. Images may overtake each other. Each stage holds only as many images as it works on.
 """
 
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     """The result of all processes."""
 
     lines: dict[int, Line]
-    """The line of each image by its place in the data set. Images that cannot be read are missing."""
+    """The line of each image by its place in the dataset. Images that cannot be read are missing."""
     failed: int
     """The number of images that could not be read, by all processes."""
     images_per_second: float
@@ -68,9 +68,9 @@ def segment_and_score(
     folder: pathlib.Path,
     second_trunk: nnx.Module | None = None,
 ) -> Outcome:
-    """Segments and scores the images that are not in the log, each process its share; every process returns all lines.
+    """Segments and scores the images that are not in the log. Each process takes its share; all return all lines.
 
-    folder: where predictions are saved, if settings say so.
+    folder: the folder of predictions, if settings save them.
     second_trunk: the image trunk of the sweep's second checkpoint.
 
     Raises:
@@ -196,7 +196,8 @@ def score_behind(
 ) -> Iterator[tuple[int, Line | OSError | ValueError]]:
     """Yields lines; at most `behind` images wait for theirs while the network continues.
 
-    Raises what `score` raises: unlike an image that cannot be read, a prediction that cannot be written is no reason to skip.
+    Raises the errors of `score`: unlike an image that cannot be read, a prediction that cannot be written is not
+    skipped.
     """
     pending: deque[tuple[int, Future[Line]]] = deque()
     for place, item in segmented:

@@ -1,4 +1,4 @@
-"""An HTML page of the images with the lowest scores, each beside its annotation."""
+"""An HTML page of the images with the lowest scores, each next to its annotation."""
 
 import html
 import pathlib

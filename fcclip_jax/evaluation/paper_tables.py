@@ -59,7 +59,7 @@ REPORTED: dict[tuple[str, str], Reported] = {
 
 
 def reported_for(trunk: ConvNeXtDescription | ResNetDescription, training_vocabulary: str) -> Reported:
-    """Returns the scores of the model with this trunk and training vocabulary, or the paper's main model's if there are none."""
+    """Returns the scores of the model with this trunk and training vocabulary, or else those of the paper's main model."""
     for (clip, vocabulary), reported in REPORTED.items():
         if vocabulary == training_vocabulary and CLIP_MODELS[clip].image == trunk:
             return reported
@@ -78,7 +78,7 @@ class SweepRow(NamedTuple):
     short_side: int | None = None
     """The short side of the image that CLIP classifies on, in pixels; None uses the image in which masks are found."""
     second_trunk: bool = False
-    """Whether the second checkpoint's trunk classifies."""
+    """True if the second checkpoint's trunk classifies."""
 
 
 class Sweep(NamedTuple):
@@ -133,7 +133,7 @@ SWEEPS: dict[str, Sweep] = {
             *_ensemble(0.4, 0.9, 25.4, 25.8),
         ),
     ),
-    # Table 9, CLIP alone as the classifier. The paper classified other masks, so its scores are at another level.
+    # Table 9, CLIP alone as the classifier. The paper classified other masks, so its absolute scores differ.
     "resolution": Sweep(
         ("short side",),
         ("pq",),

@@ -1,4 +1,4 @@
-"""Formats an evaluation's report: a JSON file with all scores, and a table beside the paper's."""
+"""Formats an evaluation's report: a JSON file with all scores, and a table that compares them with the paper's."""
 
 import json
 import math

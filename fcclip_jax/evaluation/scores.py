@@ -1,13 +1,13 @@
 """Turns one image's segmentation into a line of numbers, and all lines into scores.
 
-A line contains what JSON can represent:
+A line contains values that JSON can represent:
 
     index, image_id, size (height, width)
     panoptic     [class, true positives, false positives, false negatives, sum of IoU] of each class that occurs
     semantic     [annotated class, found class, pixels] of each pair that occurs
     instances    detections in COCO's result format
     matches      metrics.cityscapes' matches instead, for Cityscapes
-    things       the panoptic annotation's things as COCO annotations, if there is no other instance annotation
+    things       the panoptic annotation's things as COCO annotations, without another instance annotation
     sweep        "panoptic" of every way to classify masks, instead of all of the above but index and image_id
 """
 
@@ -108,7 +108,7 @@ def total_counts(lines: Sequence[Line], classes: int) -> PanopticCounts:
 
 
 def total_confusion(lines: Sequence[Line], classes: int) -> Int[np.ndarray, "K1 K1"]:
-    """Sums the lines' pixels by [annotated class, found class]; the last row and column are for pixels that do not count."""
+    """Sums the lines' pixels by [annotated class, found class]; the last row and column are for ignored pixels."""
     total = np.zeros((classes + 1, classes + 1), np.int64)
     for line in lines:
         pairs = np.asarray(line["semantic"], np.int64).reshape(-1, 3)
@@ -117,7 +117,7 @@ def total_confusion(lines: Sequence[Line], classes: int) -> Int[np.ndarray, "K1 
 
 
 class Scores(NamedTuple):
-    """Scores of a data set, in percent, by the names of `report.NAMES`."""
+    """Scores of a dataset, in percent, by the names of `report.NAMES`."""
 
     overall: dict[str, float]
     """PQ, SQ and RQ of a group of classes without any that occurs are left out; other such scores are NaN."""
@@ -126,7 +126,7 @@ class Scores(NamedTuple):
 
 
 def summarize(lines: Sequence[Line], examples: Examples, seen: Sequence[bool]) -> Scores:
-    """Computes a data set's scores from its lines, in the images' order.
+    """Computes a dataset's scores from its lines, in the images' order.
 
     seen: whether each class occurs in the training vocabulary.
     """
@@ -211,7 +211,7 @@ def instance_annotation(lines: Sequence[Line], examples: Examples) -> dict[str, 
 def summarize_sweep(
     sweep: Sweep, lines: Sequence[Line], examples: Examples, seen: Bool[np.ndarray, " K"]
 ) -> list[dict[str, Any]]:
-    """Computes each row's scores in percent, beside its cells by column; NaN where no such class occurs.
+    """Computes each row's scores in percent, and returns them with its cells by column; NaN where no such class occurs.
 
     seen: whether each class occurs in the training vocabulary.
     """

@@ -77,7 +77,7 @@ def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], 
     for height, width in buckets:
         if min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
             near = "x".join(str(max(round_up(side, STRIDE), STRIDE)) for side in (height, width))
-            raise ValueError(f"bucket {height}x{width} is not made of multiples of {STRIDE}; try {near}")
+            raise ValueError(f"bucket {height}x{width} has a side that is not a multiple of {STRIDE}; try {near}")
     return tuple(buckets)
 
 

@@ -1,4 +1,4 @@
-"""The weights on their devices and the compiled programs; `Segmenter`, evaluation and validation run it."""
+"""The weights on their devices and the compiled programs; `Segmenter`, evaluation and validation use them."""
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Images as the network reads them: decoded ahead of it, resized, gathered into batches of one shape."""
+"""Prepares images for the network: decodes them in advance, resizes them, and gathers batches of one shape."""
 
 import math
 from collections import Counter, defaultdict

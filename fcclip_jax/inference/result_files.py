@@ -65,7 +65,7 @@ class Exporter:
     """
 
     def __init__(self, folder: pathlib.Path, vocabulary: Vocabulary, *, tasks: Collection[str], threshold: float):
-        """threshold: the least score of an instance that is written or drawn.
+        """threshold: the minimum score of an instance that is written or drawn.
 
         Raises:
             ValueError: a semantic map has fewer values than the vocabulary has classes.

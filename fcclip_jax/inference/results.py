@@ -1,4 +1,4 @@
-"""The result of segmenting one image, on the host, in the words of its vocabulary."""
+"""The result of segmenting one image, on the host, with the class names of its vocabulary."""
 
 import dataclasses
 from typing import Any
@@ -54,7 +54,7 @@ class Result:
         """Returns the image with its segments coloured and named; the plain image if nothing was found.
 
         task: panoptic, semantic or instances; by default the first of these that the result holds.
-        threshold: the least score of an instance that is drawn.
+        threshold: the minimum score of an instance that is drawn.
 
         Raises:
             ValueError: the result does not hold the task, or the task does not exist.

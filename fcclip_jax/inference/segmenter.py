@@ -182,7 +182,7 @@ class Segmenter:
         """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
 
         tasks: any of panoptic, semantic, instances; fewer are faster.
-        overlap_threshold: the least share of its own mask that a panoptic segment keeps.
+        overlap_threshold: the minimum share of its own mask that a panoptic segment keeps.
 
         Raises:
             OSError: an image cannot be read.

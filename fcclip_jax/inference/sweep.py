@@ -25,7 +25,7 @@ class Way(NamedTuple):
     short_side: int | None = None
     """Size in pixels of the image that the out-of-vocabulary classifier reads; None is the image that the masks come from."""
     second_trunk: bool = False
-    """Whether the out-of-vocabulary classifier is another checkpoint's."""
+    """True if the out-of-vocabulary classifier is another checkpoint's."""
 
 
 def sweep(

@@ -9,7 +9,7 @@ each size, and makes panoptic, semantic and instance results at that size. Print
     torch trunk:    with --torch, the image trunk alone in PyTorch (OpenCLIP's convnext_large_d_320, timm's code) with the
                     same number of threads, and the whole program's time relative to it.
 
-Programs run by turns; times are medians. Printed separately are the seconds to compile, the peak memory of the process
+Programs run in turns; times are medians. Printed separately are the seconds to compile, the peak memory of the process
 during the first run of the whole program (before torch is loaded), and the part of it that XLA plans for intermediate
 values.
 """
@@ -155,7 +155,7 @@ def torch_trunk(size: tuple[int, int], threads: int) -> Callable[[], Any]:
 
 
 def measure(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median seconds of each program. They run by turns, so that other load on the machine affects all alike."""
+    """Returns the median seconds of each program. They run in turns: other load on the machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for run in programs.values():
         run()

@@ -86,7 +86,7 @@ def draw_instances(
     """Returns the image with its instances coloured, boxed and named, the best on top.
 
     instances: best first.
-    threshold: the least score of an instance that is drawn.
+    threshold: the minimum score of an instance that is drawn.
     """
     shades = _Shades(vocabulary)
     regions = [

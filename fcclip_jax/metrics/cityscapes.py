@@ -45,7 +45,7 @@ def match(instance_ids: Integer[np.ndarray, "H W"], detections: Sequence[Detecti
     Returns:
         Values that JSON can represent:
         "annotated": [instance id, pixels] of each instance or group of the classes with instances.
-        "found": [label id, score, pixels, pixels that do not count, [[row of "annotated", shared pixels], ...]] of each detection.
+        "found": [label id, score, pixels, ignored pixels, [[row of "annotated", shared pixels], ...]] of each detection.
     """
     pixels = np.bincount(instance_ids.ravel())
     ids = np.flatnonzero(pixels)

@@ -125,7 +125,5 @@ def average(counts: PanopticCounts, members: Sequence[bool] | Bool[np.ndarray, "
     rows = quality(counts)[np.asarray(members, bool)]
     rows = rows[~np.isnan(rows[:, 0])]
     if not len(rows):
-        raise ValueError(
-            "no such class occurs in the annotation or in the prediction, so there is no quality to average"
-        )
+        raise ValueError("no such class occurs in the annotation or in the prediction, so no quality can be averaged")
     return Average(*rows.mean(axis=0).tolist(), len(rows))

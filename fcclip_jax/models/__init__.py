@@ -1,1 +1,1 @@
-"""The network, with one file for each part of the picture in the README."""
+"""The network, with one file for each part of the diagram in the README."""

@@ -12,7 +12,7 @@ from fcclip_jax.structs import TextClassifier
 def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) -> Float[Array, "B Q C"]:
     """Averages the features inside each mask.
 
-    An empty mask pools to zeros. Masks are hard, so no gradient reaches them.
+    An empty mask pools to zeros. Masks are binary, so no gradient reaches them.
     """
     wide = np.promote_types(features.dtype, jnp.float32)
     area = jnp.sum(masks, axis=(1, 2), dtype=wide)[..., None]

@@ -58,7 +58,7 @@ class TextDescription:
     layers: int
     embed_dim: int
     quick_gelu: bool
-    """Whether x * sigmoid(1.702 x) replaces the exact GELU: a property of the weights (OpenAI's)."""
+    """True if x * sigmoid(1.702 x) replaces the exact GELU: a property of the weights (OpenAI's)."""
     context_length: int = 77
     vocab_size: int = 49408
 
@@ -99,7 +99,7 @@ class EnsembleDescription:
     """Weight of the out-of-vocabulary scores for all other classes."""
     mode: Literal["geometric", "arithmetic"] = "geometric"
     valid_masks_only: bool = False
-    """Whether queries whose mask is empty at stride 32 have in-vocabulary scores alone (all ResNet models)."""
+    """True gives queries whose mask is empty at stride 32 their in-vocabulary scores alone (all ResNet models)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The arrays that the parts of the network hand to each other."""
+"""The arrays that the parts of the network pass to each other."""
 
 from typing import NamedTuple
 

@@ -173,7 +173,7 @@ class Stack(nnx.Module):
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
         self.length = length
         self.remat = False
-        """Whether training recomputes the values inside a module instead of keeping them."""
+        """True recomputes the values inside a module in training instead of keeping them."""
         self.stacked = nnx.vmap(make, axis_size=length)(rngs.split(length)) if length else None
 
     def __call__(self, x: Float[Array, "..."], *args: Any) -> Float[Array, "..."]:

@@ -77,7 +77,7 @@ class MaskDecoder(nnx.Module):
         self.class_embed = MLP(dim, dim, embed_dim, 3, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
         self.remat = False
-        """Whether training recomputes the values inside a round over the levels instead of keeping them."""
+        """True recomputes the values inside a round over the levels in training instead of keeping them."""
 
     def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
         """Returns the normalised queries before the first layer and after each, all valid inputs of `predict`."""

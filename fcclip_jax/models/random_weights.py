@@ -1,4 +1,4 @@
-"""Random weights, to try things out. They are drawn on the host: nothing is compiled, and all platforms agree."""
+"""Random weights, to try things out. They are drawn on the host: nothing is compiled, and platforms do not differ."""
 
 import math
 import zlib

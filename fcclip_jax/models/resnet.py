@@ -170,7 +170,7 @@ class ResNet(nnx.Module):
         return jax.nn.relu(self.bn3(self.conv3(x)))
 
     def __call__(self, images: Float[Array, "B H W 3"], valid_hw: Int[Array, "B 2"]) -> Features:
-        """Returns dense features of normalised images, which are zero beyond `valid_hw`; the features are not."""
+        """Returns dense features of normalised images. Beyond `valid_hw` images are zero, but features are not."""
 
         def mask_at(stride: int) -> Float[Array, "B h w 1"]:
             shape = (images.shape[1] // stride, images.shape[2] // stride)

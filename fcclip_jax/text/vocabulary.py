@@ -15,7 +15,7 @@ from fcclip_jax.text.prompts import PROMPT_TEMPLATES
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyClass:
-    """One class. `id` is its number in the data set's annotations; `color` is RGB, 0 to 255."""
+    """One class. `id` is its number in the dataset's annotations; `color` is RGB, 0 to 255."""
 
     names: tuple[str, ...]
     is_thing: bool
@@ -121,7 +121,7 @@ class Vocabulary:
         """Reads the text that `to_json` writes, without trusting it.
 
         Raises:
-            ValueError: the text is no vocabulary; the message names the first fault.
+            ValueError: the text is not a vocabulary; the message names the first fault.
         """
         try:
             record = json.loads(text)

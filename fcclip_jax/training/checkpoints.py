@@ -112,7 +112,7 @@ class Checkpoints:
                 restored = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
                 ).state
-        # Tensorstore and orbax have no common error for files that are cut short, missing or of another shape.
+        # Tensorstore and orbax have no common error for files that are truncated, missing or of another shape.
         except Exception as error:
             raise self._damaged(step, error) from error
         state = TrainState(**{**restored, "average": restored.get("average")})

@@ -55,7 +55,7 @@ def hyperparameters(name: str, settings: OptimSettings) -> Hyperparameters:
 
 
 def learning_rate(settings: OptimSettings) -> optax.Schedule:
-    """Returns the rate of each step, counted from 0. There is no warm-up: the official schedule starts at the full rate."""
+    """Returns the rate of each step, counted from 0. The official schedule starts at the full rate."""
     rates = np.asarray(
         [settings.learning_rate * settings.drop**i for i in range(len(settings.milestones) + 1)], np.float32
     )

@@ -1,4 +1,4 @@
-"""Which parameters train, and how: one table by name, for the optimiser, the training step and conversion."""
+"""A table of the parameters that train and how, by name, for the optimiser, the training step and conversion."""
 
 import re
 from typing import Literal, NamedTuple
@@ -15,9 +15,9 @@ class Group(NamedTuple):
     """A regular expression of the whole name, as `named_variables` gives it."""
     trains: Trains
     decays: bool = False
-    """Whether weight decay applies."""
+    """True applies weight decay."""
     slowed: bool = False
-    """Whether the learning rate is multiplied by `OptimSettings.trunk_multiplier`."""
+    """True multiplies the learning rate by `OptimSettings.trunk_multiplier`."""
 
 
 STATISTICS = Group("batch normalisation's statistics", r"clip\.image\..*\.running_(mean|var)", "never")

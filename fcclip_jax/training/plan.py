@@ -72,9 +72,9 @@ class Plan(NamedTuple):
     capacity: int | None
     """None for a device that is not in `HBM`."""
     collectives: dict[str, tuple[int, int]]
-    """For each kind: how many a step makes, and the bytes that they produce."""
+    """The number that a step makes of each kind, and the bytes that they produce."""
     counted: bool
-    """Whether the collectives' counts are complete: XLA does not always give a loop's trip count."""
+    """False if the collectives' counts are incomplete: XLA does not always give a loop's trip count."""
     kernels: int
     """Calls of Pallas kernels in the program."""
     compile_seconds: float

@@ -32,17 +32,17 @@ CHECKPOINTS = "checkpoints"
 FINAL = "final"
 
 QUIET_SECONDS = 2.0
-"""How long no other read may report before a failed restore is over."""
+"""Seconds without a report from another read after which a failed restore is over."""
 LONGEST_DRAIN_SECONDS = 20.0
 
 
 def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]) -> Checkpoint:
     """Reads a run's model at one of its checkpoints, with averaged parameters where the run keeps an average.
 
-    step: "best" goes by the metric that the run keeps its best checkpoints by (`checkpoint.best`).
+    step: "best" uses the metric by which the run keeps its best checkpoints (`checkpoint.best`).
 
     Raises:
-        FileNotFoundError: there is no run in `workdir`, or the run has no such checkpoint.
+        FileNotFoundError: `workdir` contains no run, or the run has no such checkpoint.
         ValueError: a file is damaged.
     """
     workdir = checkpoint.resolve(workdir)
@@ -59,7 +59,7 @@ def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "b
                 trained = _read_trained(manager, chosen)
             if unknown := sorted(trained.keys() - start.parameters.keys()):
                 raise ValueError(f"{unknown[0]} is not in {START}")
-        # Tensorstore and orbax have no common error for files that are cut short or missing.
+        # Tensorstore and orbax have no common error for files that are truncated or missing.
         except Exception as error:
             raise ValueError(
                 f"the checkpoint {folder / str(chosen)} is damaged ({brief(error)}); choose another"

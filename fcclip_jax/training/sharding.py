@@ -25,7 +25,7 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None)
     """
     devices = jax.devices() if devices is None else list(devices)
     if fsdp < 1 or (data < 1 and data != -1):
-        raise ValueError(f"mesh data {data} x fsdp {fsdp}: sides are at least 1 (data may be -1, for all devices)")
+        raise ValueError(f"mesh data {data} x fsdp {fsdp}: both must be at least 1 (data may be -1, for all devices)")
     if data == -1:
         if len(devices) % fsdp:
             raise ValueError(f"mesh.fsdp is {fsdp}, which does not divide the {len(devices)} devices; choose a divisor")

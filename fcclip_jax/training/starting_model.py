@@ -48,7 +48,7 @@ def starting_point(
     init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept; or "random".
 
     Raises:
-        FileNotFoundError: there is no checkpoint at `init`.
+        FileNotFoundError: the checkpoint `init` does not exist.
         ValueError: the checkpoint's model is not the one described.
     """
     if init == RANDOM_WEIGHTS:

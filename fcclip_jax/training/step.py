@@ -50,11 +50,11 @@ class StepSettings(NamedTuple):
     deform_attn_precision: str | None = None
     """The precision of the TPU kernel's products, as `ms_deform_attn` takes it."""
     remat: bool = False
-    """Whether the backward pass recomputes the layers' activations instead of keeping them."""
+    """True recomputes the layers' activations in the backward pass instead of keeping them."""
     accumulate: int = 1
-    """How many parts a batch is computed in, one after the other. The result is the whole batch's."""
+    """The number of parts that a batch is computed in, one after the other. The result is the whole batch's."""
     train_trunk: bool = False
-    """Whether CLIP's image trunk trains too (the paper's table 6)."""
+    """True if CLIP's image trunk trains too (the paper's table 6)."""
     average: float | None = None
     """Decay of the parameters' exponential moving average; None keeps no average."""
     seed: int = 0
@@ -91,7 +91,7 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Returns a frozen parameter's dtype: the one of its use, but float32 for batch statistics, for precision."""
+    """Returns a frozen parameter's dtype: compute_dtype, but float32 for batch statistics, for precision."""
     return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
 
 
@@ -185,7 +185,7 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
         local_sums, mesh=mesh, in_specs=(rows, rows, rows, None), out_specs=rows, check_vma=False
     )
 
-    # One piece of code for ten outputs: their masks at full size are never in memory together, nor kept.
+    # A scan over the outputs: their full-size masks are never in memory together, and are recomputed for the gradient.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("matching", "points"))
     def output_sums(_, x):
         output, queries = x

@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(case: Case, names: Sequence[str], repeats: int) -> None:
-    """Times the named sides by turns. Prints a line for each, and the ratio of the first to the second."""
+    """Times the named sides in turns. Prints a line for each, and the ratio of the first to the second."""
     # For the processes: with a cache, the first step would not compile.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     context = multiprocessing.get_context("spawn")

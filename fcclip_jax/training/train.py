@@ -208,6 +208,6 @@ def _check_same_stream(workdir: epath.Path, saved: Mapping[str, Any], configured
     for name, value in configured.items():
         if saved[name] != value:
             raise ValueError(
-                f"the run in {workdir} has {name} {saved[name]}, and the configuration {value}: a resumed run must see the"
+                f"the run in {workdir} has {name} {saved[name]}, and the configuration {value}: a resumed run must use the"
                 " same images; restore the value, or choose another workdir"
             )

@@ -37,9 +37,9 @@ class Validator:
     ):
         """Chooses the images, evenly spread over the dataset. Each process segments its share.
 
-        images: how many, over all processes.
-        pictures: how many of each process's images are logged as pictures.
-        short_side, max_side: what images are resized to, as in `Segmenter`.
+        images: their number over all processes. pictures: the number of each process's images that are logged as
+        pictures.
+        short_side, max_side: the size that images are resized to, as in `Segmenter`.
         """
         self._dataset, self._log, self._pictures = dataset, log, pictures
         chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
@@ -56,7 +56,7 @@ class Validator:
         self._engine = segmenter.engine
 
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Returns pq, sq, rq, pq_things and pq_stuff in percent; those without a class among the images are left out.
+        """Returns pq, sq, rq, pq_things and pq_stuff in percent; scores without a class among the images are omitted.
 
         All processes call it together.
 
@@ -65,7 +65,7 @@ class Validator:
         self._engine.set_weights(on_host(parameters))
         classes = self._dataset.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
-        # Only those of the images that are in the pipeline.
+        # The records of the images that are in the pipeline.
         records: dict[int, Record] = {}
 
         def decoded() -> Iterator[UInt8[np.ndarray, "H W 3"]]:

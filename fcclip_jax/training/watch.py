@@ -44,8 +44,8 @@ class Watch:
     def add(self, step: int, metrics: StepMetrics, skipped: tuple[str, ...], over_budget: int) -> None:
         """Takes a step that has been dispatched, and checks the one before it.
 
-        skipped: why images were skipped on the way to this step's batch.
-        over_budget: segments that were left out of it.
+        skipped: the reasons why images were skipped for this step's batch.
+        over_budget: the number of segments that were left out of the batch.
 
         Raises:
             ValueError: a loss or a gradient of the step before is not finite.
@@ -131,7 +131,7 @@ def check_finite(step: int, values: StepMetrics, names: list[str]) -> None:
     )
     joint = ", and " if bool(losses) == bool(gradients) else ", but "
     raise ValueError(
-        f"training stopped at step {step}: {loss}{joint}{gradient}; the checkpoints before it are good: lower"
+        f"training stopped at step {step}: {loss}{joint}{gradient}; the earlier checkpoints are intact: lower"
         " optim.learning_rate, or compute in float32 (compute_dtype)"
     )
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `fcclip segment`."""
+"""Fixtures for the tests of `fcclip segment`."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.commands.segmenting import FakeSegmenter, Made, write_photo
 
 @pytest.fixture
 def fake(monkeypatch):
-    """The segmenters that the command made, in order."""
+    """Returns the segmenters that the command made, in order."""
     made = Made()
 
     def make(weights, **options):
@@ -23,7 +23,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """a.jpg and b.png, of different sizes."""
+    """Returns a.jpg and b.png, of different sizes."""
     folder = tmp_path / "photos"
     write_photo(folder / "a.jpg")
     write_photo(folder / "b.png", (60, 40))
@@ -32,7 +32,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def segment(tmp_path, fake):
-    """Runs `fcclip segment` on these photographs: exit code."""
+    """Runs `fcclip segment` on these photographs and returns its exit code."""
 
     def run(*arguments, classes="cat, sofa", output=tmp_path / "out", weights="weights"):
         words = [str(argument) for argument in arguments]

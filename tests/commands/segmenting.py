@@ -1,4 +1,4 @@
-"""A segmenter that computes nothing, and what the tests of `fcclip segment` share."""
+"""A segmenter that computes nothing, and helpers of the tests of `fcclip segment`."""
 
 import json
 

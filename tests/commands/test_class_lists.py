@@ -1,4 +1,4 @@
-"""The classes that --classes and --stuff describe."""
+"""Tests the classes that --classes and --stuff describe."""
 
 import numpy as np
 import pytest

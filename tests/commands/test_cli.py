@@ -1,4 +1,4 @@
-"""The command line: its help and its list of vocabularies."""
+"""Tests the command line's help and its list of vocabularies."""
 
 import pytest
 

@@ -23,12 +23,12 @@ def test_files_folders_and_patterns_each_once(tmp_path):
     assert found("**/*.webp") == ["sub/deep/c.webp"]
     assert found("[x].jpg") == ["[x].jpg"]
     assert found("sub/*") == ["sub/b.PNG"]
-    assert found("notes.txt") == ["notes.txt"], "what is named outright is tried"
+    assert found("notes.txt") == ["notes.txt"], "files that are named explicitly are tried"
 
 
 @pytest.mark.parametrize("output", ["out", ".", ".."])
 def test_its_own_pictures_are_not_photographs(segment, photos, output):
-    """Whether the results go below, among or above the photographs."""
+    """Finds the photographs alone, with results below, among or above them."""
     for _ in range(2):
         assert segment(photos, output=photos / output) == 0
         assert len(read_json(photos / output / "images.json")["images"]) == 2

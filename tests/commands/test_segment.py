@@ -1,4 +1,4 @@
-"""`fcclip segment`, mostly with a segmenter that computes nothing; once with the real one."""
+"""Tests `fcclip segment`, mostly with a segmenter that computes nothing; once with the real one."""
 
 import errno
 import io
@@ -112,7 +112,7 @@ def test_nothing_readable(segment, tmp_path, capsys):
 
 
 def test_photographs_larger_than_all_buckets_are_skipped(segment, photos, capsys):
-    """a.jpg lies, b.png stands."""
+    """a.jpg is landscape, b.png portrait."""
     assert segment(photos, "--short-side", 64, "--max-side", 96, "--buckets", "64x96") == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "b.png" in line and "96x64 fits none of the buckets 64x96" in line
@@ -122,7 +122,7 @@ def test_photographs_larger_than_all_buckets_are_skipped(segment, photos, capsys
     ("arguments", "message"),
     [
         (["--buckets", "800"], "bucket '800' is not HEIGHTxWIDTH"),
-        (["--buckets", "800x1088,100x200"], "bucket 100x200 is not made of multiples of 32; try 128x224"),
+        (["--buckets", "800x1088,100x200"], "bucket 100x200 has a side that is not a multiple of 32; try 128x224"),
         (["--short-side", "2000"], "--short-side 2000 is more than --max-side 1333"),
     ],
 )
@@ -210,7 +210,7 @@ def test_an_interruption_before_anything_is_done_writes_nothing(segment, fake, p
 
 
 def test_the_real_thing(tmp_path, photos, capsys, monkeypatch):
-    """Random weights at the smallest size: two photographs of one bucket, a bad one between them."""
+    """Segments two photographs of one bucket, with a damaged one between them, with random weights."""
     monkeypatch.setattr(caching, "keep_compiled_programs", lambda: None)
     write_photo(photos / "c.jpg", (47, 64), seed=1)
     (photos / "b.png").write_bytes(b"no image")

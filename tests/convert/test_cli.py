@@ -73,7 +73,7 @@ def tensors(family):
 
 @pytest.fixture
 def model(family, tmp_path):
-    """A file that describes CLIP only: the head is read from the shapes."""
+    """A file that describes CLIP only: the head is derived from the shapes."""
     path = tmp_path / "clip.json"
     path.write_text(json.dumps(descriptions.to_json(CLIPS[family])))
     return path
@@ -102,7 +102,7 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     assert checkpoint.read(folder).source == checkpoint.Origin(
         weights.name, hashlib.sha256(weights.read_bytes()).hexdigest()
     )
-    # One of each kind of transform by hand: converting there and back alone would not show a wrong one.
+    # One of each kind of transform by hand: converting in both directions would not reveal a wrong one.
     pixel = "sem_seg_head.pixel_decoder"
     fpn = loaded.model.pixel_decoder.fpn.conv.weight.get_value()
     np.testing.assert_array_equal(fpn, tensors[f"{pixel}.layer_1.weight"].transpose(2, 3, 1, 0))
@@ -268,7 +268,7 @@ def refused(tmp_path, capfd):
 
 @pytest.fixture
 def resnet(tmp_path):
-    """A good checkpoint's tensors, and the options of every conversion of it."""
+    """A valid checkpoint's tensors, and the options of its conversions."""
     (tmp_path / "clip.json").write_text(json.dumps(descriptions.to_json(CLIPS["resnet"])))
     options = ["--model", tmp_path / "clip.json", "--output", tmp_path / "made"]
     return official_tensors(model_description("resnet")), options
@@ -294,7 +294,7 @@ def test_a_pickle_bomb_is_not_run(tmp_path, refused, resnet):
         )
         refused("is refused", "openclip", "--pretrained", tmp_path / name, *resnet[1])
         assert not marker.exists()
-    # Unpickled without the check, they do create the file.
+    # Without the check, unpickling them creates the file.
     pickle.loads((tmp_path / "old.pth").read_bytes()).close()
     assert marker.exists()
 
@@ -307,19 +307,19 @@ def test_files_that_are_no_weights(tmp_path, refused, resnet):
         refused(sentence, "fcclip", "--checkpoint", tmp_path / name, *options)
 
     (tmp_path / "text.pth").write_text("these are no weights\n")
-    expect("is no PyTorch file, or is cut short", "text.pth")
+    expect("is not a PyTorch file, or is truncated", "text.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
-    expect("is no PyTorch file, or is cut short", "empty.pth")
+    expect("is not a PyTorch file, or is truncated", "empty.pth")
     torch.save({"a": torch.zeros(1000)}, tmp_path / "short.pth")
     (tmp_path / "short.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:2000])
-    expect("is no PyTorch file, or is cut short", "short.pth")
+    expect("is not a PyTorch file, or is truncated", "short.pth")
     (tmp_path / "old.pth").write_bytes(b"\x80\x02 these are no weights")
     expect("is refused: it is damaged", "old.pth")
     (tmp_path / "text.safetensors").write_text("these are no weights\n")
-    expect("is no safetensors file, or is damaged", "text.safetensors")
+    expect("is not a safetensors file, or is damaged", "text.safetensors")
     safetensors.numpy.save_file({"a": np.zeros(1000)}, tmp_path / "short.safetensors")
     (tmp_path / "short.safetensors").write_bytes((tmp_path / "short.safetensors").read_bytes()[:2000])
-    expect("is no safetensors file, or is damaged", "short.safetensors")
+    expect("is not a safetensors file, or is damaged", "short.safetensors")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     expect("contains a list, not a dictionary of tensors", "list.pth")
     torch.save({"epoch": 3}, tmp_path / "number.pth")

@@ -132,7 +132,7 @@ def test_rn50():
             x = layer(x)
             yield x
 
-    # Its own pooling includes the mean of the features, which FC-CLIP's omits, and accepts one image size only.
+    # CLIP's own pooling includes the mean of the features, which FC-CLIP's omits, and accepts one image size only.
     clip, expected = convert("RN50", stages, pooled=False)
     assert_features(run(clip.image, ResNet.__call__, IMAGES, VALID_HW), expected)
     assert_close(run(clip.text, TextTower.__call__, TOKENS), expected.text)

@@ -1,4 +1,4 @@
-"""ADE20K-150: against the official scripts' results, and by hand; and the behaviour that all data sets share."""
+"""ADE20K-150: against the official scripts' results, and by hand; and the behaviour that all datasets share."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ def test_the_official_scripts_results(official):
 # pycocotools' decoder has no NumPy 2 copy argument.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_by_hand(tmp_path):
-    """A wall (class 0) that two beds (class 7, the first of things) cover in part and a sky (2) that one hides."""
+    """Two beds (class 7, the first thing) cover a wall (class 0) in part, and one of them hides a sky (2)."""
     semantic = np.array([[1, 1, 3], [1, 1, 0], [8, 8, 0]], np.uint8)
     numbers = np.array([[0, 0, 2], [1, 1, 0], [1, 1, 0]])
     write(tmp_path, "validation", "ADE_val_00000001", semantic, instance_map((numbers > 0) * 1, numbers))
@@ -128,7 +128,7 @@ def test_only_what_is_missing_is_written(official, capsys):
 
 
 def test_killed_half_way(tmp_path):
-    """With SIGKILL, after which no clean-up code runs."""
+    """Uses SIGKILL, after which no clean-up code runs."""
     for root in (tmp_path / "killed", tmp_path / "whole"):
         for index in range(60):
             semantic = np.full((300, 400), index, np.uint8)

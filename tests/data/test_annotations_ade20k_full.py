@@ -18,7 +18,7 @@ NAME = "ADE20K_2021_17_01"
 
 
 def write(root, split, name, colors, scene="urban/street"):
-    """Writes an image like the archive: in the folder of its scene, with masks of parts and instances, which are not read."""
+    """Writes an image in the archive's layout: in its scene's folder, with unread masks of parts and instances."""
     folder = root / "images" / "ADE" / FOLDERS[split] / scene
     photo(colors.shape, folder / f"{name}.jpg")
     for suffix in ("_seg", "_parts_1"):
@@ -53,7 +53,7 @@ def test_the_official_scripts_results(official):
 
 
 def test_by_hand(tmp_path):
-    """R's tens times 256, plus G: 2978 is a wall, 312 a building, and 2977 none of the 847; neither is 0."""
+    """Computes R's tens times 256, plus G: 2978 is a wall, 312 a building; 2977 and 0 belong to none of the 847."""
     numbers = np.array([[2978, 312, 3148], [2977, 0, 2978]])
     ones = np.array([[3, 9, 0], [1, 0, 7]])  # R's last digit is ignored
     colors = np.stack([numbers // 256 * 10 + ones, numbers % 256], axis=-1).astype(np.uint8)
@@ -89,7 +89,7 @@ def test_labels_shrink_as_opencv_does_it(source, target):
 
 
 def test_images_shrink_bilinearly(tmp_path):
-    """Without anti-aliasing, by weights written out here; OpenCV's have 11 bits."""
+    """Shrinks without anti-aliasing, by weights written out here; OpenCV's weights have 11 bits."""
     folder = write(tmp_path, "val", "ADE_val_00000001", np.zeros((600, 900, 2), np.uint8))
     image = folder / "ADE_val_00000001.jpg"
     shrunk, _ = ade20k_full.convert(image, image.with_name("ADE_val_00000001_seg.png")).contents
@@ -112,7 +112,7 @@ def test_small_images_keep_their_size_but_are_written_anew(tmp_path):
 
 
 def test_where_the_official_script_wants_its_source(tmp_path):
-    """The source may be in ade/; the results are written where they are read."""
+    """Reads the source from ade/, and writes the results where evaluation reads them."""
     colors = np.zeros((4, 5, 2), np.uint8)
     for present in (False, True):
         root = tmp_path / str(present)

@@ -20,7 +20,7 @@ def write(folder, name, ids):
 
 
 def scene(rng):
-    """Stuff of every label, then instances and crowds of all things over it, in boxes."""
+    """Draws stuff of every label, then boxes of instances and crowds of all things over it."""
     ids = rng.integers(0, 34, (6, 8)).repeat(9, axis=0).repeat(11, axis=1)
     for _ in range(25):
         top, left, height, width = rng.integers(1, 40, 4)
@@ -75,7 +75,7 @@ def test_their_table_of_labels(scripts):
 
 
 def test_training_ids_are_those_of_the_polygons(scripts, tmp_path):
-    """The official maps of training ids are drawn from polygons, as the archive's maps of label ids are."""
+    """Compares with the official maps of training ids, which are drawn from polygons like the archive's label ids."""
     from cityscapesscripts.helpers.labels import labels
     from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
@@ -100,7 +100,7 @@ def test_training_ids_are_those_of_the_polygons(scripts, tmp_path):
 
 
 def test_by_hand(tmp_path):
-    """Two cars and a crowd of them on a road; a caravan is not evaluated, nor is what has no label."""
+    """Two cars and a crowd of them on a road; a caravan is not evaluated, nor are unlabelled pixels."""
     ids = np.array([[7, 26000, 26001, 26], [7, 7, 29000, 0]])
     write(tmp_path / "cityscapes/gtFine/val/ulm", "ulm_000000_000019", ids)
     assert annotate("cityscapes", tmp_path / "cityscapes", "val") == 0

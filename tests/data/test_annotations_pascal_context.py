@@ -72,7 +72,7 @@ def test_the_official_scripts_results(official):
 
 
 def test_by_hand(tmp_path):
-    """Later segments cover earlier ones; images of the json's test set belong to no split."""
+    """Later segments cover earlier ones; images in the json's test set belong to no split."""
     left, top = np.array([[1, 1, 0], [1, 1, 0]]), np.array([[1, 1, 1], [0, 0, 0]])
     every = np.array([[0, 1, 459], [2, 2, 0]])
     named = [

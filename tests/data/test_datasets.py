@@ -10,7 +10,7 @@ from tests.data import tiny
 
 
 def as_layout(root, paths, layout, pngs):
-    """Moves a tiny dataset to where the table looks for it."""
+    """Moves a tiny dataset to the place that the table gives."""
     for source, target in ((paths.images, layout.images), (paths.json, layout.json), (paths.pngs, pngs)):
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         source.rename(root / target)
@@ -39,7 +39,7 @@ def test_real_coco(shared):
 
 
 def test_official_ade20k_training_annotation(shared, tmp_path):
-    """The json that detectron2's preparation makes of ADE20K: words as image ids, categories from 0."""
+    """Reads the json of detectron2's preparation of ADE20K: image ids are words, categories count from 0."""
     golden = json.loads((shared / "golden/extra/ade_panoptic_prep.json").read_text())
     content = golden["ade"]["outputs"]["ade20k_panoptic_train.json"]
     folders = {"images/training": "jpg", "ade20k_panoptic_train": "png"}

@@ -1,4 +1,4 @@
-"""Datasets in folders: their records, and one sentence for each fault of a folder."""
+"""Tests datasets in folders: their records, and one sentence for each error in a folder."""
 
 import io
 import re
@@ -26,7 +26,7 @@ def test_records(paths):
     assert record.segments.tolist() == [[70001, 7, 0], [5, 9, 1], [301, 3, 0], [123456, 9, 0]]
     image, segments = decoding.decode(record)
     width = image.shape[1]
-    # The crowd is gone, the segment without pixels is not.
+    # The crowd is removed, the segment without pixels is kept.
     assert segments.categories.tolist() == [7, 3, 9] and segments.cut == 0
     assert segments.segment_map[0, 0] == 0 and segments.segment_map[-1, 0] == 1
     assert segments.segment_map[-1, width // 2] == 255 and (segments.segment_map[:, -2:] == 255).all()

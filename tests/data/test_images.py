@@ -39,7 +39,7 @@ def test_sizes(size, expected):
 
 
 def test_upright_rgb(tmp_path):
-    """A photograph whose EXIF tag turns it, a palette, grey with alpha, 16 bits."""
+    """Reads a photograph that its EXIF tag turns, a palette, grey with alpha, and 16 bits."""
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     image = Image.fromarray(pixels)
     exif = image.getexif()

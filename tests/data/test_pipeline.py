@@ -63,7 +63,7 @@ def test_each_row_is_its_image_jittered_by_its_position(dataset):
             epoch += same
         assert sorted(epoch) == list(range(7))
         seen.append(tuple(epoch))
-    assert len(set(seen)) == 3  # shuffled anew each time
+    assert len(set(seen)) == 3  # shuffled differently each time
     assert not np.array_equal(rows_of(take(dataset, 1, seed=6)[0])[0], images[:4])
 
 
@@ -107,7 +107,7 @@ def test_a_bad_image_is_replaced_by_the_next(tmp_path):
     pixels, _ = decoding.decode(dataset[int(pipeline._order(5, 0, 100)[position + 1])])
     jitter = transforms.draw_jitter(np.random.default_rng([5, position]))
     np.testing.assert_array_equal(example.batch.images[position], transforms.jitter_image(pixels, jitter, 32))
-    # A second bad one of 100 is more than 1 %.
+    # Two unreadable images of 100 are more than 1 %.
     (paths.pngs / "099.png").unlink()
     (paths.images / "098.jpg").write_bytes(b"")
     with pytest.raises(

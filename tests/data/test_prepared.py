@@ -1,4 +1,4 @@
-"""Writing ArrayRecord shards and reading them, ours and those of TFDS' own builder; TensorFlow stays out."""
+"""Writes and reads ArrayRecord shards, ours and those of TFDS' own builder, without importing TensorFlow."""
 
 import pickle
 

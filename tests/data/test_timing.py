@@ -1,4 +1,4 @@
-"""The timing script's two ways give the same crops, so that their times can be compared."""
+"""The two implementations that the timing script compares give the same crops."""
 
 from fcclip_jax.data import timing
 from fcclip_jax.data.datasets import open_dataset

@@ -1,4 +1,4 @@
-"""The jitter: by hand, against Pillow, and against the official mapper's output for real images."""
+"""Tests the jitter by hand, against Pillow, and against the official mapper's output for real images."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_draws_come_in_the_official_order():
             return next(self.values)
 
     rng = Recorded(np.random.PCG64())
-    assert transforms.draw_jitter(rng) == Jitter(flip=False, scale=1.25, offset=0.75)  # 0.5 is no flip
+    assert transforms.draw_jitter(rng) == Jitter(flip=False, scale=1.25, offset=0.75)  # 0.5 does not flip
     assert rng.calls == [(), (0.1, 2.0), ()]
     draws = [transforms.draw_jitter(np.random.default_rng(seed)) for seed in range(200)]
     assert 70 < sum(draw.flip for draw in draws) < 130
@@ -111,7 +111,7 @@ def test_flipping_first_is_flipping_the_result(shape):
     offset=st.floats(0, 1, exclude_max=True),
 )
 def test_the_same_as_pillow(shape, flip, scale, offset):
-    """Flip, resize, crop and pad by Pillow and NumPy alone."""
+    """Flips, resizes, crops and pads with Pillow and NumPy alone."""
     crop, rng = 48, np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
     slots = rng.integers(0, 9, shape).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Annotations in place of a model's results or of its mask logits.
+"""Replaces a model's results, or its mask logits, by annotations.
 
     python -m tests.evaluation.injected ROOT WORKDIR COORDINATOR INDEX
 
@@ -64,7 +64,7 @@ def main(root: str, workdir: str, coordinator: str, index: str) -> None:
 
 
 def perfect(example: Example, vocabulary: Vocabulary, tasks: Sequence[str]) -> Result:
-    """Returns the annotation as a result. Pixels that do not count get the first class, since semantic results have no void."""
+    """Returns the annotation as a result. Ignored pixels get the first class, since semantic results have no void."""
     panoptic = instances = None
     if example.panoptic is not None:
         id_map, segments, instances = np.zeros(example.image.shape[:2], np.int64), [], []

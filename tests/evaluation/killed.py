@@ -1,4 +1,4 @@
-"""Runs fcclip_jax.main, and kills this process when it has logged a number of images.
+"""Runs fcclip_jax.main, and kills this process after a number of images were logged.
 
 python -m tests.evaluation.killed NUMBER FLAGS...
 """

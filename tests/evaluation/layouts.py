@@ -56,7 +56,7 @@ class Truth(NamedTuple):
     name: str
     image: np.ndarray
     classes: np.ndarray
-    """Class indices, from 0; pixels that do not count are IGNORE."""
+    """Class indices, from 0; ignored pixels are IGNORE."""
     segments: np.ndarray
     """Panoptic ids; 0 is void."""
 

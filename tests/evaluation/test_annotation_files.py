@@ -46,7 +46,7 @@ def test_an_area_below_the_segments_pixels_is_refused(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_greys_of_few_bits_are_numbers(bits, tmp_path):
-    """Programs that compress PNGs write 1 to 4 bits for maps of few classes; Pillow stretches these to 8 bits."""
+    """PNG compressors write 1 to 4 bits for maps of few classes, which Pillow stretches to 8 bits."""
     numbers = np.arange(6 * 8).reshape(6, 8).astype(np.uint8) % min(2**bits, 4)
     paths = write_photos(tmp_path, {"0001": 0})
     (paths[1] / "0001.png").write_bytes(tiny.grey_png(numbers, bits))
@@ -124,7 +124,7 @@ def _lose(key):
             _edit_instances(lambda content: content["images"][0].update(height=7)),
             r"is \d+x\d+ pixels, but its instance annotation is \d+x7|the mask of the annotation",
         ),
-        (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "there is no instance annotation at"),
+        (lambda folder: (folder / "ade20k_instance_val.json").unlink(), "ade20k_instance_val.json does not exist"),
         (
             lambda folder: (folder / "ade20k_instance_val.json").write_text("[]"),
             "does not annotate these images in COCO's",
@@ -169,12 +169,12 @@ def test_instance_ids_of_no_label(tmp_path):
     examples = open_benchmark("cityscapes", tmp_path)
     path = min((tmp_path / "cityscapes" / "gtFine" / "val").rglob("*_instanceIds.png"))
     Image.fromarray(np.full(examples[0].image.shape[:2], 34_000, np.uint16)).save(path)
-    with pytest.raises(ValueError, match="has the id 34000, but there is no label 34"):
+    with pytest.raises(ValueError, match="has the id 34000, whose label 34 does not exist"):
         examples[0]
 
 
 def test_ids_from_0_are_numbered_anew(tmp_path):
-    """pycocotools takes the id 0 for no annotation."""
+    """pycocotools treats the id 0 as no annotation."""
     layouts.write("ade20k", tmp_path)
     _edit_instances(lambda content: [entry.update(id=id) for id, entry in enumerate(content["annotations"])])(
         tmp_path / "ADEChallengeData2016"

@@ -169,7 +169,7 @@ def test_killed_and_resumed_says_the_same(straight, data, cache, tmp_path):
     assert logged(tmp_path) == 2 and not (tmp_path / "report.json").exists()
     (killed,) = (tmp_path / "images").glob("*.jsonl")
     with killed.open("a") as file:
-        file.write('{"index": 6, "image_id": "cut sho')  # what a kill in the middle of a line leaves
+        file.write('{"index": 6, "image_id": "cut sho')  # a line that a killed process left incomplete
     process = start(data, tmp_path, cache)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
@@ -338,7 +338,7 @@ def own_labels(folder: pathlib.Path, **changes) -> dict[str, object]:
 
 
 def test_label_maps_of_ones_own(cache, tmp_path):
-    """255 does not count, files that share a name get names of their own, other words are another evaluation."""
+    """255 is ignored, files that share a name get different names, and other words make another evaluation."""
     own = own_labels(tmp_path)
     folder = tmp_path / "run"
     assert evaluate(config("custom", tmp_path, save_predictions=True, **own), "random", str(folder)) == 0
@@ -346,7 +346,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     lines = logged_lines(folder)
     for line in lines:
         pairs = np.array(line["semantic"])
-        assert set(pairs[:, 0]) == {0, 1, 2, 3}  # 3 stands for pixels that do not count
+        assert set(pairs[:, 0]) == {0, 1, 2, 3}  # 3 stands for ignored pixels
         assert pairs[pairs[:, 0] == 3, 2].sum() == (maps[line["index"]] == 255).sum()
     assert sorted(path.name for path in (folder / "predictions" / "semantic").iterdir()) == ["0001-2.png", "0001.png"]
     for changes, what in (({"words": "tree; sky; road"}, "vocabulary"), ({"ignore_label": 254}, "has the label 255")):
@@ -362,7 +362,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     "changes, message",
     [
         ({"first_label": -1}, "first_label is -1; labels must be at least 0"),
-        ({"ignore_label": 1}, "the label that does not count, 1, belongs to a class: classes have the labels 0 to 2"),
+        ({"ignore_label": 1}, "the ignored label 1 belongs to a class: classes have the labels 0 to 2"),
         ({"words": "cat;; sofa"}, "the class name '' is empty"),
         ({"words": ""}, "custom has images, labels: give images, panoptic_json and"),
         (
@@ -474,7 +474,7 @@ def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path
         ({"sweep": "classifiers", "second_checkpoint": "/nowhere"}, "/nowhere"),
         ({"max_side": 32}, "max_side is 32; it must be at least short_side, 64"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"root": "/nowhere"}, "there is no folder of ADE20K at /nowhere"),
+        ({"root": "/nowhere"}, "the folder of ADE20K does not exist at /nowhere"),
     ],
 )
 def test_what_is_refused(straight, data, cache, changes, message):

@@ -16,7 +16,7 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from tests.evaluation import layouts
 from tests.evaluation.layouts import write_photos
 
-# Classes, things, the first and the last name, as the paper's table of data sets lists them.
+# Classes, things, the first and the last name, as the paper's table of datasets lists them.
 SIZES = {
     "coco": (133, 80, "person", "rug"),
     "ade20k": (150, 100, "wall", "flag"),
@@ -81,7 +81,7 @@ def test_only_what_is_evaluated_must_be_there(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, row in BENCHMARKS.items() if row.panoptic is None])
 def test_sets_that_no_json_speaks_of_are_whole(name, tmp_path):
-    """They have as many images as `fcclip annotate` wrote or, else, officially."""
+    """They have as many images as `fcclip annotate` recorded or else as the official dataset."""
     layouts.write(name, tmp_path, 3)
     row = BENCHMARKS[name]
     folder = tmp_path / row.folder
@@ -135,7 +135,7 @@ def test_photographs_of_one_name_in_several_folders(tmp_path):
     examples = open_semantic(*paths, words)
     assert [row.image_id for row in examples.rows] == ["x/0001", "y/0001"]
     assert [np.unique(examples[index].semantic).tolist() for index in range(2)] == [[0], [1]]
-    (tmp_path / "maps" / "y" / "0001.png").unlink()  # that of x/0001 is not taken for it
+    (tmp_path / "maps" / "y" / "0001.png").unlink()  # the map of x/0001 is not used for it
     with pytest.raises(FileNotFoundError, match="y/0001.jpg has no label map"):
         open_semantic(*paths, words)
     Image.new("RGB", (8, 6)).save(tmp_path / "photos" / "x" / "0001.jpeg")
@@ -200,7 +200,7 @@ def test_links_to_folders_and_hidden_files(tmp_path):
     city = next((tmp_path / "cityscapes" / "leftImg8bit" / "val").iterdir())
     city.rename(tmp_path / "elsewhere")
     city.symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")  # round and round
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")  # links form a cycle
     (tmp_path / "elsewhere" / "._x_leftImg8bit.png").write_bytes(b"a Mac's")
     for tasks in (None, ("semantic",)):
         assert len(open_benchmark("cityscapes", tmp_path, tasks)) == 3
@@ -214,7 +214,7 @@ def test_of_files_with_one_name_the_least_deep_counts(tmp_path):
 
 
 def test_names(tmp_path):
-    with pytest.raises(ValueError, match="there is no benchmark 'ade20': did you mean ade20k"):
+    with pytest.raises(ValueError, match="'ade20' is not a benchmark: did you mean ade20k"):
         open_benchmark("ade20", tmp_path)
     with pytest.raises(ValueError, match="A-847 has no panoptic annotation; set --config.panoptic=False"):
         open_benchmark("ade20k_847", tmp_path, ("panoptic",))

@@ -1,4 +1,4 @@
-"""The pipeline of decoding, segmenting and scoring: order, errors, memory and speed."""
+"""Tests the pipeline of decoding, segmenting and scoring: order, errors, memory and speed."""
 
 import dataclasses
 import gc
@@ -107,7 +107,7 @@ def test_only_images_in_the_pipeline_are_in_memory(examples, tmp_path, monkeypat
     segment_and_score(
         Counting(examples), examples, EvaluationLog(tmp_path / "run", {}), EvalSettings(tasks=("semantic",)), tmp_path
     )
-    # Three in the engine, five decoded ahead, six waiting for scores, and three in the hands of a stage.
+    # Three in the engine, five decoded ahead, six waiting for scores, and three inside a stage.
     assert 3 <= most <= 3 + 5 + 6 + 3
     gc.collect()
     assert not examples.alive

@@ -1,4 +1,4 @@
-"""The published scores that a report shows beside a model's."""
+"""The published scores that a report compares with a model's."""
 
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.paper_tables import PAPER, REPORTED, reported_for

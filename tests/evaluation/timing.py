@@ -5,8 +5,8 @@
     python -m tests.evaluation.timing --programs     counts the programs that XLA compiles for 200 images of many sizes
 
 The official steps (fcclip.py: semantic_inference, panoptic_inference, instance_inference; detectron2's evaluators;
-panopticapi's algorithm) are implemented here in PyTorch and NumPy, without the files that they write and read. Both get the same
-mask logits and class scores, by turns.
+panopticapi's algorithm) are implemented here in PyTorch and NumPy, without the files that they write and read. Both get
+the same mask logits and class scores, in turns.
 """
 
 import argparse
@@ -142,7 +142,7 @@ def sweep_against_evaluation(repeats: int) -> str:
 
 
 def examples_of(vocabulary: Vocabulary) -> Examples:
-    """Returns a data set of one image, as far as scoring reads it."""
+    """Returns a dataset of one image, as far as scoring reads it."""
     return Examples("timing", vocabulary, [Row(1, epath.Path("1.jpg"))], [(1, 1)], instances={}, annotation_digest="")
 
 

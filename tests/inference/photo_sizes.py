@@ -1,4 +1,4 @@
-"""Forty sizes (height, width) as COCO's photographs have: most are landscape, 4:3 or 3:2, with a longer side of 640."""
+"""Forty sizes (height, width) like COCO's: most are landscape, 4:3 or 3:2, with a longer side of 640."""
 
 PHOTO_SIZES = (
     *((480, 640), (427, 640), (640, 480), (640, 427), (425, 640), (426, 640), (428, 640), (424, 640)),

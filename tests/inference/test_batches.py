@@ -1,4 +1,4 @@
-"""Batches and devices: image by image they change no bit, batched only what rounding changes.
+"""Batches and devices: image by image they change no bit, batched they change only rounding.
 
     python -m tests.inference.test_batches
 
@@ -20,7 +20,7 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 
 def blocks(seed: int) -> np.ndarray:
-    """Flat blocks of random colours: many pixels lie between two classes."""
+    """Draws flat blocks of random colours, so many pixels lie between two classes."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
     return np.repeat(np.repeat(colours, 25, axis=0), 25, axis=1)
 
@@ -35,7 +35,7 @@ def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
     images = [blocks(seed) for seed in range(11)]
     found = {}
     if sweep:
-        # The second way reads the images at another size.
+        # The second setting reads the images at another size.
         ways = [Way(segmenter.engine.ensemble), Way(segmenter.engine.ensemble, short_side=64)]
         for index, panoptics in segmenter.engine.sweep(images, ways, overlap_threshold=0.1):
             found[index] = [part for result in panoptics for part in panoptic_numbers(result)]

@@ -36,7 +36,7 @@ def test_every_aspect_has_a_bucket(sides):
 
 
 def test_padding_costs_a_few_percent():
-    """Pixels computed, relative to those of each image's own multiple of 32, on usual sizes."""
+    """Compares the number of computed pixels with that of each image's own multiple of 32, on usual sizes."""
     ratios = []
     for size in PHOTO_SIZES:
         resized = resized_shape(*size, 800, 1333)
@@ -58,7 +58,7 @@ def test_parsing():
     assert parse_buckets("800x1088, 64x32") == ((800, 1088), (64, 32))
     with pytest.raises(ValueError, match="bucket '800' is not HEIGHTxWIDTH"):
         parse_buckets("800,32x32")
-    with pytest.raises(ValueError, match="bucket 810x0 is not made of multiples of 32; try 832x32"):
+    with pytest.raises(ValueError, match="bucket 810x0 has a side that is not a multiple of 32; try 832x32"):
         check_buckets([(810, 0)])
 
 

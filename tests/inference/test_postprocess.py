@@ -185,7 +185,7 @@ def arguments(logits, probs, images=IMAGES, outputs=OUTPUTS, is_thing=IS_THING, 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("before_resize", [False, True])
 def test_every_task_against_the_definition(x64, seed, before_resize):
-    """Sizes larger and smaller than the input, images of one batch in one bucket; NaN beyond each image's padding."""
+    """Compares sizes above and below the input's, of one batch in one bucket, with NaN beyond each image's padding."""
     logits, probs = make_batch(seed)
     thresholds = {"overlap_threshold": [0.8, 0.3, 0.5][seed], "object_mask_threshold": [0.0, 0.0, 0.6][seed]}
     result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
@@ -216,7 +216,7 @@ def test_a_gpus_tiles(x64, monkeypatch):
 
 
 def test_stuff_merges_and_hidden_queries_go(x64):
-    """By hand, on a map of halves: two queries of one stuff class, one of a thing that another covers, one void."""
+    """Checks by hand a map of halves: two queries of one stuff class, one of a thing that another covers, one void."""
     probs = np.full((4, 4), 0.02)
     probs[[0, 1, 2, 3], [1, 1, 0, 3]] = [0.9, 0.8, 0.5, 0.94]
     logits = np.full((8, 8, 4), -9.0)

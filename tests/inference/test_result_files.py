@@ -80,7 +80,7 @@ def test_panoptic_files_describe_each_other(exported):
             assert (info["category_id"], info["score"]) == (segment.entry.id, segment.score)
 
 
-# pycocotools' decoder does not know NumPy 2's copy argument.
+# pycocotools' decoder has no NumPy 2 copy argument.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_instances_load_as_coco_results(exported):
     folder, results = exported

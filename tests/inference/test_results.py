@@ -1,4 +1,4 @@
-"""Results made by hand, and what they refuse."""
+"""Tests results that are made by hand, and the arguments that they refuse."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CAT, REMOTE, SOFA = range(3)
 
 
 def padded_output() -> tuple[Postprocessed, np.ndarray]:
-    """One image of 2 x 3 in a canvas of 8 x 8: a cat beside a sofa; and the cat's mask."""
+    """Returns one image of 2 x 3 in a canvas of 8 x 8, with a cat next to a sofa, and the cat's mask."""
     id_map = np.zeros((8, 8), np.int32)
     id_map[:2, 0], id_map[:2, 1:3] = 2, 1
     cat = id_map[:2, :3] == 2

@@ -43,7 +43,7 @@ def segmenter(compilations) -> Segmenter:
 
 
 def test_forty_sizes_and_three_vocabularies(segmenter, compilations):
-    """Runs first, so that it sees every compilation: at most one a bucket and one a text length."""
+    """Runs first, so that every compilation is counted: at most one per bucket and one per text length."""
     assert len(segmenter.buckets) <= 5
     vocabularies = ["cityscapes", WORDS, Vocabulary.from_words(["grass", "a word of " * 20], stuff=["grass"])]
     for index, size in enumerate(PHOTO_SIZES):
@@ -200,7 +200,7 @@ def test_what_is_refused():
         Segmenter.random()(make_photo((20, 20)))
     with pytest.raises(ValueError, match="short_side 900 and max_side 800 do not fit; choose 1 <= short_side"):
         Segmenter.random(short_side=900, max_side=800)
-    with pytest.raises(ValueError, match="bucket 100x100 is not made of multiples of 32; try 128x128"):
+    with pytest.raises(ValueError, match="bucket 100x100 has a side that is not a multiple of 32; try 128x128"):
         Segmenter.random(buckets=[(100, 100)])
     with pytest.raises(ValueError, match="buckets is empty"):
         Segmenter.random(buckets=[])

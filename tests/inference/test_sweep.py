@@ -1,4 +1,4 @@
-"""Ways to classify masks that must agree, and ways that must differ."""
+"""Tests settings that must classify masks alike, and settings that must differ."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ SIZE = (150, 210)
 
 @pytest.fixture(scope="module")
 def found():
-    """Panoptic results by the name of their way; "alone" is the segmenter's without a sweep."""
+    """Returns panoptic results by the name of their setting; "alone" is the segmenter's result without a sweep."""
     model, other = random_model(SMALL, 0), random_model(SMALL, 1)
     segmenter = Segmenter(
         model, Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=160, batch_size=2,
@@ -79,4 +79,4 @@ def test_masks_in_a_view(view):
     theirs = torch.nn.functional.interpolate(
         torch.from_numpy(logits).double().permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False
     )[0].permute(1, 2, 0)
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # float32's own noise
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # the rounding of float32

@@ -1,4 +1,4 @@
-"""Colours and places in drawings of rectangles; their looks have to be judged by eye."""
+"""Colours and places in drawings of rectangles; their appearance must be judged by eye."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def test_panoptic_tints_each_segment_and_leaves_void_alone(labels):
 
 
 def test_a_line_parts_segments(labels):
-    """On a black image only the lines are light."""
+    """On a black image only the lines are bright."""
     result = fake_result(SHAPE)
     drawn = np.asarray(Result(np.zeros_like(result.image), *list(vars(result).values())[1:]).draw("panoptic"))
     for column in (40, 159):  # the sides of the cat at the back

@@ -2,7 +2,7 @@
 
     python -m tests.metrics.perturbed IMAGES JSON PNGS [--times 20]
 
-Makes 20 predictions from each annotation of a data set in COCO's panoptic format. Segments are merged, split, shifted, grown,
+Makes 20 predictions from each annotation of a dataset in COCO's panoptic format. Segments are merged, split, shifted, grown,
 left out, given another class, or invented, also over void and crowds; and segments of the annotation become crowds.
 """
 
@@ -82,7 +82,7 @@ def perturb(rng: np.random.Generator, truth: Truth, things: np.ndarray) -> Case:
             label = int(rng.integers(len(things)))
         classes.append(label)
         found[mask] = len(classes)
-    for _ in range(2):  # segments that nothing is annotated for
+    for _ in range(2):  # segments without an annotation
         y, x, h, w = (int(rng.integers(side)) for side in (height, width, height // 3 + 1, width // 3 + 1))
         classes.append(int(rng.integers(len(things))))
         found[y : y + h + 1, x : x + w + 1] = len(classes)

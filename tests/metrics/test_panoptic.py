@@ -109,7 +109,7 @@ def test_as_the_definition_says(seed):
         rng.random(segments) < 0.3,
         rng.integers(1, 20, segments) if rng.random() < 0.3 else None,
     )
-    # The prediction is like the annotation, so that some of it fits.
+    # The prediction is like the annotation, so that some segments match.
     place = {int(id): s for s, id in enumerate(ids)}
     like = np.vectorize(lambda id: min(place.get(int(id), -1) + 1, listed))(id_map)
     found = np.where(rng.random((5, 6)) < 0.8, like, rng.integers(0, listed + 1, (5, 6)))

@@ -1,4 +1,4 @@
-"""Padding is invisible: an image gives the same result in any bucket, beside any other images."""
+"""Padding has no effect: an image gives the same result in any bucket, with any other images."""
 
 import functools
 

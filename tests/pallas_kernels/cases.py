@@ -16,7 +16,7 @@ class Case(NamedTuple):
     def ambiguous(self) -> np.ndarray:
         """Returns whether float32 may put a point on either side of a kink, [B, Q, M, L, P, 2].
 
-        On levels of 2^n pixels it may not: coordinates are exact.
+        On levels of 2^n pixels it cannot, since coordinates are exact.
         """
         level_wh = np.asarray([(w, h) for h, w in self.shapes], np.float64)[:, None, :]
         pixels = self.arrays[1].astype(np.float64) * level_wh - 0.5

@@ -28,7 +28,7 @@ CASES = [
 
 
 def test_in_a_process_with_four_devices():
-    """Runs in a process of its own: the number of devices is fixed when a process starts."""
+    """Runs in a separate process, since the number of devices is fixed when a process starts."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.pallas_kernels.test_sharding"]
     done = subprocess.run(command, check=False, env={**os.environ, **flags}, capture_output=True, text=True)

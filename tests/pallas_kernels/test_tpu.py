@@ -1,4 +1,4 @@
-"""The TPU kernels alone: the real compiler, the rows that they visit, the precision option, what they refuse."""
+"""Tests the TPU kernels alone: the real compiler, the visited rows, the precision option, and refused arrays."""
 
 import functools
 import importlib.util
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 
 @needs_compiler
 def test_the_tpu_compiler_takes_both_passes_on_one_device_and_shards_them_on_four():
-    """Runs in a process of its own: libtpu serves one at a time, and stays loaded."""
+    """Runs in a separate process, since libtpu serves one process at a time and stays loaded."""
     command = [sys.executable, "-m", "tests.pallas_kernels.test_tpu"]
     done = subprocess.run(
         command, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The plain-JAX path alone: its bound on memory, blocks of queries, and coordinates that are rounded once."""
+"""Tests the plain-JAX path alone: its bound on memory, blocks of queries, and coordinates that are rounded once."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_more_queries_than_a_block_holds():
 
 def test_no_jump_beside_whole_coordinates():
     """All four neighbours of a point must use the same rounded coordinate."""
-    shapes = ((1, 49),)  # 1 / 49 is not a float32, so pixels beside whole ones come out on both sides of them
+    shapes = ((1, 49),)  # 1 / 49 is not a float32, so pixels near whole coordinates are rounded to either side of them
     pixels = np.repeat(np.arange(-1, 50), 9)
     locations = ((pixels + 0.5) / 49).astype(np.float32)
     for _ in range(4):

@@ -35,7 +35,7 @@ STAGES = {
     "gradients": r"grad_",
     "update by recorded gradients": r"after_",
 }
-"""The parts of the summary, by how the names of their arrays begin."""
+"""The parts of the summary, by the prefix of their arrays' names."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,20 +44,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = print) -> int:
-    """0 if everything holds, 1 if something falls short or goes uncompared, 2 if there is nothing to go by."""
+    """Returns 0 if all arrays agree, 1 if one fails or was not compared, 2 if the folder cannot be compared."""
     parser = _Parser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument(
         "folder",
         metavar="DIR",
         type=pathlib.Path,
-        help="holds X_eval.json, X_eval.npz, manifest_X.json, and may hold X_train.*",
+        help="the folder with X_eval.json, X_eval.npz, manifest_X.json, and possibly X_train.*",
     )
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of max|difference| / max|official| (1e-4)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="of max|difference| / max|official| (default: 1e-4)"
+    )
     options = parser.parse_args(arguments)
     try:
         if not options.tolerance > 0:
             raise BadFiles(f"--tolerance is {options.tolerance}; it must be above 0")
-        # On accelerators the default precision of a product is less than float32's.
+        # On accelerators products have less than float32 precision by default.
         with jax.default_matmul_precision("highest"):
             sections = compare(options.folder, options.tolerance, write)
     except BadFiles as error:
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = 
 
 
 def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]) -> list[Section]:
-    """Compares everything in the folder, writing each file's lines as it is done."""
+    """Compares everything in the folder, and writes each file's lines when it is done."""
     files = find_pairs(folder)
     sections: list[Section] = []
     models: dict[pathlib.Path, tuple[Pair, Network]] = {}
@@ -101,7 +103,7 @@ def report(section: Section, write: Callable[[str], None]) -> None:
         error = "" if verdict.error is None else f"{verdict.error:.1e}"
         shape = "x".join(map(str, verdict.shape)) or "scalar"
         found = "  ".join(filter(None, (error, verdict.found)))
-        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FALLS SHORT'}")
+        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FAILS'}")
     for row in section.uncompared:
         write(f"  {row.name:36} not compared: {row.reason}")
 
@@ -118,7 +120,7 @@ def summarise(sections: Sequence[Section], write: Callable[[str], None]) -> int:
     verdicts = [verdict for section in sections for verdict in section.verdicts.values()]
     short = sum(not verdict.ok for verdict in verdicts)
     missed = sum(row.fails for section in sections for row in section.uncompared)
-    write(f"{len(verdicts)} compared, {short} fall short, {missed} should have been compared and were not")
+    write(f"{len(verdicts)} compared, {short} fail, {missed} should have been compared and were not")
     return 1 if short or missed else 0
 
 

@@ -1,4 +1,4 @@
-"""The weights that the official arrays were made with: any program can draw them again from a key and a shape."""
+"""The weights behind the official arrays, which any program can draw again from a key and a shape."""
 
 import math
 import zlib
@@ -9,7 +9,7 @@ _PREDICTOR = "sem_seg_head.predictor."
 
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of one key of the official state dict: normal numbers seeded by the key, scaled by what the key is."""
+    """Draws the value of one key of the official state dict: normal numbers, seeded by the key, scaled by its kind."""
     leaf = key.split(".")[-1]
     constants = {
         "backbone.clip_model.logit_scale": 4.7,

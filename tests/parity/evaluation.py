@@ -1,4 +1,4 @@
-"""`X_eval`: what of ours each array of a pair is compared with."""
+"""Compares the arrays of `X_eval` with this model's."""
 
 import re
 from collections.abc import Mapping
@@ -44,14 +44,14 @@ KINDS = re.compile(
 
 
 class Found(NamedTuple):
-    """Ours, under the official names: stages, and outcomes by the prefix of their names."""
+    """This model's arrays under the official names: stages, and outcomes by the prefix of their names."""
 
     arrays: dict[str, np.ndarray]
     outcomes: dict[str, Outcome]
 
 
 def bucket_of(pair: Pair) -> Size:
-    """The bucket that all photographs and made-up heads of a pair share."""
+    """Returns the bucket that all photographs and crafted head outputs of a pair share."""
     held = [size(pair, pair.facts[key]) for key in ("image_hw", "cf_image_hw") if key in pair.facts]
     held += [pair.arrays[name].shape[:2] for name in IMAGE if name in pair.arrays]
     return larger_bucket(held) if held else larger_bucket([(1, 1)])
@@ -68,7 +68,7 @@ def compare_pair(pair: Pair, network: Network, tolerance: float) -> Section:
 
 
 def find(pair: Pair, network: Network) -> Found:
-    """Ours of all that the pair holds."""
+    """Computes this model's counterpart of each array in the pair."""
     arrays, outcomes = text_arrays(network), {}
     if held(pair, IMAGE):
         image = pair.arrays["image_u8"]
@@ -89,13 +89,13 @@ def find(pair: Pair, network: Network) -> Found:
 
 
 def wants_outcome(pair: Pair, prefix: str) -> bool:
-    """Returns whether anything of the pair follows from the masks at the output's size."""
+    """Returns whether the pair has an array that is computed from the masks at the output's size."""
     names = re.compile(rf"{prefix}({OUTPUTS}|semantic|segments_info)" + ("" if prefix else r"|final_\w+"))
     return any(names.fullmatch(name) for name in (*pair.arrays, *pair.facts))
 
 
 def excuse(section: Section, pair: Pair, network: Network) -> None:
-    """Runs the image again with other signs of mask logits near zero, for what fell short."""
+    """Runs the image again with other signs of mask logits near zero, for arrays that failed."""
     image = pair.arrays["image_u8"]
     sizes = [image.shape[:2]], [output_size(pair, "output_hw", image)]
     last = network.description.head.decoder_layers
@@ -128,7 +128,7 @@ def text_arrays(network: Network) -> dict[str, np.ndarray]:
 
 
 def crafted(pair: Pair, network: Network) -> Outcome:
-    """Masks that are given at the output's size: post-processing gets what resizes to them."""
+    """Post-processes masks that are given at the output's size, through logits that resize to them."""
     full = np.moveaxis(pair.arrays["crafted_mask_pred"], 0, -1).astype(np.float64)
     shape = full.shape[:2]
     image_hw = (4 * shape[0], 4 * shape[1])
@@ -143,7 +143,7 @@ def crafted(pair: Pair, network: Network) -> Outcome:
 
 
 def resize_matrix(image: int, output: int) -> np.ndarray:
-    """From mask logits to output pixels along one axis [output, mask logits]."""
+    """Returns the resize from mask logits to output pixels along one axis: [output, mask logits]."""
     taps = resize_taps(jnp.arange(output, dtype=jnp.int32), jnp.int32(image), jnp.int32(output), jnp.float32)
     start, weights, last = map(np.asarray, taps)
     matrix = np.zeros((output, int(last) + 1))
@@ -167,7 +167,7 @@ def made_up(pair: Pair, network: Network, valid_masks_only: bool) -> tuple[dict[
 
 
 def fill(section: Section, pair: Pair, found: Found) -> None:
-    """Compares what the pair holds with what was found."""
+    """Compares the arrays of the pair with this model's."""
     for name, words in (("test", section.network.test), ("train", section.network.train)):
         prompts = pair.facts.get(f"{name}_class_names")
         if prompts is not None and f"{name}_tokens" in found.arrays:
@@ -192,7 +192,7 @@ def fill(section: Section, pair: Pair, found: Found) -> None:
 
 
 def attention_line(section: Section, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Cells that queries may not attend to: a label map. A row that masks all stands for one that masks nothing."""
+    """Returns the cells that queries may not attend to, as a label map. A row that masks all cells masks none."""
     if name not in section.arrays:
         return
     i = int(name.removeprefix("dec").split("_")[0])
@@ -209,7 +209,7 @@ def depends_on_image(name: str) -> bool:
 
 
 def needs(name: str) -> tuple[str, ...]:
-    """The inputs that an array depends on."""
+    """Returns the inputs that an array depends on."""
     if name.startswith("crafted_"):
         return CRAFTED
     if name.startswith("cf_"):

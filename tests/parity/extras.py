@@ -1,4 +1,4 @@
-"""`semantic_only` and `batch_mixed`: more photographs, for the models of the pairs `small_<arch>_eval`."""
+"""Compares `semantic_only` and `batch_mixed`, more photographs for the models of the pairs `small_<arch>_eval`."""
 
 import functools
 import re
@@ -15,20 +15,20 @@ from tests.parity.pairs import Pair, size
 from tests.parity.section import Section
 
 HEADS = ("pred_masks", "pred_logits", "clip_vis_dense")
-"""The inputs of a made-up case."""
+"""The inputs of a crafted case."""
 
 F16_ULP = 1e-3
 """Half precision keeps 11 bits."""
 
 
 def compare_extra(extra: Pair, models: Mapping[str, tuple[Pair, Network]], tolerance: float) -> list[Section]:
-    """One section a model. `models` are those of the pairs beside or above the file, by the `<arch>` of their names."""
+    """Returns one section per model. `models` are those of the pairs next to or above the file, by their `<arch>`."""
     compare = {"semantic_only": semantic_only, "batch_mixed": batch_mixed}[extra.path.stem]
     return compare(extra, models, tolerance)
 
 
 def semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network]], tolerance: float) -> list[Section]:
-    """Class scores formed at the padded size, and then resized."""
+    """Compares class scores that are formed at the padded size and then resized."""
     cases = extra.require("cases")
     arch = _arch_of_semantic_only(extra, models)
     if arch not in models:
@@ -41,7 +41,7 @@ def semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network]], toler
     photos = [i for i in range(len(cases)) if f"case{i}_image" in extra.arrays]
     if photos:
         images = [extra.arrays[f"case{i}_image"] for i in photos]
-        # The program of the other files; from its heads on, this one's way.
+        # The same program as for the other files, except for the steps after its heads.
         outcomes = network.segment([(x, x.shape[:2]) for x in images], bucket=bucket, before_resize=False)
         for i, image, outcome in zip(photos, images, outcomes, strict=True):
             fill = functools.partial(
@@ -61,7 +61,7 @@ def semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network]], toler
 
 
 def batch_mixed(extra: Pair, models: Mapping[str, tuple[Pair, Network]], tolerance: float) -> list[Section]:
-    """Images of different sizes: in one bucket and one batch, each must come out as if it were alone."""
+    """Compares images of different sizes: in one bucket and one batch, each must give the same result as alone."""
     archs = [key for key, value in extra.facts.items() if isinstance(value, dict) and "images" in value]
     sections = []
     for arch in archs:
@@ -115,7 +115,7 @@ Fill = Callable[[Section, Outcome], None]
 
 
 def _compare_photo(section: Section, image: np.ndarray, outcome: Outcome, bucket: Size, fill: Fill) -> None:
-    """`fill` compares an outcome at the image's own size; what falls short gets another try with other signs."""
+    """Compares an outcome at the image's own size with `fill`, and repeats failed arrays with other signs."""
     before = set(section.verdicts)
     fill(section, outcome)
     network = section.network
@@ -174,7 +174,7 @@ def _made_up(
     bucket: Size,
     before_resize: bool,
 ) -> list[Outcome]:
-    """Everything after the heads, for recorded head outputs."""
+    """Computes everything after the heads, for recorded head outputs."""
     heads = []
     for name in names:
         masks, logits, dense = (extra.arrays[f"{name}{part}"] for part in HEADS)
@@ -198,13 +198,13 @@ def _best_class(section: Section, name: str, outcome: Outcome) -> None:
 
 
 def _bucket(pair: Pair, sizes: list[Size]) -> Size:
-    """The pair's own if it will do: its programs are compiled already."""
+    """Returns the pair's own bucket, whose programs are compiled already, enlarged if the images need it."""
     height, width = np.maximum(bucket_of(pair), larger_bucket(sizes))
     return int(height), int(width)
 
 
 def _arch_of_semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network]]) -> str:
-    """The file does not say: the one whose features fit the made-up ones."""
+    """Returns the architecture whose features fit the crafted ones, since the file does not name it."""
     channels = {value.shape[0] for name, value in extra.arrays.items() if name.endswith("clip_vis_dense")}
     fitting = [
         arch for arch, (_, network) in models.items() if {network.description.clip.image.feature_dims[-1]} == channels
@@ -214,7 +214,7 @@ def _arch_of_semantic_only(extra: Pair, models: Mapping[str, tuple[Pair, Network
 
 def _without_model(extra: Pair, arch: str, names: list[str]) -> Section:
     section = Section(f"{extra.name} ({arch})", extra.arrays, None, 0.0)
-    missing = f"its model is that of small_{arch}_eval, which is neither beside nor above it"
+    missing = f"its model is that of small_{arch}_eval, which is neither next to it nor in a folder above"
     section.close([name for name in names if not re.search(r"image\d*$", name)], lambda name: (missing, True))
     return section
 
@@ -227,4 +227,4 @@ KIND = re.compile(
 
 def _reason(name: str) -> tuple[str, bool]:
     known = bool(KIND.fullmatch(name))
-    return ("an input that it follows from is missing" if known else "no array of this kind is known"), known
+    return ("an input that it depends on is missing" if known else "no array of this kind is known"), known

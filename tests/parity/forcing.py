@@ -1,9 +1,9 @@
-"""Hard thresholds: runs with the few mask logits on the other side of zero that any program's noise may put there.
+"""Runs again with other signs of the few mask logits near zero, whose signs rounding decides.
 
-A mask logit counts by its sign in three places: at the masks' own stride, where features are pooled; at the stride of
-the next layer's keys, where it says what a query may attend to; and at stride 32, where CLIP's features are pooled under
-the last masks. One sign moves everything after it, so what falls short is computed again: with the signs of the
-recorded masks, or, where none are recorded, with the nearest logits to zero put on either side.
+The sign of a mask logit is used in three places: at the masks' own stride, where features are pooled; at the stride of
+the next layer's keys, where it decides which cells a query may attend to; and at stride 32, where CLIP's features are
+pooled under the last masks. One sign affects everything after it, so failed arrays are computed again: with the signs
+of the recorded masks or, without recorded masks, with either sign for the logits nearest to zero.
 """
 
 import itertools
@@ -17,16 +17,16 @@ from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
 from tests.parity.network import Network
 
 NOISE = 4e-6
-"""As a share of the largest mask logit: the official code differs from itself by this on other machines."""
+"""The noise of a mask logit, relative to the largest: the official code differs by this much between machines."""
 
 NEAREST = 3
-"""How many logits may change sides at once."""
+"""The number of logits whose signs may change at once."""
 
 
 class Sign(NamedTuple):
-    """A mask logit near zero, and where its sign counts."""
+    """A mask logit near zero, and the place where its sign is used."""
 
-    relative: float  # to the largest
+    relative: float  # to the largest logit
     logit: float
     forced: float
     prediction: int
@@ -42,12 +42,12 @@ class Sign(NamedTuple):
 def reruns(
     network: Network, image: np.ndarray, recorded: Mapping[int, np.ndarray], tolerance: float
 ) -> Iterator[tuple[list[Sign], dict[str, np.ndarray]]]:
-    """The stages of the image again, and the signs that differ from those of the first run. `recorded` is [Q, h, w]."""
+    """Yields the image's stages again, with the signs that differ from the first run. `recorded` is [Q, h, w]."""
     arrays = network.stages(image, {})
     own = {i: arrays[f"dec{i}_pred_masks"][0] for i in range(network.description.head.decoder_layers + 1)}
     signs = signs_near_zero({i: (own[i], recorded[i]) for i in recorded.keys() & own.keys()}, tolerance)
     crossed = [sign for sign in signs if (sign.logit > 0) != (sign.forced > 0)]
-    # The decoder forms coarse logits in an order of its own, and may see another sign than the masks have.
+    # The decoder computes coarse logits in another order, so their signs may differ from those of the masks.
     if signs := crossed or [sign for sign in signs if sign.relative <= NOISE]:
         yield signs, network.stages(image, {i: np.moveaxis(masks, 0, -1) for i, masks in recorded.items()})
     nearest = sorted(signs_near_zero({i: (masks, masks) for i, masks in own.items()}, NOISE))[:NEAREST]
@@ -60,13 +60,13 @@ def reruns(
 
 
 def recorded_masks(arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-    """The official mask logits [Q, h, w] of each prediction, as far as they are there."""
+    """Returns the official mask logits [Q, h, w] of each prediction that has them."""
     found = ((re.fullmatch(r"dec(\d+)_pred_masks", name), value) for name, value in arrays.items())
     return {int(match[1]): value[0] for match, value in found if match}
 
 
 def shrunk(mask_logits: np.ndarray, factor: int) -> np.ndarray:
-    """[..., H, W] by an even factor: the mean of the middle four."""
+    """Downsamples [..., H, W] by an even factor: the mean of the middle four cells."""
     if factor == 1:
         return mask_logits
     near = slice(factor // 2 - 1, None, factor), slice(factor // 2, None, factor)
@@ -74,7 +74,7 @@ def shrunk(mask_logits: np.ndarray, factor: int) -> np.ndarray:
 
 
 def signs_near_zero(pairs: Mapping[int, tuple[np.ndarray, np.ndarray]], limit: float) -> list[Sign]:
-    """Every logit, of (ours, what may be forced), of which the latter is at most `limit` of the largest from zero."""
+    """Returns every logit of (ours, candidates) whose candidate is at most `limit` of the largest from zero."""
     found = []
     for i, (masks, others) in pairs.items():
         largest = float(np.abs(others).max())
@@ -89,11 +89,11 @@ def signs_near_zero(pairs: Mapping[int, tuple[np.ndarray, np.ndarray]], limit: f
 
 
 def _turn(masks: np.ndarray, sign: Sign, side: float) -> Sign:
-    """Moves the cells under a logit just enough for it to be on that side of zero."""
+    """Moves the cells under a logit just enough to give it that sign."""
     factor = sign.stride // 4
     query, row, column = sign.place
     middle = (factor // 2 - 1, factor // 2) if factor > 1 else (0,)
-    # Twice the noise passes through any rounding, and is far less than most cells under a coarse logit are.
+    # Twice the noise exceeds any rounding, and is far below most cells under a coarse logit.
     logit = np.float32(side * 2 * NOISE * np.abs(masks).max())
     for y, x in itertools.product(middle, middle):
         masks[query, row * factor + y, column * factor + x] += logit - np.float32(sign.logit)

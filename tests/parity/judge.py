@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from fcclip_jax.inference.postprocess import Instances, Segments, unpack_mask
 
 UNSURE = 1e-4
-"""Pixels do not count whose two best scores, or whose mask probability and 0.5, lie nearer than this: noise of 4e-6 of
-the largest mask logit moves them."""
+"""Pixels are ignored if their two best scores, or their mask probability and 0.5, differ by less than this: noise of
+4e-6 of the largest mask logit changes them."""
 
 
 class Verdict(NamedTuple):
@@ -29,7 +29,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def compare_array(name: str, official: np.ndarray, ours: np.ndarray, tolerance: float) -> Verdict:
-    """Numbers by max|difference| / max|official|; whole numbers must be equal. What is official NaN does not count."""
+    """Compares numbers by max|difference| / max|official|; whole numbers must be equal. Official NaNs are ignored."""
     if official.shape != ours.shape:
         return Verdict(name, official.shape, False, None, f"ours is {list(ours.shape)}")
     exact = not np.issubdtype(official.dtype, np.floating)
@@ -46,10 +46,10 @@ def compare_array(name: str, official: np.ndarray, ours: np.ndarray, tolerance: 
 
 
 def compare_log_probs(name: str, official: np.ndarray, class_probs: np.ndarray, tolerance: float) -> Verdict:
-    """log(p + 1e-8), void last, with our probabilities.
+    """Compares log(p + 1e-8), void last, with our probabilities.
 
-    A probability is a share of 1 - void, which the official code has in float32: where that is nearly nothing, and its
-    last digit more than the tolerance, probabilities need only agree to that digit.
+    A probability is a share of 1 - void, which the official code computes in float32. Where 1 - void is near zero and
+    its last digit exceeds the tolerance, probabilities need only agree to that digit.
     """
     ours = np.log(class_probs)
     verdict = compare_array(name, official, ours, tolerance)
@@ -60,16 +60,16 @@ def compare_log_probs(name: str, official: np.ndarray, class_probs: np.ndarray, 
     close = np.abs(np.exp(official[cancelled]) - class_probs[cancelled]).max(initial=0) <= digit
     rest = np.where(cancelled[:, None], official, ours)
     verdict = compare_array(name, official, rest, tolerance)
-    note = f"{cancelled.sum()} queries, all but surely void, to the last digit of 1 - void"
+    note = f"{cancelled.sum()} queries, almost certainly void, compared to the last digit of 1 - void"
     return verdict._replace(ok=verdict.ok and bool(close), found=note)
 
 
 def compare_labels(name: str, official: np.ndarray, ours: np.ndarray, unsure: np.ndarray) -> Verdict:
-    """Labels, equal wherever a pixel is not `unsure`."""
+    """Compares labels, which must be equal wherever a pixel is not `unsure`."""
     if official.shape != ours.shape:
         return Verdict(name, official.shape, False, None, f"ours is {list(ours.shape)}")
     wrong = (official != ours) & ~unsure
-    share = f"{unsure.mean():.3%} too near to call"
+    share = f"{unsure.mean():.3%} too close to call"
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         theirs, own = official[place], ours[place]
@@ -80,12 +80,12 @@ def compare_labels(name: str, official: np.ndarray, ours: np.ndarray, unsure: np
 
 
 def compare_panoptic(name: str, official: np.ndarray, ours: np.ndarray, unsure: np.ndarray) -> Verdict:
-    """Like `compare_labels`. Segments of unsure pixels alone do not count either: the ids after them may shift."""
+    """Compares as `compare_labels` does. Segments of unsure pixels alone are ignored too: ids after them may shift."""
     verdict = compare_labels(name, official, ours, unsure)
     if verdict.ok or official.shape != ours.shape:
         return verdict
     renumbered = compare_labels(name, *(_without_unsure(ids, unsure) for ids in (official, ours)), unsure)
-    note = f"{renumbered.found}; ids but for segments of such pixels alone"
+    note = f"{renumbered.found}; ids without segments of such pixels alone"
     return renumbered._replace(found=note) if renumbered.ok else verdict
 
 
@@ -94,7 +94,7 @@ def _without_unsure(ids: np.ndarray, unsure: np.ndarray) -> np.ndarray:
 
 
 def _unsure_ids(ids: np.ndarray, unsure: np.ndarray) -> np.ndarray:
-    """The segments that have no pixel which counts."""
+    """Returns the segments that consist of unsure pixels alone."""
     return np.setdiff1d(ids, [*ids[~unsure], 0])
 
 
@@ -106,7 +106,7 @@ def compare_segments(
     our_ids: np.ndarray,
     unsure: np.ndarray,
 ) -> Verdict:
-    """The json's ids, classes and thing flags; segments of unsure pixels alone do not count, if the map is there."""
+    """Compares the json's ids, classes and thing flags. Segments of unsure pixels alone are ignored if a map exists."""
     found = [(int(ours.class_ids[i]), bool(ours.is_thing[i])) for i in range(int(ours.number))]
     expected = [(row["category_id"], bool(row["isthing"])) for row in official]
     ok = [row["id"] for row in official] == list(range(1, len(official) + 1)) and expected == found
@@ -120,7 +120,7 @@ def compare_segments(
 
 
 def panoptic_unsure(full_logits: np.ndarray, class_probs: np.ndarray, object_mask_threshold: float) -> np.ndarray:
-    """Pixels whose best two score x mask probability, or whose winner's probability and 0.5, nearly tie."""
+    """Returns the pixels whose two best score x mask probability, or whose winner's probability and 0.5, nearly tie."""
     margin, winner = panoptic_margin(full_logits, class_probs, object_mask_threshold)
     return (margin < UNSURE) | (np.abs(winner - 0.5) < UNSURE)
 
@@ -128,7 +128,7 @@ def panoptic_unsure(full_logits: np.ndarray, class_probs: np.ndarray, object_mas
 def panoptic_margin(
     full_logits: np.ndarray, class_probs: np.ndarray, object_mask_threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best less second best of score x mask probability, and the winner's probability; all ones if none takes part."""
+    """Returns best minus second best score x mask probability, and the winner's probability; ones without queries."""
     scores = class_probs.max(1)
     kept = (class_probs.argmax(1) < class_probs.shape[1] - 1) & (scores > object_mask_threshold)
     if not kept.any():
@@ -140,7 +140,7 @@ def panoptic_margin(
 
 
 def best_margin(scores: np.ndarray) -> np.ndarray:
-    """Best less second best along the last axis; the best alone if there is no second."""
+    """Returns the best minus the second best along the last axis; the best alone if it is the only one."""
     if scores.shape[-1] == 1:
         return scores[..., 0]
     second, first = np.moveaxis(np.partition(scores, -2, axis=-1)[..., -2:], -1, 0)
@@ -148,12 +148,15 @@ def best_margin(scores: np.ndarray) -> np.ndarray:
 
 
 def semantic_unsure(scores: np.ndarray) -> np.ndarray:
-    """Pixels whose best two classes nearly tie: a score is a sum over queries and may pass 1, and so may its noise."""
+    """Returns the pixels whose two best classes nearly tie.
+
+    A score is a sum over queries: it may exceed 1, and its noise grows with it.
+    """
     return best_margin(scores.astype(np.float64)) < UNSURE * max(1.0, scores.max())
 
 
 class InstanceSet(NamedTuple):
-    """The official instances, as far as they are recorded."""
+    """The recorded parts of the official instances."""
 
     scores: np.ndarray | None
     classes: np.ndarray | None
@@ -170,9 +173,10 @@ def compare_instances(
     is_thing: np.ndarray,
     tolerance: float,
 ) -> Verdict:
-    """Compares multisets: each official instance needs one of ours of its class, mask (but for unsure pixels) and score.
+    """Compares multisets of instances.
 
-    Ours that tie at the cut to the best of all queries and classes may replace each other.
+    Each official instance needs one of ours with its class, score and mask, except for unsure pixels. Ours that tie at
+    the cut to the best of all queries and classes may replace each other.
     """
     counts = {len(part) for part in official if part is not None}
     if len(counts) > 1:
@@ -218,7 +222,7 @@ class _Instance(NamedTuple):
 def _our_instances(
     ours: Instances, mask_bits: np.ndarray, full_logits: np.ndarray, class_probs: np.ndarray, is_thing: np.ndarray
 ) -> list[_Instance]:
-    """The instances found, and those that missed the cut by less than noise."""
+    """Returns the found instances, and those that missed the cut by less than the noise."""
     candidates, limit = class_probs[:, :-1], len(ours.scores)
     near = np.zeros(candidates.shape, bool)
     if candidates.size > limit:

@@ -27,7 +27,7 @@ from tests.parity.stages import Arrays, head_stages, stages
 
 Size = tuple[int, int]
 BATCH = 3
-"""Images computed together, at least; a batch that is not full repeats its last."""
+"""The minimum number of images computed together; a batch that is not full repeats its last image."""
 
 
 class Heads(NamedTuple):
@@ -39,18 +39,18 @@ class Heads(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Everything that is known of one image at its output's size, classes and sizes cropped to the real ones."""
+    """The results of one image at its output's size, with classes and sizes cropped to the real ones."""
 
     mask_logits: np.ndarray  # [h, w, Q], at stride 4
     class_probs: np.ndarray  # [Q, K1]
-    class_logits: np.ndarray | None  # [Q, K1], in-vocabulary; None if post-processing alone was run
+    class_logits: np.ndarray | None  # [Q, K1], in-vocabulary; None after post-processing alone
     full_logits: np.ndarray  # [H, W, Q], resized to the output
     semantic_scores: np.ndarray  # [H, W, K]
     output: Postprocessed
 
 
 class Network:
-    """The model of a pair, ready to run on photographs or on made-up head outputs."""
+    """The model of a pair, ready to run on photographs or on crafted head outputs."""
 
     def __init__(self, pair: Pair):
         self.description = describe(pair)
@@ -68,19 +68,19 @@ class Network:
         self._heads = jax.jit(functools.partial(_head_stages, graphdef), static_argnames="mixing")
 
     def read_classes(self, pair: Pair) -> None:
-        """Takes up the vocabulary of a json."""
+        """Reads the vocabulary of a json."""
         self.test, self.train = vocabulary(pair, "test_classes"), vocabulary(pair, "train_classes")
         self.text = self.encoder.classifier(self.test, self.train)
 
     @property
     def is_thing(self) -> np.ndarray:
-        """The things of the vocabulary, padded as its classifier is."""
+        """Returns which classes are things, padded as the classifier is."""
         mask = np.zeros(self.text.seen.shape, bool)
         mask[: len(self.test.classes)] = self.test.thing_mask
         return mask
 
     def stages(self, image: np.ndarray, masks: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every array on the way, for one image at its own size; `masks` [h, w, Q] rule the hard thresholds."""
+        """Returns every intermediate array of one image at its own size; `masks` [h, w, Q] decide hard thresholds."""
         padded = padded_size(image.shape[:2])
         own = np.zeros((padded[0] // 4, padded[1] // 4, self.description.head.num_queries), np.float32)
         count = self.description.head.decoder_layers + 1
@@ -104,10 +104,10 @@ class Network:
         overlap_threshold: float | None = None,
         before_resize: bool | None = None,
     ) -> list[Outcome]:
-        """Photographs with their output sizes, in one batch: one program from pixels to maps, as users run it."""
+        """Segments photographs to their output sizes, in one batch and one program, as users run it."""
         size = max(len(photos), BATCH)
         rows = [*photos, *(photos[-1:] * (size - len(photos)))]
-        # The padding holds rubbish, which nothing may see.
+        # The padding holds noise, which must not affect any result.
         images = np.random.default_rng(0).integers(0, 256, (size, *bucket, 3), dtype=np.uint8)
         for row, (image, _) in zip(images, rows, strict=True):
             row[: image.shape[0], : image.shape[1]] = image
@@ -125,7 +125,7 @@ class Network:
     def classify(
         self, heads: Sequence[Heads], image_hw: Sequence[Size], *, bucket: Size, valid_masks_only: bool
     ) -> list[dict[str, np.ndarray]]:
-        """CLIP's view of made-up head outputs, by the names that follow `out_vocab_`, and `class_probs`."""
+        """Classifies crafted head outputs with CLIP, under the names after `out_vocab_`, and `class_probs`."""
         size = max(len(heads), BATCH)
         rows = [*heads, *(heads[-1:] * (size - len(heads)))]
         hw = np.int32([*image_hw, *(image_hw[-1:] * (size - len(heads)))])
@@ -155,7 +155,7 @@ class Network:
         overlap_threshold: float | None = None,
         before_resize: bool | None = None,
     ) -> list[Outcome]:
-        """Post-processing alone, of mask logits [h, w, Q] and class probabilities [Q, K1]."""
+        """Post-processes mask logits [h, w, Q] and class probabilities [Q, K1]."""
         size = max(len(heads), BATCH)
         rows = [*heads, *(heads[-1:] * (size - len(heads)))]
         logits = np.stack([in_bucket(mask_logits, bucket, 4) for mask_logits, _ in rows])
@@ -167,7 +167,7 @@ class Network:
         return self._outcomes(len(heads), logits, probs, found, hw, out_hw, options)
 
     def real_classes(self, x: np.ndarray) -> np.ndarray:
-        """[..., K1] without the padded classes."""
+        """Returns [..., K1] without the padded classes."""
         return np.concatenate([x[..., : len(self.test.classes)], x[..., -1:]], axis=-1)
 
     def padded_classes(self, x: np.ndarray, value: float = -np.inf) -> np.ndarray:
@@ -221,7 +221,7 @@ class Network:
 
 
 def build(description: ModelDescription, manifest: Mapping[str, tuple[int, ...]], pair: Pair) -> FCCLIP:
-    """The model with the weights of the manifest's keys, which pass through the conversion tables."""
+    """Returns the model with the weights of the manifest's keys, converted by the conversion tables."""
     model = nnx.eval_shape(lambda: FCCLIP(description, rngs=nnx.Rngs(0)))
     variables = named_variables(model)
     try:
@@ -244,13 +244,13 @@ def padded_size(image_hw: Sequence[int]) -> Size:
 
 
 def larger_bucket(sizes: Sequence[Sequence[int]]) -> Size:
-    """A bucket that no image fills: every one of them has padding to hide."""
+    """Returns a bucket larger than every image, so that each has padding."""
     height, width = np.max([padded_size(shape) for shape in sizes], axis=0) + STRIDE
     return int(height), int(width)
 
 
 def in_bucket(x: np.ndarray, bucket: Size, stride: int) -> np.ndarray:
-    """An [h, w, C] map in the corner of the bucket's, among rubbish that nothing may see."""
+    """Places an [h, w, C] map in the corner of a bucket, with noise elsewhere that must not affect results."""
     padded = np.random.default_rng(0).normal(scale=50, size=(bucket[0] // stride, bucket[1] // stride, x.shape[-1]))
     padded[: x.shape[0], : x.shape[1]] = x
     return padded.astype(np.float32)
@@ -305,7 +305,7 @@ def _postprocess(*args, before_resize: bool, **options) -> Postprocessed:
 
 @functools.partial(jax.jit, static_argnames=("canvas", "before_resize"))
 def _at_output_size(mask_logits, class_probs, image_hw, output_hw, *, canvas: Size, before_resize: bool):
-    """One image's mask logits [H, W, Q] and class scores [1, H, W, K]."""
+    """Returns one image's mask logits [H, W, Q] and class scores [1, H, W, K]."""
 
     def visit(full, window, tile):
         return lax.dynamic_update_slice(full, tile, (window.row, window.column, np.int32(0)))

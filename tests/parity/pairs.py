@@ -1,4 +1,4 @@
-"""The files: which there are, what is in them, and the model that a json describes."""
+"""Finds and reads the files of a folder, and builds the description of the model in a json."""
 
 import json
 import pathlib
@@ -30,11 +30,11 @@ EXTRAS = ("semantic_only", "batch_mixed")
 
 
 class BadFiles(ValueError):
-    """The folder is not what it should be: one sentence for the user."""
+    """An invalid folder; the message is one sentence for the user."""
 
 
 class Pair(NamedTuple):
-    """One json and the arrays beside it."""
+    """One json and the arrays of the same name."""
 
     name: str
     """The path inside the folder, without a suffix."""
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
     arrays: dict[str, np.ndarray]
 
     def require(self, *keys: str) -> Any:
-        """A value of the json, by the path to it."""
+        """Returns a value of the json, by its path of keys."""
         value: Any = self.facts
         for i, key in enumerate(keys):
             if not isinstance(value, dict) or key not in value:
@@ -58,7 +58,7 @@ class Files(NamedTuple):
     pairs: list[Pair]
     """X_eval: each describes a model."""
     trainings: list[Pair]
-    """X_train: steps of training of the model of the X_eval beside it."""
+    """X_train: training steps of the model of X_eval."""
     extras: list[Pair]
     """More photographs for these models."""
     others: dict[pathlib.Path, str]
@@ -67,14 +67,14 @@ class Files(NamedTuple):
 
 def find_pairs(folder: pathlib.Path) -> Files:
     if not folder.is_dir():
-        raise BadFiles(f"there is no folder {folder}; name one that holds X_eval.json and X_eval.npz")
+        raise BadFiles(f"the folder {folder} does not exist; give one that holds X_eval.json and X_eval.npz")
     stems = sorted({path.with_suffix("") for suffix in ("json", "npz") for path in folder.rglob(f"*_eval.{suffix}")})
     models = {stem: read_json(stem.with_suffix(".json")).get("meta_architecture", ARCHITECTURE) for stem in stems}
     foreign = {stem: f"its model is {model}" for stem, model in models.items() if model != ARCHITECTURE}
     stems = [stem for stem in stems if stem not in foreign]
     if not stems:
         raise BadFiles(
-            f"{folder} holds no X_eval.json of an FC-CLIP with an X_eval.npz beside it: there is nothing to compare with"
+            f"{folder} holds no X_eval.json of an FC-CLIP with an X_eval.npz: there is nothing to compare with"
         )
     trainings = [stem.with_name(f"{stem.name.removesuffix('_eval')}_train") for stem in stems]
     trainings = [stem for stem in trainings if stem.with_suffix(".npz").exists()]
@@ -93,7 +93,7 @@ def _load(folder: pathlib.Path, stem: pathlib.Path) -> Pair:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             arrays = {name: members[name] for name in members.files}
     except FileNotFoundError:
-        raise BadFiles(f"{path.name} is missing beside {stem.with_suffix('.json')}") from None
+        raise BadFiles(f"{path.name} is missing next to {stem.with_suffix('.json')}") from None
     except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BadFiles(f"{path} is not an npz file of plain arrays: {error}") from error
     return Pair(stem.relative_to(folder).as_posix(), stem.with_suffix(".json"), facts, arrays)
@@ -112,7 +112,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_manifest(pair: Pair) -> dict[str, tuple[int, ...]]:
-    """The shape of every key of the pair's checkpoint."""
+    """Returns the shape of every key of the pair's checkpoint."""
     path = pair.path.with_name(f"manifest_{pair.path.stem.removesuffix('_eval')}.json")
     try:
         return {entry["key"]: tuple(map(int, entry["shape"])) for entry in read_json(path)["entries"]}
@@ -121,7 +121,7 @@ def read_manifest(pair: Pair) -> dict[str, tuple[int, ...]]:
 
 
 def describe(pair: Pair) -> ModelDescription:
-    """The model of the pair's configuration."""
+    """Returns the description of the pair's model."""
     _check_constants(pair)
     try:
         return _describe(pair)
@@ -186,7 +186,7 @@ def _describe(pair: Pair) -> ModelDescription:
 
 
 def _check_constants(pair: Pair) -> None:
-    """Checks what the official code configures and this project holds constant."""
+    """Checks the values that the official code configures and this project keeps constant."""
     constants = (
         (("PIXEL_MEAN",), PIXEL_MEAN),
         (("PIXEL_STD",), PIXEL_STD),
@@ -197,11 +197,11 @@ def _check_constants(pair: Pair) -> None:
     for keys, ours in constants:
         theirs = pair.require("model_cfg", *keys)
         if np.shape(theirs) != np.shape(ours) or not np.allclose(theirs, ours, rtol=1e-6):
-            raise BadFiles(f"{pair.path} has model_cfg.{'.'.join(keys)} = {theirs}; this model only knows {ours}")
+            raise BadFiles(f"{pair.path} has model_cfg.{'.'.join(keys)} = {theirs}; this model supports only {ours}")
 
 
 def vocabulary(pair: Pair, key: str) -> Vocabulary:
-    """`test_classes` or `train_classes`, [["cat,kitten", 1], ...], split as the official code splits them."""
+    """Reads `test_classes` or `train_classes`, [["cat,kitten", 1], ...], split as the official code splits them."""
     try:
         rows = [(names.replace(", ", ",").split(","), bool(thing)) for names, thing in pair.require(key)]
     except (TypeError, ValueError, AttributeError) as error:
@@ -213,8 +213,8 @@ def vocabulary(pair: Pair, key: str) -> Vocabulary:
 
 
 def size(pair: Pair, value: Sequence[int]) -> tuple[int, int]:
-    """A (height, width) of the json."""
+    """Returns a (height, width) of the json."""
     match value:
         case [int(height), int(width)] if height > 0 and width > 0:
             return height, width
-    raise BadFiles(f"{pair.path} gives a size as {value!r}, which is no pair of positive whole numbers")
+    raise BadFiles(f"{pair.path} gives a size as {value!r}, which is not a pair of positive whole numbers")

@@ -1,7 +1,7 @@
-"""The recorded step's inputs, draws and names, brought into this project's form.
+"""Converts the recorded step's inputs, draws and names into this project's form.
 
-The official order of the decoder's outputs is the last first, then 0, 1, ...: in that order points are drawn, pairs
-matched and arrays numbered. An output's arrays of pairs go image by image, and in each by ascending query.
+The official order of the decoder's outputs is the last first, then 0, 1, ...: points are drawn, pairs matched and
+arrays numbered in that order. An output's pairs are ordered by image, and in each image by ascending query.
 """
 
 import re
@@ -20,15 +20,15 @@ from tests.parity.training_step import StepOutcome, TrainingBatch, TrainingStep
 from tests.training.fixed_draws import FixedDraws
 
 SPARE_SLOTS = 3
-"""Empty ones, beyond the segments that there are."""
+"""The number of empty slots after the real segments."""
 
 OVERLAP = 1e-4
-"""The most of an image that two target masks may share. Such a pixel, which panoptic ground truth has not, goes to the
-first of them; a line of the report says so."""
+"""The maximum share of an image that two target masks may have in common. Panoptic ground truth has no such pixels;
+they are assigned to the first mask, and the report lists them."""
 
 
 class Names(NamedTuple):
-    """The way between our trainable parameters and the official ones."""
+    """Converts between our trainable parameters and the official ones."""
 
     family: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -37,7 +37,7 @@ class Names(NamedTuple):
         return to_torch({name: np.asarray(x) for name, x in parameters.items()}, table.rules(self.family), {})
 
     def ours(self, pair: Pair, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays whose names begin so; none unless there is one of each parameter."""
+        """Returns the arrays with this prefix; none unless every parameter has one."""
         found = {name.removeprefix(prefix): x for name, x in pair.arrays.items() if re.match(rf"{prefix}.*\.", name)}
         if not self.by_key().keys() <= found.keys():
             return {}
@@ -48,7 +48,7 @@ class Names(NamedTuple):
             raise BadFiles(f"{prefix}* of {pair.path} are not the trainable weights: {error}") from error
 
     def by_key(self) -> dict[str, str]:
-        """Our name of each official key."""
+        """Returns our name of each official key."""
         names = list(self.shapes)
         numbered = self.official({name: np.full(self.shapes[name], i) for i, name in enumerate(names)})
         return {key: names[int(i.flat[0])] for key, i in numbered.items()}
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(pair: Pair, network: Network) -> Inputs | None:
-    """Returns None if the file has not all of them."""
+    """Returns None if the file does not have all of them."""
     count = sum(re.fullmatch(r"image\d+_u8", name) is not None for name in pair.arrays)
     outputs = network.description.head.decoder_layers + 1
     needed = [f"{name.format(i)}" for name in ("image{}_u8", "gt{}_labels", "target{}_masks") for i in range(count)]
@@ -127,6 +127,6 @@ def draws(pair: Pair, inputs: Inputs, number: int, queries: np.ndarray) -> Fixed
 
 
 def official_order(queries: np.ndarray) -> list[tuple[int, int]]:
-    """(row, slot) of the matched pairs of an output."""
+    """Returns (row, slot) of the matched pairs of an output."""
     places = [(row, int(slot)) for row in range(len(queries)) for slot in np.argsort(queries[row], kind="stable")]
     return [place for place in places if queries[place] >= 0]

@@ -1,4 +1,4 @@
-"""The verdicts on one file for one model, and what of it nothing was compared with."""
+"""The verdicts on one file for one model, and its arrays that were not compared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from tests.parity.network import Network, Outcome
 
 
 class Uncompared(NamedTuple):
-    """An array that is no input and was not compared; `fails` if it is of a kind that should have been."""
+    """An array that is not an input and was not compared; `fails` if arrays of its kind must be compared."""
 
     name: str
     reason: str
@@ -19,7 +19,7 @@ class Uncompared(NamedTuple):
 
 
 class Section:
-    """Each method compares what the file holds of a thing, if anything, and remembers the verdict."""
+    """Compares the arrays of one file and records the verdicts; methods skip arrays that the file does not have."""
 
     def __init__(self, title: str, arrays: Mapping[str, np.ndarray], network: Network, tolerance: float):
         self.title, self.arrays, self.network, self.tolerance = title, arrays, network, tolerance
@@ -51,7 +51,7 @@ class Section:
     def panoptic(
         self, name: str, outcome: Outcome, segments: Sequence[Mapping[str, Any]] | None, segments_name: str
     ) -> None:
-        """The map, and the json's list of its segments."""
+        """Compares the map, and the json's list of its segments."""
         shape = outcome.full_logits.shape[:2]
         ids = outcome.output.panoptic[: shape[0], : shape[1]]
         threshold = self.network.object_mask_threshold
@@ -64,7 +64,7 @@ class Section:
             self.add(judge.compare_segments(segments_name, segments, ours, self.arrays.get(name), ids, unsure))
 
     def semantic(self, name: str, outcome: Outcome) -> None:
-        """Class scores [K, H, W], and the map of their best."""
+        """Compares class scores [K, H, W], and the map of the best classes."""
         self.array(name, np.moveaxis(outcome.semantic_scores, -1, 0))
         if name in self.arrays:
             self.best_class(f"{name} argmax", self.arrays[name].argmax(0), outcome)
@@ -92,11 +92,11 @@ class Section:
             self.add(verdict, *held)
 
     def short(self, among: Callable[[str], bool]) -> list[str]:
-        """The names that fall short."""
+        """Returns the names of the arrays that fail."""
         return [name for name, verdict in self.verdicts.items() if not verdict.ok and among(name)]
 
     def excuse(self, again: "Section", signs: Sequence[object]) -> None:
-        """Lets through what falls short here but not `again`, where other signs of mask logits near zero were forced."""
+        """Excuses arrays that fail here but not in `again`, where other signs of mask logits near zero were forced."""
         for name in self.short(lambda name: name in again.verdicts and again.verdicts[name].ok):
             verdict, forced = self.verdicts[name], again.verdicts[name]
             was = verdict.found if verdict.error is None else f"{verdict.error:.1e}"
@@ -104,7 +104,7 @@ class Section:
             self.verdicts[name] = forced._replace(found="; ".join(filter(None, (forced.found, note))))
 
     def close(self, names: Sequence[str], reason: Callable[[str], tuple[str, bool]]) -> None:
-        """Everything among `names` that was not compared, with a reason and whether that fails the run."""
+        """Records each of `names` that was not compared, with a reason and whether that fails the run."""
         for name in names:
             if name not in self._covered:
                 self.uncompared.append(Uncompared(name, *reason(name)))

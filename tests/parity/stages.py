@@ -35,8 +35,8 @@ def stages(
 ) -> Arrays:
     """Every stage for images padded to their own multiple of 32.
 
-    masks: mask logits [B, h, w, Q] of each decoder prediction. They stand in for the model's own in hard thresholds if
-        `forced` [predictions] is true: a logit near zero that changes sides moves everything after it.
+    masks: mask logits [B, h, w, Q] of each decoder prediction. They replace the model's own in hard thresholds where
+        `forced` [predictions] is true, since a logit near zero that changes its sign affects everything after it.
     """
     out: Arrays = {}
     pixels, valid_hw = normalize_images(images, image_hw)
@@ -144,7 +144,7 @@ def mask_stages(
 
 
 def attention_mask(mask_logits: jax.Array, stride: int, valid: jax.Array) -> jax.Array:
-    """Cells that a query may attend to, from full mask logits: the official definition."""
+    """Returns the cells that a query may attend to, from full mask logits: the official definition."""
     small = shrink(mask_logits, stride // 4)
     inside = (small.reshape(small.shape[0], -1, small.shape[-1]).swapaxes(1, 2) >= 0) & valid
     return jnp.where(jnp.any(inside, axis=-1, keepdims=True), inside, valid)
@@ -158,7 +158,7 @@ def head_stages(
     text: TextClassifier,
     mixing: EnsembleDescription,
 ) -> Arrays:
-    """The stages after the mask decoder: CLIP's view of the masks, and the class probabilities."""
+    """Runs the stages after the mask decoder: CLIP's classification of the masks, and the class probabilities."""
     shrunk = shrink(prediction.mask_logits, STRIDE // 4)
     masks = dense_masks(shrunk, valid_hw)
     embeddings = model.clip.image.embed_masks(clip_dense, valid_hw, masks)

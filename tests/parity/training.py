@@ -1,4 +1,4 @@
-"""`X_train`: one step of training with the official code's random draws, and what two updates make of the weights."""
+"""Compares `X_train`: one training step with the official code's random draws, and the weights after two updates."""
 
 import re
 from collections.abc import Mapping
@@ -17,14 +17,15 @@ from tests.parity.section import Section
 from tests.parity.training_step import StepOutcome, TrainingStep
 
 GRADIENT = 1e-3
-"""As a share of an array's largest gradient: the official code differs from itself by 4e-4."""
+"""The tolerance relative to an array's largest gradient: the official code differs from itself by 4e-4."""
 
 UPDATE = 1e-6
-"""The difference of weights near 1 whose gradients are the recorded ones: their last digits."""
+"""The tolerance of weights near 1 that were updated by the recorded gradients: their last digits."""
 
 NEAR = 1e-5
-"""A tenth of a step, which is a weight's learning rate whatever its gradient. Where that gradient is but noise, its
-sign is too: so all but a share of the elements must come this near, and none may be farther than two steps lead."""
+"""A tenth of an update, which is as large as the learning rate for any gradient. A gradient that is only noise has a
+random sign: so all but a small share of the elements must be this close, and none may differ by more than two
+updates."""
 
 INPUTS = re.compile(r"image\d+_u8|gt\d+_(masks|labels)|target\d+_masks|rand_\d+")
 KINDS = re.compile(
@@ -34,7 +35,7 @@ KINDS = re.compile(
 
 
 def compare_training(pair: Pair, evaluated: Pair, network: Network, tolerance: float) -> Section:
-    """`evaluated` is the pair beside it, of which `network` is the model."""
+    """Compares a pair. `evaluated` is its X_eval, of which `network` is the model."""
     section = Section(pair.name, pair.arrays, network, tolerance)
     if (inputs := read_inputs(pair, network)) is None:
         section.close([name for name in pair.arrays if not INPUTS.fullmatch(name)], lambda name: _reason(name, True))
@@ -60,18 +61,18 @@ def _reason(name: str, without_inputs: bool) -> tuple[str, bool]:
         return "the file has no images, targets or draws", True
     if name.startswith("after") or name in ("total_loss2", "grad_norm2"):
         return "the file has no other weights, or no draws, for this update", True
-    return "the model as configured has no such thing", True
+    return "the configured model has no such array", True
 
 
 def overlap_line(section: Section, pair: Pair, inputs: Inputs) -> None:
     masks = [pair.arrays[f"target{i}_masks"].astype(bool) for i in range(len(inputs.batch.images))]
     shared = sum(int((x.sum(0) > 1).sum()) for x in masks)
-    text = f"{shared} pixels of two masks went to the first" if shared else "no overlap"
+    text = f"{shared} pixels of two masks are assigned to the first" if shared else "no overlap"
     section.add(Verdict("target_masks", inputs.batch.targets.segment_map.shape, True, None, text))
 
 
 def compare_facts(section: Section, pair: Pair, names: Names) -> None:
-    """The optimiser's settings in the json."""
+    """Returns the optimiser's settings in the json."""
     settings = OptimSettings()
     if (groups := pair.facts.get("param_groups")) is not None:
         by_key = names.by_key()
@@ -126,7 +127,7 @@ def norm(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def points_line(section: Section, name: str, points: np.ndarray, queries: np.ndarray) -> None:
-    """The points of each pair, in any order: they are recorded draws, so the same to the last bit."""
+    """Compares the points of each pair, in any order. They are recorded draws, so they must be equal bit for bit."""
     if name not in section.arrays:
         return
     official = section.arrays[name]
@@ -146,7 +147,7 @@ def points_line(section: Section, name: str, points: np.ndarray, queries: np.nda
 def excuse(
     section: Section, pair: Pair, inputs: Inputs, names: Names, step: TrainingStep, outcome: StepOutcome, classes: int
 ):
-    """Runs the step again with the recorded masks in all hard thresholds, for what fell short."""
+    """Runs the step again with the recorded masks in all hard thresholds, for arrays that failed."""
     calls = [inputs.outputs.index(output) for output in range(len(inputs.outputs))]
     recorded = [pair.arrays.get(f"out{call}_pred_masks") for call in calls]
     if any(masks is None for masks in recorded):
@@ -163,7 +164,7 @@ def excuse(
                 crossed.append(text)
             elif sign.relative <= NOISE:
                 near.append(text)
-    # The decoder forms coarse logits in an order of its own, and may see another sign than the masks have.
+    # The decoder computes coarse logits in another order, so their signs may differ from those of the masks.
     if signs := crossed or near:
         masks = np.stack([np.moveaxis(x, 1, -1) for x in recorded])
         again = Section(pair.name, pair.arrays, section.network, section.tolerance)
@@ -190,7 +191,8 @@ def compare_updates(
     calls = 2 * len(inputs.outputs) * (len(inputs.batch.images) + 2)
     if not after2 or f"rand_{calls - 1:03d}" not in pair.arrays:
         return
-    # The second step's gradients are not recorded: ours, first where the official first step led to, then where ours did.
+    # The second step's gradients are not recorded. Ours are used: at the official weights after the first step, then at
+    # our own.
     if recorded:
         second = run(step, after, pair, inputs, 1)
         section.array("total_loss2", second.total)
@@ -201,7 +203,7 @@ def compare_updates(
 
 
 def line(section: Section, prefix: str, of: str, ours, official, share: float, limit: float) -> None:
-    """How many elements of all weights together come near, and how far the farthest is."""
+    """Returns the share of all weights' elements that are near, and the largest difference."""
     gaps = np.concatenate([np.abs(np.asarray(ours[name]) - official[name]).reshape(-1) for name in official])
     near, farthest = float(np.mean(gaps <= NEAR)), float(gaps.max())
     text = f"{near:.3%} of {gaps.size} within {NEAR:.0e}, at least {share:.0%}; farthest {farthest:.1e}, at most {limit:.0e}"

@@ -1,4 +1,4 @@
-"""One step of training with recorded random draws, of the production code's own pieces, telling all on the way."""
+"""Runs one training step of production code with recorded random draws, and returns all intermediate values."""
 
 import functools
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Parameters = Mapping[str, np.ndarray | jax.Array]
 
 
 class TrainingBatch(NamedTuple):
-    """The images of a step, padded to one size; every pixel of it counts, as in official training."""
+    """The images of a step, padded to one size; the padding counts as image, as in official training."""
 
     images: np.ndarray  # [B, H, W, 3] uint8
     image_hw: np.ndarray  # [B, 2]
@@ -32,7 +32,7 @@ class TrainingBatch(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """The results of a step: one of each for every output of the decoder, in its order; NumPy arrays."""
+    """The results of a step, one of each for every output of the decoder in its order, as NumPy arrays."""
 
     prediction: Prediction
     costs: np.ndarray  # [O, B, Q, G]
@@ -62,13 +62,13 @@ class TrainingStep:
     def run(
         self, parameters: Parameters, batch: TrainingBatch, draws: FixedDraws, masks: np.ndarray | None = None
     ) -> StepOutcome:
-        """`draws` has a first axis of outputs. `masks` [O, B, h, w, Q] rule the hard thresholds, if they are given."""
+        """Runs a step. `draws` has a first axis of outputs; `masks` [O, B, h, w, Q] decide hard thresholds."""
         return jax.device_get(
             self._run(parameters, self._frozen, self._text, batch, draws, masks, force=masks is not None)
         )
 
     def update(self, gradients: Parameters, state: optax.OptState, parameters: Parameters):
-        """The parameters after an update, and the optimiser's state."""
+        """Returns the parameters after an update, and the optimiser's state."""
         return self._update(dict(gradients), state, dict(parameters))
 
     def _apply(self, gradients, state, parameters):
@@ -121,7 +121,7 @@ def _losses(prediction: Prediction, batch: TrainingBatch, draws: FixedDraws, set
 
 
 def _look(prediction: Prediction, targets: Targets, draws: FixedDraws, settings: LossSettings):
-    """The costs, matching and points that `output_losses` keeps to itself."""
+    """Returns the costs, matching and points that `output_losses` does not return."""
     costs = matching_costs(
         prediction,
         targets,

@@ -60,7 +60,7 @@ def test_padding():
 
 
 def test_the_cache(tower, tmp_path, monkeypatch, caplog):
-    """A second call reads the cache, other weights or words do not, and a damaged file is computed again."""
+    """A second call reads the cache; other weights or words do not; a damaged file is computed again."""
     calls = []
     encode = TextEncoder.encode
     monkeypatch.setattr(TextEncoder, "encode", lambda self, prompts: calls.append(1) or encode(self, prompts))

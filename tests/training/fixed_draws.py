@@ -1,4 +1,4 @@
-"""Given points in the place of random ones."""
+"""Points that replace the random ones."""
 
 from typing import NamedTuple
 

@@ -30,7 +30,7 @@ def test_clipping_by_hand():
 
 @pytest.mark.parametrize("size", [1e3, 1e-3, 1e-6])
 def test_steps_as_torch(size):
-    """Gradients far above the clip, near it, and so small that eps matters; both drops of the rate on the way."""
+    """Compares gradients far above the clip, near it, and so small that eps matters, through both drops of the rate."""
     rng = np.random.default_rng(0)
     settings = OptimSettings(learning_rate=0.01, milestones=(3, 5))
     start = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}

@@ -31,7 +31,7 @@ def test_what_trains(clip):
 
 @pytest.mark.parametrize("clip", NAMES)
 def test_what_decays_and_what_is_slowed(clip):
-    """Normalisation layers and the three embedding layers do not decay; the trunk alone is slowed."""
+    """Normalisation layers and the three embedding layers do not decay; only the trunk has a lower rate."""
     undecayed = re.compile(r"norm\d?\.|bn\d?\.|query_feat|query_embed|mask_decoder\.level_embed|void_embedding")
     for name in NAMES[clip]:
         if is_trainable(name, train_trunk=True):

@@ -59,7 +59,7 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
 """
     expected = {"all-reduce": (4, 3 * 128 + 32), "all-gather": (3, 3 * 128)}
     assert plan.collectives(text) == (expected, True)
-    # As XLA writes it for TPUs: the count is in the loop's condition alone.
+    # XLA's text for TPUs has the count in the loop's condition alone.
     unnamed = text.replace(', backend_config={"known_trip_count":{"n":"3"}}', "").replace(
         "  %lt = pred[] compare(%i, %n)", "  %n = s32[] constant(3)\n  %lt = pred[] compare(%i, %n), direction=LT"
     )

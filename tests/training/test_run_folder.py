@@ -1,4 +1,4 @@
-"""A failed read of a run's folder leaves the process as it was."""
+"""A failed read of a run's folder does not change the process."""
 
 import sys
 import threading
@@ -21,9 +21,9 @@ def test_other_reads_report_nothing_and_the_hook_is_restored(monkeypatch):
             sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(message)))
 
     thread = threading.Thread(target=report)
-    with pytest.raises(ValueError, match="cut short"), one_failure():
+    with pytest.raises(ValueError, match="is truncated"), one_failure():
         thread.start()
-        raise ValueError("the file is cut short")
+        raise ValueError("the file is truncated")
     thread.join()
     assert [str(problem.exc_value) for problem in reported] == ["another fault"]
     assert sys.unraisablehook == reported.append

@@ -28,7 +28,7 @@ SETTINGS = StepSettings(losses=LossSettings(num_points=64), compute_dtype="float
 
 
 def batch(segments: list[int], seed: int = 0) -> Batch:
-    """Images with so many segments each: blocks of 4 x 4 pixels, some of which stay empty."""
+    """Makes images with the given numbers of segments: blocks of 4 x 4 pixels, some of which stay empty."""
     rng = np.random.default_rng(seed)
     labels = np.full((ROWS, SLOTS), -1, np.int32)
     maps = np.full((ROWS, CROP, CROP), 255, np.uint8)
@@ -83,7 +83,7 @@ def test_one_program_for_any_number_of_segments(whole):
 
 
 def test_parts_of_a_batch_add_up(whole):
-    """accumulate, remat: the same step in other ways. float32 rounding; a sum over points in another order."""
+    """Computes the same step with accumulation and with recomputation: only rounding and the order of sums differ."""
     first = Run(SETTINGS)
     first.train_step = whole.train_step  # compiled already
     parts = Run(SETTINGS._replace(accumulate=2, remat=True))
@@ -155,7 +155,7 @@ def test_large_parameters_are_shared_along_their_longest_side():
 
 
 def test_the_trunk_trains_where_it_should():
-    """Its gradient is there, and the parameters that are not trained are no part of the state."""
+    """Its gradient exists, and parameters that do not train are not part of the state."""
     run = Run(SETTINGS._replace(train_trunk=True, average=None, compute_dtype="bfloat16"))
     names = sorted(run.state.parameters)
     before = np.asarray(run.state.parameters["clip.image.stem_conv.weight"])

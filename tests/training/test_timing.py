@@ -1,4 +1,4 @@
-"""Both sides of the timing make a step of the same task; no time is judged."""
+"""Both sides of the timing make a step of the same task; times are not checked."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ CASE = Case(dataclasses.replace(SMALL, head=HeadDescription(**HEAD)), crop=64, b
 
 
 def test_ours(monkeypatch, capsys):
-    """A real step in a process of its own, as the command times it."""
+    """Runs a real step in a separate process, as the command times it."""
     # `compare` sets these for its processes; monkeypatch restores them.
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")

@@ -1,4 +1,4 @@
-"""Whole runs: a resumed run is exactly the same, on any devices and after any end; the result is a whole model."""
+"""Whole runs: a resumed run is identical on any devices and after any interruption; the result is a whole model."""
 
 import contextlib
 import json
@@ -139,7 +139,7 @@ def test_any_of_its_checkpoints_is_a_model(straight, tmp_path, capsys):
     assert third.training_vocabulary == checkpoint.read(straight / "final").training_vocabulary
     for arguments, complaint in (
         (["--run", str(straight), "--step", "4"], "has no checkpoint 4; it has 3, 6"),
-        (["--run", str(straight), "--step", "last"], "'last' is no step; give a number, latest or best"),
+        (["--run", str(straight), "--step", "last"], "'last' is not a step; give a number, latest or best"),
         (["--run", str(tmp_path)], "is not the folder of a training run"),
     ):
         with contextlib.suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""Validation during training, with annotations in the place of a model's results."""
+"""Validation during training, with annotations in place of a model's results."""
 
 import json
 import os
@@ -89,8 +89,8 @@ def test_the_images_are_spread_evenly(validator):
     assert validator._chosen == [0, 2, 4]
 
 
-def test_an_annotation_is_read(source):
-    truth = read_truth(source[0], source.vocabulary)
+def test_an_annotation_is_read(dataset):
+    truth = read_truth(dataset[0], dataset.vocabulary)
     assert truth.areas is None and truth.crowds.tolist() == [False, True, False, False]
 
 

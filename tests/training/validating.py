@@ -24,7 +24,7 @@ from fcclip_jax.training.validate import Validator, read_truth
 
 
 class Pictures(RunLog):
-    """Keeps its pictures."""
+    """A log that keeps its pictures."""
 
     def __init__(self):
         self.shown = {}

@@ -1,9 +1,9 @@
-"""Makes ADE20K-847's (A-847) images and 16-bit maps from the full data set (ADE20K_2021_17_01).
+"""Makes ADE20K-847's (A-847) images and 16-bit maps from the full dataset (ADE20K_2021_17_01).
 
-Three habits of the official script (prepare_ade20k_full_sem_seg.py) affect the scores and are kept: images shrink to a short
-side of 512 only if both sides exceed it; labels shrink by OpenCV's nearest neighbours; and images are written as JPEG of
-Pillow's default quality even if they keep their size. Two are not kept: it reads the list of files from a pickle, while
-listing the folders gives the same; and it writes to ade/ADE20K_2021_17_01, where no program reads.
+Three properties of the official script (prepare_ade20k_full_sem_seg.py) affect the scores and are kept: images shrink
+to a short side of 512 only if both sides exceed it; labels shrink by OpenCV's nearest neighbours; and images are
+written as JPEG of Pillow's default quality even if they keep their size. Two are not kept: it reads the list of files
+from a pickle, while listing the folders gives the same; and it writes to ade/ADE20K_2021_17_01, which no program reads.
 """
 
 import functools
@@ -66,15 +66,16 @@ def convert(image: pathlib.Path, annotation: pathlib.Path) -> Converted:
 
 
 def object_ids(colors: UInt8[np.ndarray, "H W C"]) -> Int[np.ndarray, "H W"]:
-    """Returns the data set's own numbers of objects, made of the tens of R and all of G."""
+    """Returns the dataset's own object numbers, which combine the tens of R with all of G."""
     return colors[..., 0].astype(np.int64) // 10 * 256 + colors[..., 1]
 
 
 @functools.cache
 def class_ids() -> UInt16[np.ndarray, " {26*256}"]:
-    """Returns the class of each of the data set's numbers, and IGNORE for numbers of none of the 847 classes.
+    """Returns the class of each of the dataset's numbers, and IGNORE for numbers of none of the 847 classes.
 
-    17 classes have no number: in the official table a later class has the same one, and the last one counts.
+    17 classes have no number: in the official table a later class has the same number, and the last class with it is
+    used.
     """
     numbers = json.loads((resources.files(__package__) / "ade20k_847_objects.json").read_text("utf-8"))
     classes = np.full(26 * 256, IGNORE, np.uint16)

@@ -1,4 +1,4 @@
-"""Runs the jobs that make a data set's annotations.
+"""Runs the jobs that make a dataset's annotations.
 
 Every file is written under a temporary name and then renamed, so a repeated run resumes after the finished files. A json
 that covers all images is written last. So is the number of images, which later reveals missing maps.
@@ -42,21 +42,21 @@ class Job(NamedTuple):
     sources: tuple[pathlib.Path, ...]
     results: tuple[pathlib.Path, ...]
     convert: Callable[..., Converted]
-    """Is called with the sources, in one of several threads. Raises ValueError, naming the file, for an invalid source."""
+    """Converts the sources, in one of several threads. Raises ValueError, naming the file, for an invalid source."""
 
 
 class Plan(NamedTuple):
-    """The jobs of one split of a data set."""
+    """The jobs of one split of a dataset."""
 
     jobs: list[Job]
     official_count: int
     """The number of images in the complete split."""
     advice: str
-    """What to unpack if a source is missing, for error messages."""
+    """The end of an error message about a missing source: the archive to unpack."""
     summaries: Mapping[pathlib.Path, Callable[[list[Any]], dict]] = {}
-    """For each json, the function that makes it from the jobs' records, in the jobs' order."""
+    """The function that makes each json from the jobs' records, in the jobs' order."""
     count_file: pathlib.Path | None = None
-    """Receives the number of images when all are done; for splits without a json."""
+    """The file that receives the number of images when all are done; for splits without a json."""
 
 
 def run(plans: Mapping[str, Plan]) -> int:
@@ -64,7 +64,8 @@ def run(plans: Mapping[str, Plan]) -> int:
 
     Raises:
         FileNotFoundError: a source of any split is missing; nothing has been written then.
-        ValueError: a source is damaged or invalid, two sources have the same name, or another process is doing the same.
+        ValueError: a source is damaged or invalid, two sources have the same name, or another process is preparing
+            the same dataset.
         OSError: a file cannot be read or written.
     """
     for plan in plans.values():
@@ -91,7 +92,7 @@ def list_files(folder: pathlib.Path, pattern: str, advice: str) -> list[pathlib.
 
 
 def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the data set's folder, given that folder or the one that contains it."""
+    """Returns the dataset's folder, given that folder or the one that contains it."""
     root = root.expanduser().absolute()
     return root / name if (root / name).is_dir() else root
 
@@ -110,7 +111,7 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"another fcclip annotate is using {folder}; wait until it has finished") from None
-    except OSError:  # nor can some network drives
+    except OSError:  # some network drives cannot be locked either
         pass
     try:
         yield
@@ -122,7 +123,7 @@ def _run(split: str, plan: Plan) -> int:
     todo = [job for job in plan.jobs if not all(result.exists() for result in job.results)]
     summed = all(path.exists() for path in plan.summaries)
     if plan.summaries and (todo or not summed):
-        # A json needs every image's record, and must not describe maps that another program wrote.
+        # A json needs every image's record, and must describe only maps that this program wrote.
         todo, summed = plan.jobs, False
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
@@ -190,5 +191,5 @@ def _check(plan: Plan) -> None:
         first = makers.setdefault(job.results[0], job.sources[0])
         if first is not job.sources[0]:
             raise ValueError(
-                f"{first} and {job.sources[0]} have the same name; remove the one that is not the data set's"
+                f"{first} and {job.sources[0]} have the same name; remove the one that is not the dataset's"
             )

@@ -49,7 +49,7 @@ class Annotated(NamedTuple):
 
 
 def plan(root: pathlib.Path, split: str) -> Plan:
-    """root: VOCdevkit, or the folder that contains it; pascal_ctx_d2 is written beside VOCdevkit."""
+    """root: VOCdevkit, or the folder that contains it; pascal_ctx_d2 is written next to VOCdevkit."""
     devkit, folder = jobs.own_folder(root, "VOCdevkit"), FOLDERS[split]
     voc, output = devkit / "VOC2010", devkit.parent / "pascal_ctx_d2"
     path = voc / "trainval_merged.json"
@@ -88,7 +88,7 @@ def convert(segments: list[Segment], annotation: pathlib.Path, image: pathlib.Pa
         raise ValueError(f"{annotation}, {image.name}: {error}") from None
     every = read_label_map(matlab)
     pixels.check_shapes({matlab: every}, image)
-    return Converted((image.read_bytes(), frequent, every - np.uint16(1)))  # 0, which is no class, becomes 65535
+    return Converted((image.read_bytes(), frequent, every - np.uint16(1)))  # 0 (no class) becomes 65535
 
 
 def paint(segments: list[Segment], shape: tuple[int, int]) -> Int[np.ndarray, "H W"]:

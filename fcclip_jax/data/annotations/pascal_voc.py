@@ -14,7 +14,7 @@ ADVICE = "unpack VOCtrainval_11-May-2012.tar (VOCdevkit/VOC2012)"
 
 
 def plan(root: pathlib.Path, split: str) -> Plan:
-    """root: VOCdevkit, or the folder that contains it; pascal_voc_d2 is written beside VOCdevkit."""
+    """root: VOCdevkit, or the folder that contains it; pascal_voc_d2 is written next to VOCdevkit."""
     devkit, folder = jobs.own_folder(root, "VOCdevkit"), FOLDERS[split]
     voc, output = devkit / "VOC2012", devkit.parent / "pascal_voc_d2"
 

@@ -36,7 +36,7 @@ def read_labels(path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
 def check_labels(labels: Shaped[np.ndarray, "H W"], known: set[int], path: pathlib.Path) -> None:
     """Raises ValueError if the file's map has a label that is not known."""
     if unknown := set(np.unique(labels).tolist()) - known:
-        raise ValueError(f"{path} has the label {min(unknown)}, which its data set does not define; unpack it again")
+        raise ValueError(f"{path} has the label {min(unknown)}, which its dataset does not define; unpack it again")
 
 
 def image_shape(path: pathlib.Path) -> tuple[int, int]:

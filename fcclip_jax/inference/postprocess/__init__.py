@@ -65,7 +65,7 @@ def postprocess(
     class_probs: the K classes, then void (K1 = K + 1); 0 for the padded classes, from num_classes on.
     image_hw: the resized images' sizes; mask logits beyond their padding to 32 are never read.
     output_hw: the maps' sizes, at most the canvas.
-    overlap_threshold: the least share of its own mask that a panoptic segment keeps.
+    overlap_threshold: the minimum share of its own mask that a panoptic segment keeps.
     object_mask_threshold: the class score that a query must exceed to take part in the panoptic map.
     semantic_before_resize: class scores are formed at the padded size and then resized, as the official code does when
         only semantic maps are requested.

@@ -1,4 +1,4 @@
-"""How every task passes over the output: tile by tile, with the tiles shared between the tasks."""
+"""Passes over the output tile by tile; all tasks share the tiles."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Fold(NamedTuple):
     finish: Callable[[Any], Any]
     """The last state → the task's result."""
     before_resize: bool = False
-    """Whether mask probabilities are formed at the padded size and then resized, rather than formed of resized logits."""
+    """True forms mask probabilities at the padded size and then resizes them; False forms them from resized logits."""
 
 
 def fold_tiles(

@@ -56,7 +56,7 @@ def instance_fold(
 
 def visit_instances(state: InstanceState, tile: Tile) -> InstanceState:
     """Adds one tile to the bits, the sums and the areas."""
-    assert tile.logits is not None  # the fold asks for them: before_resize is False
+    assert tile.logits is not None  # present, because the fold has before_resize=False
     rows, columns, num_queries = tile.logits.shape
     positive = tile.logits > 0
     place = jnp.left_shift(jnp.uint8(1), lax.broadcasted_iota(jnp.uint8, (1, 8, 1, 1), 1))

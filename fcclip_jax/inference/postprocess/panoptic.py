@@ -78,7 +78,7 @@ def panoptic_fold(
     )
 
     def visit(state: PanopticState, tile: Tile) -> PanopticState:
-        assert tile.logits is not None  # the fold asks for them: before_resize is False
+        assert tile.logits is not None  # present, because the fold has before_resize=False
         winners = lax.map(lambda scores: tile_winners(tile, scores), scores)
         won = jax.vmap(lambda winners: histogram(winners, 2 * num_queries))(winners.reshape(settings, -1))
         return PanopticState(
@@ -118,7 +118,7 @@ def tile_winners(tile: Tile, scores: Float[Array, " Q"]) -> Int[Array, "R P"]:
     none = 2 * scores.shape[0]
     weighted = tile.probs * scores[None, None, :]
     best = weighted.max(axis=2, keepdims=True)
-    # The first of equals, as jnp.argmax has it, but at a quarter of its time on a CPU.
+    # The first of equal values, as jnp.argmax returns, in a quarter of its time on a CPU.
     keys = 2 * lax.broadcasted_iota(jnp.int32, weighted.shape, 2) + (tile.logits < 0).astype(jnp.int32)
     winners = jnp.where(weighted == best, keys, none).min(axis=2)
     return jnp.where(tile.window.inside, winners, none)
@@ -149,7 +149,7 @@ def found_segments(
     inside, outside = won[:, 0], won[:, 1]
     overlap = (inside + outside).astype(scores.dtype) / jnp.maximum(areas, 1).astype(scores.dtype)
     visible = (scores >= 0) & (inside > 0) & (overlap >= overlap_threshold)
-    # A query founds a segment, or joins the one that an earlier visible query of the same stuff class founded.
+    # A query starts a segment, or joins the one that an earlier visible query of the same stuff class started.
     joinable = (labels[:, None] == labels[None, :]) & ~is_thing[:, None] & visible[None, :]
     founder = jnp.where(joinable, queries[None, :], queries[:, None]).min(axis=1)
     founds = visible & (founder == queries)

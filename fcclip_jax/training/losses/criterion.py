@@ -19,7 +19,7 @@ from fcclip_jax.training.losses.points import PointDraws, choose_points, pack, p
 
 
 class LossSettings(NamedTuple):
-    """The official recipe's settings. The weights are those of the matching costs too."""
+    """The official recipe's settings. The matching costs have the same weights."""
 
     num_points: int = 12544
     """Points at which a mask is compared, in matching and in the loss: 112 x 112."""

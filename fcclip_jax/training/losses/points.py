@@ -1,4 +1,4 @@
-"""Masks at points (PointRend): drawing points, and sampling logits and targets there.
+"""Draws points on masks (PointRend), and samples logits and targets there.
 
 Points are (x, y) in [0, 1]. A map of any size is sampled bilinearly, as by detectron2's `point_sample`, which is
 `grid_sample` with align_corners=False: cell i spans [i, i + 1] / size, and the map is zero outside.

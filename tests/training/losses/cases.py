@@ -1,4 +1,4 @@
-"""Batches with recorded draws, and the loss by its slow definition: PyTorch, one segment at a time."""
+"""Makes batches with recorded draws, and computes the loss by its slow definition, in PyTorch segment by segment."""
 
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def case(segments: list[int], *, slots: int = 12, queries: int = 9, classes: int
 
 
 class Slow(NamedTuple):
-    """The losses before weighting, with PyTorch's gradients of their weighted sum, and what led to them."""
+    """The losses before weighting, PyTorch's gradients of their weighted sum, and the intermediate values."""
 
     losses: tuple[float, float, float]
     mask_gradient: np.ndarray

@@ -1,4 +1,4 @@
-"""The whole loss against its slow definition, gradients included, and what a batch may hold."""
+"""Compares the whole loss and its gradients with its slow definition, on every kind of batch."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 @jax.jit
 def loss_and_gradients(case: Case):
     def loss(prediction: Prediction):
-        # As the train loop does it: recomputed in the backward pass, but for what has a name.
+        # As in the train loop, where the backward pass recomputes everything except checkpoint-named values.
         saved = jax.checkpoint_policies.save_only_these_names("matching", "points")
         sums = jax.checkpoint(lambda p: output_losses(p, case.targets, case.draws, SETTINGS), policy=saved)(prediction)
         losses = mean_losses(sums)
@@ -35,7 +35,7 @@ def test_mask_losses_by_hand():
 
 
 def test_class_sums_by_hand():
-    """Two queries, one of them matched: the other should say void, and weighs a tenth."""
+    """Two queries, one of them matched: the other should predict void, and weighs a tenth."""
     logits = jnp.log(jnp.asarray([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]]))
     total, weights = criterion.class_sums(logits, jnp.asarray([[-1, 0]]), jnp.asarray([[-1, 1]]), 0.1)
     np.testing.assert_allclose(total, -np.log(0.25) - 0.1 * np.log(0.6), rtol=1e-6)
@@ -44,7 +44,7 @@ def test_class_sums_by_hand():
 
 @pytest.mark.parametrize("segments", [[4, 0, 7, 12], [0, 0, 0, 0], [1, 9, 12, 2]])
 def test_as_the_slow_definition(segments):
-    """Images without segments, with emptied ones (every last of theirs), and with more segments than queries."""
+    """Images without segments, with emptied segments (the last of each image), and with more segments than queries."""
     batch = case(segments, seed=sum(segments))
     (_, (losses, sums)), gradients = loss_and_gradients(batch)
     official = slow(batch)

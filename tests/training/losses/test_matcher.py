@@ -1,4 +1,4 @@
-"""Assignments against SciPy, costs against their definition in PyTorch."""
+"""Compares assignments with SciPy's, and costs with their definition in PyTorch."""
 
 import functools
 
@@ -18,7 +18,7 @@ def matched(costs: np.ndarray, labels: np.ndarray, matcher: str = "optax"):
 
 @pytest.mark.parametrize("matcher", ["optax", "scipy"])
 def test_by_hand(matcher):
-    """The second segment would like query 0 as well, but loses less by taking another; the empty slot takes none."""
+    """The second segment costs least with query 0 too, but loses less with another; the empty slot has no query."""
     costs = np.float32([[[1.0, 2.0, -9.0], [5.0, 3.0, -9.0], [6.0, 9.0, -9.0]]])
     np.testing.assert_array_equal(matched(costs, np.int32([[4, 2, -1]]), matcher), [[0, 1, -1]])
 
@@ -44,7 +44,7 @@ def test_as_scipy(queries, slots):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_ends_whatever_the_costs_are(bad):
-    """A run that has gone wrong must live to say so."""
+    """A run with NaN costs must continue until it reports them."""
     costs = np.full((1, 5, 4), bad, np.float32)
     costs[0, 2] = 1.0
     queries = np.asarray(matched(costs, np.int32([[0, 1, 2, -1]])))[0]

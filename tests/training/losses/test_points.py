@@ -1,4 +1,4 @@
-"""Reading maps at points against PyTorch's `grid_sample`, packing and choosing against plain loops."""
+"""Compares samples of maps with PyTorch's `grid_sample`, and packing and choosing points with plain loops."""
 
 import jax
 import jax.numpy as jnp
