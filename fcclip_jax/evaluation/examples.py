@@ -20,14 +20,14 @@ from tqdm import tqdm
 from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES
 from fcclip_jax.data import images
 from fcclip_jax.data.folder import FolderDataset, list_files
-from fcclip_jax.evaluation.annotation_files import (
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
+from fcclip_jax.evaluation.ground_truth import (
     LabelMap,
     PanopticSource,
     read_instance_ids,
     read_instances,
     semantic_from_panoptic,
 )
-from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fcclip_jax.metrics.panoptic import Truth
 from fcclip_jax.text.vocabulary import Vocabulary
 

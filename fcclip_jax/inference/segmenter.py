@@ -19,7 +19,7 @@ from fcclip_jax.inference.results import Result
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.text.classifier import TextEncoder
+from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
 
 

@@ -37,7 +37,7 @@ from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.process_memory import peak_memory, reset_peak_memory
 from fcclip_jax.structs import TextClassifier
-from fcclip_jax.text.classifier import class_bucket
+from fcclip_jax.text.embeddings import class_bucket
 
 MODEL = "convnext_large_d_320"
 CLASSES = 150

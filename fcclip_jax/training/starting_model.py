@@ -16,7 +16,7 @@ from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.structs import TextClassifier
-from fcclip_jax.text.classifier import TextEncoder
+from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
 
 EMPTY_WEIGHT = "criterion.empty_weight"

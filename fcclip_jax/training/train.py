@@ -25,8 +25,9 @@ from fcclip_jax.training.run_folder import FINAL, START
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.starting_model import model_description, starting_point, training_classifier
 from fcclip_jax.training.step import TrainState, frozen_dtype, initial_state, make_train_step, skeleton
+from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.validate import Validator, on_host
-from fcclip_jax.training.watch import Watch, announce, stop_requests
+from fcclip_jax.training.watch import Watch, announce
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:

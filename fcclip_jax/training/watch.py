@@ -1,14 +1,12 @@
 """Watches a run: progress, measurements, losses that are not finite, and requests to stop."""
 
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from fcclip_jax.process_memory import peak_memory
@@ -140,24 +138,6 @@ def announce(line: str) -> None:
     """Prints a line above the progress bar, once for all processes."""
     if jax.process_index() == 0:
         tqdm.write(line)
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Catches SIGTERM in the block. Yields a function of the step that returns whether the run should stop after it.
-
-    All processes get the same answer for a step.
-    """
-    if jax.process_count() > 1:
-        # JAX's own service catches the signal, and agrees on a step at which all processes can stop.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    received = []
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    try:
-        yield lambda step: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _peak_memory() -> int:

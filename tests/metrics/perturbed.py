@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from fcclip_jax.data.folder import FolderDataset
-from fcclip_jax.evaluation.annotation_files import PanopticSource
+from fcclip_jax.evaluation.ground_truth import PanopticSource
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth, average, count, quality
 from tests.data.tiny import ids_to_png
 

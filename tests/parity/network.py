@@ -20,7 +20,7 @@ from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import EnsembleDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
 from fcclip_jax.structs import Prediction, TextClassifier
-from fcclip_jax.text.classifier import TextEncoder
+from fcclip_jax.text.embeddings import TextEncoder
 from tests.parity.detinit import weight
 from tests.parity.pairs import BadFiles, Pair, describe, read_manifest, vocabulary
 from tests.parity.stages import Arrays, head_stages, stages

@@ -7,8 +7,8 @@ import pytest
 
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
-from fcclip_jax.text import classifier
-from fcclip_jax.text.classifier import TextEncoder, aggregate, class_bucket, pad_classifier
+from fcclip_jax.text import embeddings
+from fcclip_jax.text.embeddings import TextEncoder, aggregate, class_bucket, pad_classifier
 from fcclip_jax.text.tokenizer import tokenize
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -28,7 +28,7 @@ def test_the_shortcut_is_exact(tower, monkeypatch):
     assert lengths.min() <= 16 and lengths.max() > 32
     # The order of summation differs with the length: float32 rounding only.
     short = encoder.encode(prompts)
-    monkeypatch.setattr(classifier, "TEXT_LENGTHS", (77,))
+    monkeypatch.setattr(embeddings, "TEXT_LENGTHS", (77,))
     np.testing.assert_allclose(short, encoder.encode(prompts), atol=2e-6 * np.abs(short).max())
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.data.annotations import pixels
-from fcclip_jax.evaluation.annotation_files import semantic_from_panoptic
 from fcclip_jax.evaluation.examples import open_benchmark, open_semantic
+from fcclip_jax.evaluation.ground_truth import semantic_from_panoptic
 from fcclip_jax.metrics.panoptic import Truth
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import tiny
