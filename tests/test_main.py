@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 from absl.testing import flagsaver
+from array_record.python import array_record_data_source  # noqa: F401  its flags, which flagsaver would remove
 
 from fcclip_jax import main
 from fcclip_jax.training.config import step_settings

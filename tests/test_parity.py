@@ -132,7 +132,7 @@ def test_one_wrong_value_is_named(small, name, shown, index, value):
     rewrite(small, altered(name, index, value))
     code, lines = run(small)
     assert code == 1
-    assert [line.split()[0] for line in lines if line.endswith("FAILS")] == [shown]
+    assert [line.split()[0] for line in lines if line.endswith("FALLS SHORT")] == [shown]
 
 
 def test_tolerance_decides(small):
@@ -220,7 +220,7 @@ def test_wrong_values_of_a_training_step_are_named(small_training):
     path.write_text(json.dumps(facts))
     code, lines = run(small_training)
     assert code == 1
-    short = {line.split()[0] for line in lines if line.endswith("FAILS")}
+    short = {line.split()[0] for line in lines if line.endswith("FALLS SHORT")}
     assert short == {"param_groups", "match2_img1_query", "loss_points_0", "weighted_loss_dice_1", bias}
     assert "1 differ, " + facts["param_groups"][5]["key"] in line_of("param_groups", lines)
     assert "not compared: the file has no other weights" in line_of("after_x.bias", lines)
@@ -398,7 +398,7 @@ def test_an_excuse_hides_no_other_error(turned, tmp_path):
     turned.write(tmp_path, **recorded_masks(turned), **{name: wrong})
     code, lines = run(tmp_path)
     assert code == 1
-    assert [line.split()[0] for line in lines if line.endswith("FAILS")] == [name]
+    assert [line.split()[0] for line in lines if line.endswith("FALLS SHORT")] == [name]
 
 
 # The rules of judging, by hand.

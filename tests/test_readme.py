@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from array_record.python import array_record_data_source  # noqa: F401  its flags, which flagsaver would remove
 from PIL import Image
 
 from fcclip_jax import checkpoint, cli, main

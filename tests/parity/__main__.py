@@ -103,7 +103,7 @@ def report(section: Section, write: Callable[[str], None]) -> None:
         error = "" if verdict.error is None else f"{verdict.error:.1e}"
         shape = "x".join(map(str, verdict.shape)) or "scalar"
         found = "  ".join(filter(None, (error, verdict.found)))
-        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FAILS'}")
+        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FALLS SHORT'}")
     for row in section.uncompared:
         write(f"  {row.name:36} not compared: {row.reason}")
 
@@ -120,7 +120,7 @@ def summarise(sections: Sequence[Section], write: Callable[[str], None]) -> int:
     verdicts = [verdict for section in sections for verdict in section.verdicts.values()]
     short = sum(not verdict.ok for verdict in verdicts)
     missed = sum(row.fails for section in sections for row in section.uncompared)
-    write(f"{len(verdicts)} compared, {short} fail, {missed} should have been compared and were not")
+    write(f"{len(verdicts)} compared, {short} fall short, {missed} should have been compared and were not")
     return 1 if short or missed else 0
 
 

@@ -60,7 +60,7 @@ def compare_log_probs(name: str, official: np.ndarray, class_probs: np.ndarray, 
     close = np.abs(np.exp(official[cancelled]) - class_probs[cancelled]).max(initial=0) <= digit
     rest = np.where(cancelled[:, None], official, ours)
     verdict = compare_array(name, official, rest, tolerance)
-    note = f"{cancelled.sum()} queries, almost certainly void, compared to the last digit of 1 - void"
+    note = f"{cancelled.sum()} queries, all but surely void, to the last digit of 1 - void"
     return verdict._replace(ok=verdict.ok and bool(close), found=note)
 
 
@@ -69,7 +69,7 @@ def compare_labels(name: str, official: np.ndarray, ours: np.ndarray, unsure: np
     if official.shape != ours.shape:
         return Verdict(name, official.shape, False, None, f"ours is {list(ours.shape)}")
     wrong = (official != ours) & ~unsure
-    share = f"{unsure.mean():.3%} too close to call"
+    share = f"{unsure.mean():.3%} too near to call"
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
         theirs, own = official[place], ours[place]
@@ -85,7 +85,7 @@ def compare_panoptic(name: str, official: np.ndarray, ours: np.ndarray, unsure: 
     if verdict.ok or official.shape != ours.shape:
         return verdict
     renumbered = compare_labels(name, *(_without_unsure(ids, unsure) for ids in (official, ours)), unsure)
-    note = f"{renumbered.found}; ids without segments of such pixels alone"
+    note = f"{renumbered.found}; ids but for segments of such pixels alone"
     return renumbered._replace(found=note) if renumbered.ok else verdict
 
 

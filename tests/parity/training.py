@@ -67,7 +67,7 @@ def _reason(name: str, without_inputs: bool) -> tuple[str, bool]:
 def overlap_line(section: Section, pair: Pair, inputs: Inputs) -> None:
     masks = [pair.arrays[f"target{i}_masks"].astype(bool) for i in range(len(inputs.batch.images))]
     shared = sum(int((x.sum(0) > 1).sum()) for x in masks)
-    text = f"{shared} pixels of two masks are assigned to the first" if shared else "no overlap"
+    text = f"{shared} pixels of two masks went to the first" if shared else "no overlap"
     section.add(Verdict("target_masks", inputs.batch.targets.segment_map.shape, True, None, text))
 
 
