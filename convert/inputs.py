@@ -12,7 +12,7 @@ from etils import epath
 from fcclip_jax import checkpoint
 from fcclip_jax.models import descriptions
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
-from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.text.vocabulary import Vocabulary, shipped
 
 from . import PROG, fcclip, open_clip, rules, tags, weight_files
 
@@ -93,8 +93,10 @@ def read_description(model: str, override: bool | None, quick_gelu: bool) -> Mod
 
 def read_vocabulary(name: str) -> Vocabulary:
     """Returns a shipped vocabulary by its name, or reads one from a json file."""
-    if not name.endswith(".json"):
+    if name in shipped():
         return Vocabulary.load(name)
+    if not name.endswith(".json"):
+        raise ValueError(f"the vocabulary {name!r} does not exist; give a json file, or one of {', '.join(shipped())}")
     try:
         return Vocabulary.from_json(pathlib.Path(name).read_text())
     except ValueError as error:

@@ -1,5 +1,9 @@
 """Imports load only what is used: no heavy packages, and --help runs without JAX."""
 
+import configparser
+import importlib
+import pathlib
+import pkgutil
 import subprocess
 import sys
 
@@ -59,3 +63,34 @@ def test_the_package_offers_its_public_classes():
     assert {"Segmenter", "Result", "Vocabulary"} == set(fcclip_jax.__all__) <= set(dir(fcclip_jax))
     with pytest.raises(AttributeError, match="module 'fcclip_jax' has no attribute 'Segmentor'"):
         fcclip_jax.Segmentor  # noqa: B018
+
+
+def test_every_module_is_imported():
+    """Whatever a commit forgets fails here first."""
+    import convert
+    import fcclip_jax
+    import pallas_kernels
+
+    names = [
+        module.name
+        for package in (convert, fcclip_jax, pallas_kernels)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    ]
+    assert len(names) > 100
+    for name in names:
+        importlib.import_module(name)
+
+
+def test_every_package_is_installed():
+    """setup.cfg lists the packages one by one."""
+    root = pathlib.Path(__file__).parents[1]
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    folders = {
+        path.parent.relative_to(root)
+        for name in ("fcclip_jax", "pallas_kernels")
+        for path in (root / name).rglob("__init__.py")
+    }
+    found = {".".join(folder.parts) for folder in folders} | {"fcclip_jax.configs", "fcclip_jax.convert"}
+    assert listed == found

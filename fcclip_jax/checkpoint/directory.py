@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -226,7 +226,7 @@ def _check_parameters(path: epath.Path, found: Mapping[str, str], expected: Mapp
         )
 
 
-def _some(problems: Iterable[str], limit: int = 10) -> str:
-    problems = list(problems)
-    rest = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
-    return ", ".join(problems[:limit] + rest)
+def _some(problems: Sequence[str]) -> str:
+    """Lists up to ten problems."""
+    rest = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return ", ".join([*problems[:10], *rest])

@@ -160,7 +160,8 @@ def write_report(
         content, text = scores_report(config, examples, lines, seen, paper)
     counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
     if outcome.failed:
-        text += f"\n{outcome.failed} images could not be read and were skipped.\n"
+        images = "1 image was" if outcome.failed == 1 else f"{outcome.failed} images were"
+        text += f"\n{images} skipped, because the files could not be read.\n"
     encoded = report.to_json({**counts, **content, "about": about})
     write_files({folder / "report.json": encoded, folder / "report.md": text.encode()})
     if settings.save_predictions:

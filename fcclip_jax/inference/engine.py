@@ -54,6 +54,8 @@ class Engine:
         # The device or the devices of each program; None is JAX's default.
         self._places: list[jax.Device | NamedSharding | None] = [None] if devices is None else list(devices)
         devices = jax.local_devices()[:1] if devices is None else list(devices)
+        if not devices:
+            raise ValueError("devices is empty; give at least one, or None for the first")
         if batched is None:
             batched = devices[0].platform != "cpu"
         if batched and batch_size % len(devices):

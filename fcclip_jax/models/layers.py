@@ -110,11 +110,12 @@ class Conv(nnx.Module):
 class GroupNorm(nnx.Module):
     """Group normalisation with statistics of the image only, without the padding of its bucket."""
 
-    def __init__(self, features: int, *, groups: int = 32, eps: float = 1e-5, rngs: nnx.Rngs):
+    groups, eps = 32, 1e-5
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
         del rngs  # nothing random
         self.weight = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
-        self.groups, self.eps = groups, eps
 
     def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         batch, _, _, features = x.shape
@@ -136,10 +137,10 @@ class GroupNorm(nnx.Module):
 class Attention(nnx.Module):
     """torch.nn.MultiheadAttention: the three input projections in one matrix."""
 
-    def __init__(self, features: int, heads: int, *, init: Initializer = xavier_uniform, rngs: nnx.Rngs):
-        self.in_proj_weight = nnx.Param(init(rngs.params(), (features, 3 * features)))
+    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
+        self.in_proj_weight = nnx.Param(xavier_uniform(rngs.params(), (features, 3 * features)))
         self.in_proj_bias = nnx.Param(jnp.zeros(3 * features))
-        self.out_proj = Linear(features, features, init=init, rngs=rngs)
+        self.out_proj = Linear(features, features, init=xavier_uniform, rngs=rngs)
         self.heads = heads
 
     def __call__(

@@ -47,6 +47,8 @@ def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "b
     """
     workdir = checkpoint.resolve(workdir)
     folder = workdir / CHECKPOINTS
+    if not workdir.exists():
+        raise FileNotFoundError(f"the training run {workdir} does not exist; check the path")
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} is not the folder of a training run: it has no {CHECKPOINTS}")
     start = checkpoint.read(workdir / START)

@@ -1,4 +1,4 @@
-"""Watches a run: progress, measurements, losses that are not finite, and requests to stop."""
+"""Watches a run: progress, measurements, and losses that are not finite."""
 
 import contextlib
 import sys

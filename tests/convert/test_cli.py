@@ -391,7 +391,15 @@ def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
     refused(
         "bad.json: the model description", "openclip", "--pretrained", clip, "--model", tmp_path / "bad.json", *output
     )
-    refused("no vocabulary is called", "fcclip", "--checkpoint", whole, *options, "--vocabulary", "cocos")
+    refused(
+        "the vocabulary 'cocos' does not exist; give a json file, or one of ade20k_150",
+        "fcclip",
+        "--checkpoint",
+        whole,
+        *options,
+        "--vocabulary",
+        "cocos",
+    )
     refused(
         "bad.json: the vocabulary needs",
         "fcclip",
