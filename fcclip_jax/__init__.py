@@ -24,7 +24,7 @@ else:
         return getattr(importlib.import_module(_MODULES[name]), name)
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_MODULES})
+        return sorted(_MODULES)
 
 
 __all__ = ["Result", "Segmenter", "Vocabulary"]

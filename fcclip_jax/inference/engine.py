@@ -137,7 +137,7 @@ class Engine:
         semantic_before_resize: bool = False,
         offered: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
-        """Yields (index, result) as images finish; in another order if buckets fill in another order.
+        """Yields (index, result) as images finish, not necessarily in the order of the images.
 
         For an image that cannot be read it yields the error, and continues with the others. A later `set_words` does not
         change a call that has begun.

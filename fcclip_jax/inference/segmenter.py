@@ -204,10 +204,10 @@ class Segmenter:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float = OVERLAP_THRESHOLD,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
-        """Yields (index, result) as images finish; in another order if buckets fill in another order.
+        """Yields (index, result) as images finish, not necessarily in the order of the images.
 
-        For an image that cannot be read it yields the error, and continues with the others. A later `set_classes` does
-        not change a stream that has begun.
+        For an image that cannot be read it yields the error, and continues with the others. The classes are those
+        that are set when the first result is requested.
         """
         return self.engine.segment(images, tasks=tasks, overlap_threshold=overlap_threshold)
 

@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fcclip_jax.training.run_folder import CHECKPOINTS, best_step, brief, one_failure, score
+from fcclip_jax.training.run_folder import CHECKPOINTS, DamagedRead, best_step, brief, read_quietly, score
 from fcclip_jax.training.step import TrainState
 
 
@@ -107,13 +107,10 @@ class Checkpoints:
                 f" differ, such as {other[0]}; give the configuration that it was trained with, or another workdir"
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
         try:
-            with one_failure():
-                restored = self._manager.restore(
-                    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
-                ).state
-        # Tensorstore and orbax have no common error for files that are truncated, missing or of another shape.
-        except Exception as error:
+            restored = read_quietly(lambda: self._manager.restore(step, args=args).state)
+        except DamagedRead as error:
             raise self._damaged(step, error) from error
         state = TrainState(**{**restored, "average": restored.get("average")})
         found = map(int, jax.device_get(checksums(state)))

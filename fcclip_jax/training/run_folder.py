@@ -10,13 +10,15 @@ run wherever the core is installed.
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +27,8 @@ from etils import epath
 
 from fcclip_jax import checkpoint
 from fcclip_jax.checkpoint import Checkpoint
+
+Read = TypeVar("Read")
 
 CONFIG = "config.json"
 START = "start"
@@ -57,15 +61,11 @@ def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "b
     with contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager:
         chosen = _choose(workdir, manager, step)
         try:
-            with one_failure():
-                trained = _read_trained(manager, chosen)
+            trained = read_quietly(lambda: _read_trained(manager, chosen))
             if unknown := sorted(trained.keys() - start.parameters.keys()):
-                raise ValueError(f"{unknown[0]} is not in {START}")
-        # Tensorstore and orbax have no common error for files that are truncated or missing.
-        except Exception as error:
-            raise ValueError(
-                f"the checkpoint {folder / str(chosen)} is damaged ({brief(error)}); choose another"
-            ) from error
+                raise DamagedRead(f"{unknown[0]} is not in {START}")
+        except DamagedRead as error:
+            raise ValueError(f"the checkpoint {folder / str(chosen)} is damaged ({error}); choose another") from error
     return start._replace(parameters={**start.parameters, **trained})
 
 
@@ -119,32 +119,54 @@ def score(metric: str, metrics: Mapping[str, float]) -> float:
 
 def brief(error: Exception) -> str:
     """Returns the beginning of an error's message on one line: orbax' and tensorstore's run over pages."""
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split()).partition(" See full TensorStore details")[0][:200]
 
 
-@contextlib.contextmanager
-def one_failure() -> Iterator[None]:
-    """Lets one failed read raise, without a report from each of the others.
+class DamagedRead(Exception):
+    """A read failed; the message is one line."""
 
-    Orbax closes its event loop at the first failure. Reads that are still in flight then report "Event loop is closed"
-    through sys.unraisablehook, from their own threads: before the failure is raised here, and for a moment after.
+
+def read_quietly(read: Callable[[], Read]) -> Read:
+    """Returns what `read` returns, or raises one error for it, without a report from each of its many reads.
+
+    Orbax reads arrays concurrently, and closes its event loop at the first failure. The other reads then report their own
+    failures through sys.unraisablehook, from other threads and when they are garbage-collected: thousands of lines.
+
+    Raises:
+        DamagedRead: `read` raised an error. Tensorstore and orbax have no common type for files that are truncated, missing or
+            of another shape.
     """
     previous, reported = sys.unraisablehook, time.monotonic()
 
     def hook(problem: Any) -> None:
         nonlocal reported
-        if str(problem.exc_value) == "Event loop is closed":
+        code = getattr(problem.object, "cr_code", None)
+        if str(problem.exc_value) == "Event loop is closed" or (code and "orbax" in code.co_filename):
             reported = time.monotonic()
         else:
             previous(problem)
 
     sys.unraisablehook = hook
     try:
-        yield
-    except Exception:
-        reported = failed = time.monotonic()
-        while time.monotonic() - reported < QUIET_SECONDS and time.monotonic() - failed < LONGEST_DRAIN_SECONDS:
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001  no common type, as said above
+            message = brief(error)
+            _release(error)
+        # Nothing refers to the other reads any more: they report here, and not after the hook is restored.
+        begin = reported = time.monotonic()
+        while time.monotonic() - reported < QUIET_SECONDS and time.monotonic() - begin < LONGEST_DRAIN_SECONDS:
+            gc.collect()
             time.sleep(0.02)
-        raise
+        raise DamagedRead(message)
     finally:
         sys.unraisablehook = previous
+
+
+def _release(error: BaseException | None) -> None:
+    """Clears the frames that an error, its causes and its contexts hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        following = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = following

@@ -150,7 +150,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         if jax.process_index() == 0:
             checkpoint.save(workdir / FINAL, result, overwrite=True)
         announce(f"the trained model is {workdir / FINAL}")
-        if checkpoints.best not in (None, config.steps):
+        if checkpoints.best not in (None, int(state.step)):
             announce(
                 f"step {checkpoints.best} has a higher {saving.best} than the last step; make a model of it with"
                 f" `{checkpoint.convert_command()} run --run {workdir} --step best --output DIR`"
