@@ -38,19 +38,12 @@ def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
     Raises:
         OSError: a file cannot be written, because the disk is full for example.
     """
-    temporary = {path: path.with_name(f".{uuid.uuid4().hex}.tmp") for path in contents}
     try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_bytes(content)
-        for path in contents:
-            os.replace(temporary[path], path)
+        with contextlib.ExitStack() as stack:
+            for path, content in contents.items():
+                pathlib.Path(stack.enter_context(replacing(path))).write_bytes(content)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        for left in temporary.values():
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
 
 
 def check_space(folder: str | os.PathLike[str], size: int) -> None:
