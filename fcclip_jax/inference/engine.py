@@ -139,8 +139,8 @@ class Engine:
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
-        For an image that cannot be read it yields the error, and continues with the others. A later `set_words` does not
-        change a call that has begun.
+        For an image that cannot be read it yields the error, and continues with the others. The classes are those
+        that are set when the first result is requested.
 
         semantic_before_resize: forms class scores at the network's size and then resizes them, as the official
             semantic-only configs do.
