@@ -1,5 +1,5 @@
-"""Deformable attention as a separate package, which depends on JAX only."""
+"""The operators that have kernels, as a separate package that depends on JAX only."""
 
-from pallas_kernels.api import ms_deform_attn
+from pallas_kernels.deform_attn.api import ms_deform_attn
 
 __all__ = ["ms_deform_attn"]

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 from jaxlib.mlir import ir
 
-from pallas_kernels import gpu
+from pallas_kernels.deform_attn import gpu
 
 # The smallest levels first, as the pixel decoder has them for a 1024x1024 image: strides 32, 16 and 8.
 SHAPES = ((32, 32), (64, 64), (128, 128))

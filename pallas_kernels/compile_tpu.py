@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels import ms_deform_attn, tpu
-from pallas_kernels.problems import MIB
-from pallas_kernels.tpu_layout import Shapes
+from pallas_kernels import ms_deform_attn
+from pallas_kernels.deform_attn import tpu
+from pallas_kernels.deform_attn.tpu_layout import Shapes
+from pallas_kernels.measuring import MIB
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 SIZES = {"1024x1024": ((32, 32), (64, 64), (128, 128)), "800x1344": ((25, 42), (50, 84), (100, 168))}

@@ -13,6 +13,7 @@ import jax
 
 FORWARD, BOTH = "forward", "forward + backward"
 TORCH = "torch"
+MIB = 2**20
 
 
 class Case(NamedTuple):

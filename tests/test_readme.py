@@ -137,7 +137,7 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
 
 @pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
 def test_python_blocks_run(folder, page, code):
-    if page.startswith("pallas_kernels"):
+    if page == "pallas_kernels/deform_attn/README.md":
         shapes = ((4, 4), (2, 2))
         rng = np.random.default_rng(0)
         arrays = [(1, 20, 2, 8), (1, 3, 2, 2, 4, 2), (1, 3, 2, 2, 4)]

@@ -10,7 +10,7 @@ from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.losses.matcher import Matcher
 from fcclip_jax.training.optim import OptimSettings
 from fcclip_jax.training.step import StepSettings
-from pallas_kernels.api import PRECISIONS
+from pallas_kernels.deform_attn.api import PRECISIONS
 
 AT_LEAST = {
     "steps": 1,

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import bench, measuring, problems, reference, torch_rival
+from pallas_kernels import measuring
+from pallas_kernels.deform_attn import bench, problems, reference, torch_rival
 
 TINY = problems.Problem(((2, 3), (4, 6)), batch=2, heads=3, channels=5, points=2)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")

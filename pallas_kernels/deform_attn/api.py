@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import gpu, reference, tpu, xla
+from pallas_kernels.deform_attn import gpu, reference, tpu, xla
 from pallas_kernels.lowering import note_platform
 
 Array = jax.Array | np.ndarray
@@ -156,7 +156,9 @@ def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: 
     def noted(name: str, remark: str = "") -> Callable:
         def run(value: jax.Array, *others: jax.Array):
             only = PLATFORMS.get(name) if options.implementation else None
-            return implementations[name](note_platform(value, name=name, only=only, remark=remark), *others)
+            return implementations[name](
+                note_platform(value, name=name, only=only, remark=remark), *others
+            )
 
         return run
 

@@ -2,11 +2,10 @@
 
 import pathlib
 
-import pallas_kernels
-from pallas_kernels import roofline
-from pallas_kernels.problems import Problem
+from pallas_kernels.deform_attn import roofline
+from pallas_kernels.deform_attn.problems import Problem
 
-README = pathlib.Path(pallas_kernels.__file__).parent / "README.md"
+README = pathlib.Path(roofline.__file__).parent / "README.md"
 
 
 def test_the_readme_has_these_tables(capsys):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import lowering, ms_deform_attn, reference
-from tests.pallas_kernels.cases import PYRAMID, random_case
+from pallas_kernels import lowering, ms_deform_attn
+from pallas_kernels.deform_attn import reference
+from tests.pallas_kernels.deform_attn.cases import PYRAMID, random_case
 
 CASE = random_case(PYRAMID, batch=4, channels=16)
 VALUE, LOCATIONS, WEIGHTS, GRAD = CASE.arrays

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import gpu, reference, tpu, xla
-from tests.pallas_kernels.cases import CASES, Case, by_numpy, grid_sample, points_on_lines, random_case
+from pallas_kernels.deform_attn import gpu, reference, tpu, xla
+from tests.pallas_kernels.deform_attn.cases import CASES, Case, by_numpy, grid_sample, points_on_lines, random_case
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2}
 """Relative to the largest value of each array: some hundred roundings of the arrays' own dtype (24 and 8 bits)."""

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from pallas_kernels.deform_attn.problems import Problem
 from pallas_kernels.measuring import BOTH, FORWARD, TORCH, Case, measure_peak
-from pallas_kernels.problems import Problem
 
 
 def torch_cases(problem: Problem, arrays: tuple[np.ndarray, ...], threads: int) -> dict[tuple[str, str], Case]:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_tpu, ms_deform_attn, tpu, tpu_layout
-from tests.pallas_kernels.cases import random_case
+from pallas_kernels import compile_tpu, ms_deform_attn
+from pallas_kernels.deform_attn import tpu, tpu_layout
+from tests.pallas_kernels.deform_attn.cases import random_case
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, libtpu, is not installed (Linux only)"
@@ -23,7 +24,7 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 def test_the_tpu_compiler_takes_both_passes_on_one_device_and_shards_them_on_four():
     """Runs in a separate process, since libtpu serves one process at a time and stays loaded."""
-    command = [sys.executable, "-m", "tests.pallas_kernels.test_tpu"]
+    command = [sys.executable, "-m", "tests.pallas_kernels.deform_attn.test_tpu"]
     done = subprocess.run(
         command, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
     )

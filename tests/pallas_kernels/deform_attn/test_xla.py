@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import xla
+from pallas_kernels.deform_attn import xla
 
 LARGE = ((32, 32), (64, 64), (128, 128))  # a 1024x1024 image
 SMALL = ((3, 5), (7, 4))

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import ms_deform_attn
-from tests.pallas_kernels.cases import PYRAMID, random_case
+from tests.pallas_kernels.deform_attn.cases import PYRAMID, random_case
 
 COLLECTIVES = r"all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
 
@@ -30,7 +30,7 @@ CASES = [
 def test_in_a_process_with_four_devices():
     """Runs in a separate process, since the number of devices is fixed when a process starts."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.pallas_kernels.test_sharding"]
+    command = [sys.executable, "-m", "tests.pallas_kernels.deform_attn.test_sharding"]
     done = subprocess.run(command, check=False, env={**os.environ, **flags}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [f"{case}: equal" for case in CASES]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_gpu, gpu
-from tests.pallas_kernels.cases import Case, random_case, with_locations
+from pallas_kernels import compile_gpu
+from pallas_kernels.deform_attn import gpu
+from tests.pallas_kernels.deform_attn.cases import Case, random_case, with_locations
 
 # JAX warns at every lowering since 0.12; gpu.py has the consequences.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

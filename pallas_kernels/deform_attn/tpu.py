@@ -32,7 +32,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.tpu_layout import (
+from pallas_kernels.deform_attn.tpu_layout import (
     BLOCK,
     TILE,
     Shapes,
