@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 
 import pallas_kernels.deform_attn.bench
+import pallas_kernels.depthwise.bench
 
-OPERATORS = {"ms_deform_attn": pallas_kernels.deform_attn.bench.main}
+OPERATORS = {
+    "ms_deform_attn": pallas_kernels.deform_attn.bench.main,
+    "depthwise_norm": pallas_kernels.depthwise.bench.main,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

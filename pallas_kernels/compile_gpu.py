@@ -7,6 +7,7 @@ Triton, so the figures are close to those of the code that a GPU runs, not equal
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -20,9 +21,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxlib.mlir import ir
 
 from pallas_kernels.deform_attn import gpu
+from pallas_kernels.depthwise import bench as depthwise_bench
+from pallas_kernels.depthwise import gpu as depthwise_gpu
 
 # The smallest levels first, as the pixel decoder has them for a 1024x1024 image: strides 32, 16 and 8.
 SHAPES = ((32, 32), (64, 64), (128, 128))
@@ -88,7 +92,7 @@ def build(kernel: Kernel, capability: int) -> Build:
 
 
 def kernels(dtype: jax.typing.DTypeLike, capability: int, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[Kernel]:
-    """Lowers each kernel once: forward, backward, and the value gradient with and without atomics."""
+    """Lowers each kernel of `ms_deform_attn` once: forward, backward, and the value gradient with and without atomics."""
     pixels = sum(h * w for h, w in shapes)
     value = jax.ShapeDtypeStruct((1, pixels, HEADS, CHANNELS), dtype)
     weights = jax.ShapeDtypeStruct((1, pixels, HEADS, len(shapes), POINTS), dtype)
@@ -108,6 +112,20 @@ def kernels(dtype: jax.typing.DTypeLike, capability: int, shapes: tuple[tuple[in
         for kernel in lower(function, value, locations, weights, *inputs, capability=capability):
             found.setdefault(kernel.name, kernel)
     return list(found.values())
+
+
+def depthwise_kernels(dtype: jax.typing.DTypeLike, capability: int) -> list[Kernel]:
+    """Lowers the kernel of `depthwise_norm` for each stage of ConvNeXt-L, whose channels are appended to its name."""
+    found = []
+    for stage in depthwise_bench.STAGES:
+        x, valid_hw, *parameters = (
+            jax.ShapeDtypeStruct(array.shape, dtype if array.dtype == jnp.float32 else array.dtype)
+            for array in depthwise_bench.random_arrays(stage, batch=1)
+        )
+        function = functools.partial(depthwise_gpu.depthwise_norm, eps=depthwise_bench.EPS)
+        (kernel,) = lower(function, x, valid_hw, *parameters, capability=capability)
+        found.append(kernel._replace(name=f"{kernel.name}_{stage[-1]}"))
+    return found
 
 
 def _triton_calls(operation: ir.Operation) -> Iterator[ir.Operation]:
@@ -143,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")
     versions = f"jax {jax.__version__}, triton {importlib.metadata.version('triton')}"
     print(f"{versions}; levels {SHAPES}, {HEADS} heads x {CHANNELS} channels, {POINTS} points, B = 1")
-    row = "{:10}{:>10}{:>7}{:>10}{:>9}{:>11}{:>10}{:>10}"
+    row = "{:20}{:>10}{:>7}{:>10}{:>9}{:>11}{:>10}{:>10}"
     print(row.format("kernel", "dtype", "arch", "programs", "build s", "registers", "spills B", "shared B"))
     for dtype, capability in itertools.product(("float32", "bfloat16"), DEVICES):
-        for kernel in kernels(dtype, capability):
+        for kernel in (*kernels(dtype, capability), *depthwise_kernels(dtype, capability)):
             name, made = kernel.name.removeprefix("ms_deform_attn_"), build(kernel, capability)
             figures = (kernel.programs, f"{made.seconds:.2f}", made.registers, made.spills, made.shared)
             print(row.format(name, dtype, f"sm_{capability}", *figures))

@@ -69,6 +69,7 @@ PARSED = {
     "fcclip annotate cityscapes --root DATASETS": "needs Cityscapes",
     "python -m tests.parity tests/golden": "tests/test_parity.py runs it",
     "python -m pallas_kernels.bench": "takes minutes",
+    "python -m pallas_kernels.bench depthwise_norm": "takes minutes",
     "python -m pallas_kernels.roofline": "takes minutes",
     "python -m pallas_kernels.compile_tpu": "takes minutes; tests/pallas_kernels compiles less",
     "python -m pallas_kernels.compile_gpu": "takes minutes; tests/pallas_kernels compiles less",
@@ -137,6 +138,20 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
 
 @pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
 def test_python_blocks_run(folder, page, code):
+    if page == "pallas_kernels/depthwise/README.md":
+        rng = np.random.default_rng(0)
+        arrays = [(1, 5, 6, 8), (7, 7, 8), (8,), (8,), (8,)]
+        values = dict(
+            zip(
+                ("x", "weight", "bias", "scale", "offset"),
+                (rng.random(shape, np.float32) for shape in arrays),
+                strict=True,
+            )
+        )
+        names = {**values, "valid_hw": np.asarray([[5, 6]], np.int32)}
+        exec(code, names)  # noqa: S102  the code is the README's
+        assert names["out"].shape == (1, 5, 6, 8)
+        return
     if page == "pallas_kernels/deform_attn/README.md":
         shapes = ((4, 4), (2, 2))
         rng = np.random.default_rng(0)

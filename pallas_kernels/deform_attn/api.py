@@ -1,17 +1,16 @@
 """The entry point of this package: checks, choice of the implementation, gradients, sharding."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels.deform_attn import gpu, reference, tpu, xla
 from pallas_kernels.lowering import note_platform
+from pallas_kernels.sharding import on_each_shard
 
 Array = jax.Array | np.ndarray
 
@@ -86,7 +85,7 @@ def ms_deform_attn(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _sample(value: Array, locations: Array, weights: Array, options: Options) -> jax.Array:
-    return _on_each_shard(_forward, options, value, locations, weights)
+    return on_each_shard(functools.partial(_forward, options=options), (value, locations, weights))
 
 
 def _sample_forward(value: Array, locations: Array, weights: Array, options: Options):
@@ -94,34 +93,10 @@ def _sample_forward(value: Array, locations: Array, weights: Array, options: Opt
 
 
 def _sample_backward(options: Options, inputs: tuple[Array, ...], grad: Array):
-    return _on_each_shard(_backward, options, *inputs, grad)
+    return on_each_shard(functools.partial(_backward, options=options), (*inputs, grad))
 
 
 _sample.defvjp(_sample_forward, _sample_backward)
-
-
-def _on_each_shard(function: Callable, options: Options, *arrays: Array):
-    """Applies `function` on each device to its part of the batch. JAX cannot partition a Pallas kernel itself."""
-    run = functools.partial(function, options=options)
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(array).sharding.mesh for array in arrays)]
-    mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    free = [name for name in mesh.axis_names if kinds[name] is not AxisType.Manual]
-    # The caller chooses how explicit axes share the batch; the choice is part of the array's type.
-    (batch_spec, *_) = jax.typeof(arrays[0]).sharding.spec
-    chosen = batch_spec if isinstance(batch_spec, tuple) else (batch_spec,)
-    shared, parts = [], 1
-    for name in free:
-        divides = arrays[0].shape[0] % (parts * mesh.shape[name]) == 0
-        if (name in chosen) if kinds[name] is AxisType.Explicit else divides:
-            shared.append(name)
-            parts *= mesh.shape[name]
-    if math.prod(mesh.shape[name] for name in free) == 1:
-        return run(*arrays)
-    spec = PartitionSpec(tuple(shared))
-    # The kernels' results vary over the mesh as their inputs do; JAX cannot check that for a pallas_call.
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=set(free), check_vma=False)
-    return sharded(*arrays)
 
 
 @functools.partial(jax.jit, static_argnames="options", inline=True)
@@ -157,7 +132,7 @@ def _choose(options: Options, arrays: tuple[jax.Array, ...], **implementations: 
         def run(value: jax.Array, *others: jax.Array):
             only = PLATFORMS.get(name) if options.implementation else None
             return implementations[name](
-                note_platform(value, name=name, only=only, remark=remark), *others
+                note_platform(value, operator="ms_deform_attn", name=name, only=only, remark=remark), *others
             )
 
         return run

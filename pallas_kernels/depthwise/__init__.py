@@ -1,0 +1,1 @@
+"""Depthwise convolution with layer normalisation: the beginning of ConvNeXt's block."""
