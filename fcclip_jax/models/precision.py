@@ -6,14 +6,21 @@ float32, as do the weights that `weight_dtype` names.
 """
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from fcclip_jax.conventions import PRECISIONS
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What matters here of a `jax.Device`. NVIDIA's GPUs also have a `compute_capability`, such as "8.0"."""
+
+    platform: str
+    device_kind: str
 
 
 class Precision(NamedTuple):
@@ -26,16 +33,13 @@ class Precision(NamedTuple):
     """JAX's name for the precision of products of float32 arrays."""
 
 
-_TABLE = {
-    precision.name: precision
-    for precision in (
-        Precision("float32", dtype="float32", products="highest"),
-        # JAX's default on GPUs.
-        Precision("tf32", dtype="float32", products="default"),
-        # The few products of float32 arrays that are left are small and must not lose digits.
-        Precision("bfloat16", dtype="bfloat16", products="highest"),
-    )
-}
+FLOAT32 = Precision("float32", dtype="float32", products="highest")
+# TF32 is JAX's default on GPUs.
+TF32 = Precision("tf32", dtype="float32", products="default")
+# The few products of float32 arrays that are left, similarities above all, are small and must not lose digits.
+BFLOAT16 = Precision("bfloat16", dtype="bfloat16", products="highest")
+
+_TABLE = {precision.name: precision for precision in (FLOAT32, TF32, BFLOAT16)}
 
 _WIDE = re.compile(
     r".*(bias|gamma|(norm|bn)\d?\.weight|running_mean|running_var|logit_scale|void_embedding)"  # vectors and scalars
@@ -52,7 +56,7 @@ def check_precision(name: str) -> None:
         raise ValueError(f"precision is {name!r}; choose {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
 
 
-def choose_precision(name: str | None, device: jax.Device) -> Precision:
+def choose_precision(name: str | None, device: Device) -> Precision:
     """Returns the precision of that name; for None the device's default.
 
     Defaults are the products that JAX itself takes for float32 arrays, which are fast and good enough for pictures:
@@ -83,7 +87,7 @@ def weight_dtype(name: str, dtype: DTypeLike) -> np.dtype:
     return np.promote_types(dtype, jnp.float32) if _WIDE.fullmatch(name) else np.dtype(dtype)
 
 
-def _has_tf32(device: jax.Device) -> bool:
+def _has_tf32(device: Device) -> bool:
     """Returns whether the device is an Ampere GPU or newer."""
     capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
     return device.platform == "gpu" and capability is not None and int(capability[1]) >= 8
