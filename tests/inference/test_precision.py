@@ -4,6 +4,7 @@ import types
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -64,7 +65,7 @@ def test_what_runs_in_which_dtype(family):
     small = network(family, np.float32)
     model = nnx.merge(*small.split)
     for name, variable in named_variables(model).items():
-        variable.set_value(np.asarray(variable[...]).astype(weight_dtype(name, "bfloat16")))
+        variable.set_value(jnp.asarray(variable[...]).astype(weight_dtype(name, "bfloat16")))
 
     def run(images, image_hw):
         pixels, valid_hw = normalize_images(images, image_hw, "bfloat16")
@@ -119,16 +120,13 @@ def test_float32_is_the_default_of_a_cpu_whatever_the_caller_sets():
 
 
 def test_results_in_bfloat16():
-    """A rounding is 2^-9 of a value; some hundred in a row move the scores of random weights by a few percent."""
+    """A rounding is up to 2^-9 of a value, and a hundred independent ones ten times that: 2e-2 of the scores."""
     scores = {}
     for precision in (FLOAT32, BFLOAT16):
         segmenter = Segmenter.random(short_side=96, max_side=160, precision=precision.name)
         segmenter.set_classes(WORDS)
         scores[precision] = segmenter.semantic_scores(make_photo((200, 300)))
     exact, rounded = scores[FLOAT32], scores[BFLOAT16]
-    error = np.abs(rounded - exact)
-    assert np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 0.05
-    best = np.sort(exact, axis=0)
-    sure = best[-1] - best[-2] > 2 * error.max()
-    assert sure.mean() > 0.1
-    np.testing.assert_array_equal(rounded.argmax(0)[sure], exact.argmax(0)[sure])
+    assert np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2)) < 0.02
+    # Random weights give near ties: a few percent of the pixels change class.
+    assert (rounded.argmax(0) == exact.argmax(0)).mean() > 0.9

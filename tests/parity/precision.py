@@ -33,10 +33,6 @@ class Comparison(NamedTuple):
     errors: dict[str, Error]
     agreement: dict[str, float]
     """Share of pixels with the same label, by task."""
-    sure: float
-    """Share of pixels that `sure_pixels` names."""
-    sure_agreement: float
-    """Share of the same semantic label among these."""
 
 
 def compare(folder: pathlib.Path, name: str) -> Iterator[str]:
@@ -59,7 +55,6 @@ def compare(folder: pathlib.Path, name: str) -> Iterator[str]:
             yield f"  {stage:28}" + "".join(f"{value:10.1e}" for value in error)
         for task, share in found.agreement.items():
             yield f"  {task}: {share:.2%} of pixels have the same class"
-        yield f"  semantic, the {found.sure:.2%} of pixels with a clear margin: {found.sure_agreement:.2%}"
 
 
 def compare_pair(pair: Pair, chosen: Precision) -> Comparison:
@@ -99,20 +94,10 @@ def compare_pair(pair: Pair, chosen: Precision) -> Comparison:
         "panoptic": [_classes(each)[:height, :width] for each in (outcome, other)],
     }
     same = {task: one == two for task, (one, two) in labels.items()}
-    sure = sure_pixels(outcome, other)
     return Comparison(
         errors,
         {task: float(equal.mean()) for task, equal in same.items()},
-        float(sure.mean()),
-        float(same["semantic"][sure].mean()),
     )
-
-
-def sure_pixels(outcome: Outcome, other: Outcome) -> np.ndarray:
-    """Returns the pixels whose two best float32 class scores differ by more than twice the largest error of a score."""
-    scores = np.sort(outcome.semantic_scores, axis=-1)
-    error = np.abs(outcome.semantic_scores - other.semantic_scores).max()
-    return scores[..., -1] - scores[..., -2] > 2 * error
 
 
 def _classes(outcome: Outcome) -> np.ndarray:
