@@ -199,7 +199,10 @@ def _shares(top: jax.Array, y: jax.Array, first: jax.Array, band: int) -> tuple[
     return above * (1 - y) + below * y, below - above
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0), precision=None) -> jax.Array:
+def _dot(
+    a: jax.Array, b: jax.Array, contract: tuple[int, int] = (1, 0), precision: lax.Precision = lax.Precision.DEFAULT
+) -> jax.Array:
+    """Multiplies; None would take the caller's `jax.default_matmul_precision`, which Mosaic rejects for bfloat16."""
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
@@ -298,7 +301,7 @@ def _differentiate_level(
             d_x += shares[r : r + 1] * (by_right - by_left)
             d_rows.append(shares[r : r + 1] * grad)
         d_rows = jnp.concatenate(d_rows, axis=0).astype(share.dtype)
-        d_plane_ref[rows, :] += _dot(d_rows, share, (1, 1), lax.Precision.HIGHEST if exact else None)
+        d_plane_ref[rows, :] += _dot(d_rows, share, (1, 1), lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT)
         return d_x, d_y, d_weight
 
     nothing = jnp.zeros_like(x)

@@ -59,7 +59,8 @@ class Network:
             seen=np.array([True, False, True, False, False, False]),
             num_classes=np.int32(4),
         )
-        graphdef, state = nnx.split(random_model(description))
+        self.description = description
+        self.split = graphdef, state = nnx.split(random_model(description))
         self.state = jax.tree.map(lambda x: np.asarray(x, dtype), state)
 
         @jax.jit

@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.parity DIR [--tolerance 1e-4]`."""
+"""The command line: `python -m tests.parity DIR [--tolerance 1e-4] [--precision bfloat16]`."""
 
 import argparse
 import pathlib
@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import jax
 
+from fcclip_jax.conventions import PRECISIONS
+from tests.parity import precision
 from tests.parity.evaluation import compare_pair
 from tests.parity.extras import compare_extra
 from tests.parity.network import Network
@@ -55,10 +57,20 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], None] = 
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="of max|difference| / max|official| (default: 1e-4)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="another than float32 is compared with this project's float32: prints the errors by stage, and judges none",
+    )
     options = parser.parse_args(arguments)
     try:
         if not options.tolerance > 0:
             raise BadFiles(f"--tolerance is {options.tolerance}; it must be above 0")
+        if options.precision != "float32":
+            for line in precision.compare(options.folder, options.precision):
+                write(line)
+            return 0
         # On accelerators products have less than float32 precision by default.
         with jax.default_matmul_precision("highest"):
             sections = compare(options.folder, options.tolerance, write)

@@ -19,6 +19,7 @@ from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semanti
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import EnsembleDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
+from fcclip_jax.models.precision import FLOAT32, Precision, weight_dtype
 from fcclip_jax.structs import Prediction, TextClassifier
 from fcclip_jax.text.embeddings import TextEncoder
 from tests.parity.detinit import weight
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
 class Network:
     """The model of a pair, ready to run on photographs or on crafted head outputs."""
 
-    def __init__(self, pair: Pair):
+    def __init__(self, pair: Pair, precision: Precision = FLOAT32):
         self.description = describe(pair)
         self.model = build(self.description, read_manifest(pair), pair)
         self.encoder = TextEncoder(self.model.clip.text, fingerprint="", cache_dir=None)
@@ -62,9 +63,14 @@ class Network:
         self.object_mask_threshold = test_options["OBJECT_MASK_THRESHOLD"]
         resized_first = ("SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", "PANOPTIC_ON", "INSTANCE_ON")
         self.semantic_before_resize = not any(test_options[name] for name in resized_first)
-        graphdef, self.state = nnx.split(self.model)
-        self._stages = jax.jit(functools.partial(_stages, graphdef))
-        self._whole = jax.jit(functools.partial(_whole, graphdef), static_argnames=("canvas", "before_resize"))
+        graphdef, state = nnx.split(self.model)
+        self.state = nnx.from_flat_state(
+            (path, variable.replace(variable[...].astype(weight_dtype(".".join(map(str, path)), precision.dtype))))
+            for path, variable in nnx.to_flat_state(state)
+        )
+        self._stages = jax.jit(functools.partial(_stages, graphdef, dtype=precision.dtype))
+        whole = functools.partial(_whole, graphdef, dtype=precision.dtype)
+        self._whole = jax.jit(whole, static_argnames=("canvas", "before_resize"))
         self._heads = jax.jit(functools.partial(_head_stages, graphdef), static_argnames="mixing")
 
     def read_classes(self, pair: Pair) -> None:
@@ -92,7 +98,7 @@ class Network:
             tuple(masks.get(i, own)[None] for i in range(count)),
             np.array([i in masks for i in range(count)]),
         )
-        out = jax.device_get(out)
+        out = jax.device_get(jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x, out))
         logits = [name for name in out if name.endswith("logits") or name == "class_probs"]
         return out | {name: self.real_classes(out[name]) for name in logits}
 
@@ -256,8 +262,8 @@ def in_bucket(x: np.ndarray, bucket: Size, stride: int) -> np.ndarray:
     return padded.astype(np.float32)
 
 
-def _stages(graphdef, state, images, image_hw, text, masks, forced) -> Arrays:
-    return stages(nnx.merge(graphdef, state), images, image_hw, text, masks, forced)
+def _stages(graphdef, state, images, image_hw, text, masks, forced, *, dtype: str) -> Arrays:
+    return stages(nnx.merge(graphdef, state), images, image_hw, text, masks, forced, dtype)
 
 
 def _head_stages(graphdef, state, mask_logits, class_logits, clip_dense, valid_hw, text, *, mixing) -> Arrays:
@@ -276,11 +282,12 @@ def _whole(
     overlap_threshold,
     object_mask_threshold,
     *,
+    dtype: str,
     canvas: Size,
     before_resize: bool,
 ) -> tuple[Prediction, jax.Array, Postprocessed]:
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(images, image_hw)
+    pixels, valid_hw = normalize_images(images, image_hw, dtype)
     prediction, features = model(pixels, valid_hw, text)
     class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
     output = postprocess(

@@ -9,6 +9,7 @@ from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_l
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, dense_masks, normalize_images
 from fcclip_jax.models.features import Features, PixelFeatures
+from fcclip_jax.models.layers import wide_dtype
 from fcclip_jax.models.padding import valid_mask
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES, upsample_twice
 from fcclip_jax.models.resnet import ResNet
@@ -32,14 +33,16 @@ def stages(
     text: TextClassifier,
     masks: tuple[jax.Array, ...],
     forced: jax.Array,
+    dtype: str,
 ) -> Arrays:
     """Every stage for images padded to their own multiple of 32.
 
     masks: mask logits [B, h, w, Q] of each decoder prediction. They replace the model's own in hard thresholds where
         `forced` [predictions] is true, since a logit near zero that changes its sign affects everything after it.
+    dtype: the network's.
     """
     out: Arrays = {}
-    pixels, valid_hw = normalize_images(images, image_hw)
+    pixels, valid_hw = normalize_images(images, image_hw, dtype)
     out["input_padded"] = channels_first(pixels)
     features = trunk_stages(model, pixels, valid_hw, out)
     pixel_features = pixel_stages(model, features, valid_hw, out)
@@ -123,7 +126,9 @@ def mask_stages(
         out[f"dec{i}_output"] = sequence_first(queries)
         normal = decoder.decoder_norm(queries)
         mask_embed = decoder.mask_embed(normal)
-        own = jnp.einsum("bhwc,bqc->bhwq", pixels.mask_features, mask_embed)
+        own = jnp.einsum(
+            "bhwc,bqc->bhwq", pixels.mask_features, mask_embed, preferred_element_type=wide_dtype(mask_embed)
+        )
         hard = jnp.where(forced[i], masks[i], own)
         pooled = mask_pool(pixels.mask_features, hard > 0)
         embeddings = decoder.class_embeddings(normal, hard, pixels.mask_features, valid_hw)

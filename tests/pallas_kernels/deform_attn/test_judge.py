@@ -40,7 +40,7 @@ def both_ways(value, locations, weights, grad, implementation: str, shapes: tupl
 def run(implementation: str, case: Case) -> dict[str, np.ndarray]:
     """Computes the result and the three gradients."""
     arrays = both_ways(*case.arrays, implementation, case.shapes)
-    assert all(array.dtype == case.arrays[0].dtype for array in arrays)
+    assert [array.dtype for array in arrays] == [case.arrays[i].dtype for i in (0, 0, 1, 2)]
     return dict(zip(NAMES, map(np.asarray, arrays), strict=True))
 
 
@@ -65,6 +65,17 @@ def judge(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], case: C
 def test_cases(implementation: str, name: str, dtype: str):
     case = CASES[name].cast(dtype)
     judge(run(implementation, case), truth(case), case, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("implementation", BACKWARD)
+def test_float32_samples_of_bfloat16_values(implementation: str):
+    """Locations keep all their digits: 600 columns are more than bfloat16 tells apart."""
+    case = random_case(((2, 600),), channels=16)
+    value, locations, weights, grad = case.arrays
+    mixed = case._replace(arrays=(np.asarray(value, jnp.bfloat16), locations, weights, np.asarray(grad, jnp.bfloat16)))
+    judge(run(implementation, mixed), truth(mixed), mixed, TOLERANCES["bfloat16"])
+    rounded = case.cast("bfloat16")
+    assert np.abs(run("reference", rounded)["out"].astype(np.float32) - truth(mixed)["out"]).max() > 0.3
 
 
 @pytest.mark.parametrize("implementation", BACKWARD)

@@ -36,8 +36,8 @@ def compile_for_v5e() -> None:
     made = compile_tpu.compile_for(devices[0], compile_tpu.BOTH, "1024x1024", 4, "bfloat16")
     assert 2**20 < made.vmem < tpu.VMEM
     assert made.hbm_temporaries < 2**30
-    # Mosaic rejects indices of 64 bits, which Python's numbers become with x64.
-    with jax.enable_x64(True):
+    # Mosaic rejects indices of 64 bits, which Python's numbers become with x64, and bfloat16 products of the highest precision.
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         inputs = compile_tpu.arguments(((8, 8),), 1, jnp.float32, jax.sharding.SingleDeviceSharding(devices[0]))
         jax.jit(compile_tpu.passes(((8, 8),))[compile_tpu.BOTH]).lower(*inputs).compile()
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=devices[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
