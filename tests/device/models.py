@@ -1,0 +1,40 @@
+"""The models that the parts run, with random weights, and the precisions that they run in."""
+
+import inspect
+
+from fcclip_jax import caching
+from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference.timing import MODEL
+from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, ModelDescription, fcclip_description
+from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text.vocabulary import Vocabulary
+
+CLASSES = "coco_panoptic"
+"""133 classes."""
+
+
+def description(small: bool) -> ModelDescription:
+    return SMALL if small else fcclip_description(CLIP_MODELS[MODEL])
+
+
+def precisions() -> list[dict[str, str]]:
+    """Returns the options of `Segmenter` for each precision, its default first."""
+    if "precision" not in inspect.signature(Segmenter).parameters:
+        return [{}]
+    return [{"precision": name} for name in ("tf32", "bfloat16", "float32")]
+
+
+def segmenter(model: FCCLIP, small: bool, **options) -> Segmenter:
+    """Returns a Segmenter of COCO's panoptic classes. Later parts read their text embeddings from the cache."""
+    caching.keep_compiled_programs()
+    vocabulary = Vocabulary.load(CLASSES)
+    made = Segmenter(
+        model, vocabulary, fingerprint=f"random, small {small}", cache_dir=caching.cache_dir() / "text", **options
+    )
+    made.set_classes(vocabulary)
+    return made
+
+
+def random(small: bool) -> FCCLIP:
+    return random_model(description(small))
