@@ -13,6 +13,9 @@ SHORT_SIDE, MAX_SIDE = 800, 1333
 OVERLAP_THRESHOLD = 0.8
 """The minimum share of its own mask that a panoptic segment keeps (MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD)."""
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""The precisions that a network can run in; `models.precision` defines them."""
+
 RANDOM_WEIGHTS = "random"
 """The name of a model with random weights, which stands in for a checkpoint to try things out."""
 

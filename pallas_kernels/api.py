@@ -48,7 +48,8 @@ def ms_deform_attn(
     `jax.shard_map` around it: JAX cannot check a Pallas kernel.
 
     Args:
-        value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated.
+        value: [B, N, M, D], the feature maps of all levels flattened row by row and concatenated. The other arrays have
+            its dtype, or are both float32 where it is bfloat16, which is too coarse for locations.
         locations: [B, Q, M, L, P, 2], sampling points as (x, y), where [0, 1] spans a level from edge to edge
             (`grid_sample` with align_corners=False); points outside read zero.
         weights: [B, Q, M, L, P].
@@ -57,12 +58,12 @@ def ms_deform_attn(
             that platform's kernel if it can run these arrays, else "xla"; the choice is logged once. `jax.export`
             takes one platform at a time: JAX cannot lower a Pallas kernel for several.
         precision: precision of the TPU kernel's matrix products, one of `PRECISIONS`: "float32" is exact to rounding,
-            "bfloat16" is several times faster. By default it is the arrays' dtype.
+            "bfloat16" is several times faster. By default it is value's dtype.
         deterministic: sums the "gpu" kernel's gradient of `value` in a fixed order. All else is deterministic
             without it.
 
     Returns:
-        [B, Q, M, D], in the dtype of the arrays.
+        [B, Q, M, D], in the dtype of `value`.
 
     Raises:
         ValueError: ranks, sizes or dtypes do not fit together, a name is unknown, or the named implementation cannot
@@ -195,8 +196,9 @@ def _check(value: Array, locations: Array, weights: Array, options: Options) -> 
     if weights.shape != expected or locations.shape != (*expected, 2):
         raise ValueError(f"batch, queries, heads, levels or points differ: {given}")
     dtypes = f"value {value.dtype}, locations {locations.dtype}, weights {weights.dtype}"
-    if not value.dtype == locations.dtype == weights.dtype:
-        raise ValueError(f"dtypes differ: {dtypes}; cast them to one ({given})")
+    samples = {locations.dtype, weights.dtype}
+    if samples != {value.dtype} and not (value.dtype == "bfloat16" and samples == {jnp.dtype("float32")}):
+        raise ValueError(f"dtypes differ: {dtypes}; cast locations and weights to value's ({given})")
     if value.dtype not in ("float32", "bfloat16", "float64"):
         raise ValueError(f"dtypes are {dtypes}; cast them to float32 or bfloat16 ({given})")
     if options.implementation not in (None, *IMPLEMENTATIONS):

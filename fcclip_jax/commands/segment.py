@@ -14,7 +14,16 @@ from tqdm import tqdm
 from fcclip_jax import command_line, files
 from fcclip_jax.commands.class_lists import read_classes
 from fcclip_jax.commands.photographs import find_photos
-from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, RANDOM_WEIGHTS, SHORT_SIDE, STRIDE, TASKS, check_tasks
+from fcclip_jax.conventions import (
+    MAX_SIDE,
+    OVERLAP_THRESHOLD,
+    PRECISIONS,
+    RANDOM_WEIGHTS,
+    SHORT_SIDE,
+    STRIDE,
+    TASKS,
+    check_tasks,
+)
 
 HELP = "segment photographs"
 DESCRIPTION = "Segments photographs into the classes that you name."
@@ -118,6 +127,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of one bucket per batch (default: %(default)s). Larger batches are faster on accelerators; a CPU"
         " computes images one by one",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="bfloat16 takes half the memory, and is the fastest on most accelerators; tf32 needs an NVIDIA GPU of the"
+        " Ampere generation or newer; float32 is exact to rounding (default: float32 on a CPU, tf32 on a GPU that has it,"
+        " bfloat16 on a TPU)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,6 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
         "max_side": arguments.max_side,
         "buckets": shapes,
         "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
     }
     started = time.perf_counter()
     with caching.compile_times() as compiling:

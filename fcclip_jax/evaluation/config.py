@@ -12,10 +12,8 @@ from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic
 from fcclip_jax.evaluation.paper_tables import SWEEPS
+from fcclip_jax.models.precision import check_precision
 from fcclip_jax.text.vocabulary import Vocabulary, shipped
-
-PRECISIONS = ("highest", "default")
-"""The precision of float32 products, as JAX names it."""
 
 ENSEMBLE_MODES = ("geometric", "arithmetic")
 
@@ -136,8 +134,7 @@ def _check_values(config: ConfigDict) -> None:
             raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     if config.max_side < config.short_side:
         raise ValueError(f"max_side is {config.max_side}; it must be at least short_side, {config.short_side}")
-    if config.precision not in PRECISIONS:
-        raise ValueError(f"precision is {config.precision!r}; choose {' or '.join(PRECISIONS)}")
+    check_precision(config.precision)
     if not 0 <= config.overlap_threshold <= 1:
         raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it must be from 0 to 1")
     for name in ("alpha", "beta"):

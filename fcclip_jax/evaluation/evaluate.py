@@ -90,25 +90,24 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     engine.expect(examples.sizes)
-    with jax.default_matmul_precision(config.precision):
-        outcome = segment_and_score(engine, examples, log, settings, folder, second_trunk)
-        if not outcome.lines:
-            raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
-        try:
-            if jax.process_index() == 0:
-                write_report(config, examples, outcome, settings, folder, opened, about)
-                if config.worst and not settings.sweep:
-                    if settings.tasks == ("instances",):
-                        print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
-                    else:
-                        page.write(folder, outcome.lines, examples, engine, settings, config.worst)
-                        print(f"the images with the lowest scores: {folder / 'worst.html'}")
-                if outcome.images_per_second:
-                    processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-                    print(f"{outcome.images_per_second:.3g} images/s{processes}")
-        finally:
-            # If a process ended early, the processes that still wait for it would stop after some minutes.
-            wait_for_all("the report is written")
+    outcome = segment_and_score(engine, examples, log, settings, folder, second_trunk)
+    if not outcome.lines:
+        raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
+    try:
+        if jax.process_index() == 0:
+            write_report(config, examples, outcome, settings, folder, opened, about)
+            if config.worst and not settings.sweep:
+                if settings.tasks == ("instances",):
+                    print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
+                else:
+                    page.write(folder, outcome.lines, examples, engine, settings, config.worst)
+                    print(f"the images with the lowest scores: {folder / 'worst.html'}")
+            if outcome.images_per_second:
+                processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+                print(f"{outcome.images_per_second:.3g} images/s{processes}")
+    finally:
+        # If a process ended early, the processes that still wait for it would stop after some minutes.
+        wait_for_all("the report is written")
     return command_line.INCOMPLETE if outcome.failed else command_line.DONE
 
 
@@ -136,6 +135,7 @@ def make_segmenter(config: ConfigDict, opened: Opened) -> Segmenter:
         max_side=config.max_side,
         batch_size=batch_size,
         batched=config.batched,
+        precision=config.precision,
         # The largest number of devices that divides the batch.
         devices=devices[: next(n for n in range(len(devices), 0, -1) if batch_size % n == 0)],
         cache_dir=caching.cache_dir() / "text",

@@ -20,6 +20,7 @@ from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
 from fcclip_jax.inference.sweep import SWEEP_SPECS, Way, sweep
 from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.models.precision import choose_precision, weight_dtype
 from fcclip_jax.text.vocabulary import Vocabulary
 
 Dispatch = Callable[[int, Shapes, list[Photo]], Postprocessed]
@@ -40,14 +41,15 @@ class Engine:
         batch_size: int = 1,
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
+        precision: str | None = None,
     ):
-        """Places the weights; programs are compiled when they first run.
+        """Places the weights, in the precision's dtype; programs are compiled when they first run.
 
         model: the engine ignores its text tower.
-        batch_size, batched, devices: `Segmenter`'s.
+        batch_size, batched, devices, precision: `Segmenter`'s.
 
         Raises:
-            ValueError: the batch does not fit the devices.
+            ValueError: the batch or the precision does not fit the devices.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -62,6 +64,7 @@ class Engine:
             raise ValueError(
                 f"a batch of {batch_size} cannot be divided evenly among {len(devices)} devices; choose a multiple of them"
             )
+        self.precision = choose_precision(precision, devices[0])
         self.feeder, self.batch_size, self.ensemble = feeder, batch_size, model.ensemble
         self._rows = batch_size if batched else 1  # images in one run of a program
         self._vocabulary: Vocabulary | None = None
@@ -70,18 +73,19 @@ class Engine:
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
         graphdef, state = nnx.split(image_model)
-        segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef)
-        sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef)
+        segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef, self.precision)
+        sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef, self.precision)
         if batched and len(devices) > 1:
             mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
             self._places = [NamedSharding(mesh, PartitionSpec())]
             segment = spread(segment, mesh, programs.SEGMENT_SPECS)
             sweep_all = spread(sweep_all, mesh, SWEEP_SPECS)
-        self._states = self._put(state)
+        self._states = self._put(self._cast(state))
         self._segment = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
         self._sweep = jax.jit(sweep_all, static_argnames=("second_graphdef", "canvas", "ways"))
         self._score = jax.jit(
-            functools.partial(programs.score, graphdef), static_argnames=("canvas", "classes", "before_resize")
+            functools.partial(programs.score, graphdef, self.precision),
+            static_argnames=("canvas", "classes", "before_resize"),
         )
 
     @property
@@ -109,6 +113,7 @@ class Engine:
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Replaces values of the image model, by the names of `models.building.named_variables`. Does not recompile.
 
+        Values are cast to the dtypes in which the engine holds the weights.
         The text tower is not part of the image model, so its weights and the words stay the same.
 
         Raises:
@@ -185,7 +190,10 @@ class Engine:
         second_trunk: another model's `clip.image`, for the ways that use it; the text towers must be the same.
         """
         vocabulary, words = self._required_vocabulary(), self._words
-        second_graphdef, second_state = nnx.split(second_trunk) if second_trunk is not None else (None, None)
+        second_graphdef, second_state = None, None
+        if second_trunk is not None:
+            second_graphdef, second_state = nnx.split(second_trunk)
+            second_state = self._cast(second_state)
         second_states = self._put(second_state)
         sides = sorted({way.short_side for way in ways if way.short_side is not None})
 
@@ -247,6 +255,15 @@ class Engine:
             before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
             yield from finished(before)
         yield from finished(underway)
+
+    def _cast(self, state: nnx.State) -> nnx.State:
+        """Returns the weights in the dtypes of the precision. Others are cast on the host, which compiles nothing."""
+        cast = []
+        for path, variable in nnx.to_flat_state(state):
+            dtype = weight_dtype(".".join(map(str, path)), self.precision.dtype)
+            same = variable.dtype == dtype
+            cast.append((path, variable if same else variable.replace(np.asarray(variable[...]).astype(dtype))))
+        return nnx.from_flat_state(cast)
 
     def _put(self, tree: Any) -> list[Any]:
         """Returns a copy for each placement. For None, arrays stay uncommitted: committed ones would recompile programs."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores
 from fcclip_jax.models.fcclip import normalize_images
+from fcclip_jax.models.precision import Precision
 from fcclip_jax.structs import AnyArray, TextClassifier, checked
 
 WHOLE, BY_IMAGE = PartitionSpec(), PartitionSpec("data")
@@ -45,6 +46,7 @@ class Words(NamedTuple):
 
 def segment(
     graphdef: nnx.GraphDef,
+    precision: Precision,
     state: nnx.State,
     inputs: Inputs,
     words: Words,
@@ -63,11 +65,13 @@ def segment(
     checked(inputs)
     checked(words)
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
-    prediction, features = model(pixels, valid_hw, words.text)
+    with jax.default_matmul_precision(precision.products):
+        pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
+        prediction, features = model(pixels, valid_hw, words.text)
+        class_probs = model.classify(prediction, features.clip_dense, valid_hw, words.text, offered)
     return postprocess(
         prediction.mask_logits,
-        model.classify(prediction, features.clip_dense, valid_hw, words.text, offered),
+        class_probs,
         words.is_thing,
         words.text.num_classes,
         inputs.image_hw,
@@ -85,6 +89,7 @@ SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, BY_IMAGE)
 
 def score(
     graphdef: nnx.GraphDef,
+    precision: Precision,
     state: nnx.State,
     inputs: Inputs,
     text: TextClassifier,
@@ -97,9 +102,10 @@ def score(
     checked(inputs)
     checked(text)
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
-    prediction, features = model(pixels, valid_hw, text)
-    class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
+    with jax.default_matmul_precision(precision.products):
+        pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
+        prediction, features = model(pixels, valid_hw, text)
+        class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
     real = jnp.concatenate([class_probs[..., :classes], class_probs[..., -1:]], axis=-1)
     return semantic_scores(
         prediction.mask_logits, real, inputs.image_hw, inputs.output_hw, canvas=canvas, before_resize=before_resize

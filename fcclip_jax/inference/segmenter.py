@@ -48,6 +48,7 @@ class Segmenter:
         batch_size: int = 1,
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
+        precision: str | None = None,
         cache_dir: pathlib.Path | None = None,
     ):
         """Wraps a model; `load` and `random` make one.
@@ -62,9 +63,14 @@ class Segmenter:
             program compiled for each device: results then have the same bits in any batch and on any number of devices.
             By default True except on a CPU, where batches save no time.
         devices: the devices that share a batch; by default the first one.
+        precision: "float32" computes everything in float32, as the official code does. "tf32" rounds the factors of float32
+            products to 11 bits, which NVIDIA's GPUs multiply much faster. "bfloat16" holds activations and weights in
+            bfloat16, in half the memory, and multiplies them with 8 bits; sums, statistics of norms, softmax, positions,
+            similarities and post-processing stay in float32. By default "float32" on a CPU, "tf32" on a GPU that has it,
+            "bfloat16" on a TPU. The text tower computes in float32 in any case.
 
         Raises:
-            ValueError: a size, the batch or the buckets do not fit.
+            ValueError: a size, the batch, the buckets or the precision do not fit.
         """
         self.training_vocabulary = training_vocabulary
         self.engine = Engine(
@@ -73,6 +79,7 @@ class Segmenter:
             batch_size=batch_size,
             batched=batched,
             devices=devices,
+            precision=precision,
         )
         # Only the text encoder holds the text tower.
         self._encoder = TextEncoder(model.clip.text, fingerprint=fingerprint, cache_dir=cache_dir)
@@ -88,6 +95,7 @@ class Segmenter:
         batch_size: int = 1,
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
+        precision: str | None = None,
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
 
@@ -109,6 +117,7 @@ class Segmenter:
             batch_size=batch_size,
             batched=batched,
             devices=devices,
+            precision=precision,
             cache_dir=caching.cache_dir() / "text",
         )
 
@@ -123,6 +132,7 @@ class Segmenter:
         batch_size: int = 1,
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
+        precision: str | None = None,
     ) -> "Segmenter":
         """Makes a small model with reproducible random weights, for trying the API: its results have no meaning.
 
@@ -139,6 +149,7 @@ class Segmenter:
             batch_size=batch_size,
             batched=batched,
             devices=devices,
+            precision=precision,
         )
 
     def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from fcclip_jax.inference.resampling import logits_in_view
 from fcclip_jax.models.classifiers import shrink
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import dense_masks, normalize_images
+from fcclip_jax.models.precision import Precision
 from fcclip_jax.structs import checked
 
 
@@ -30,6 +31,7 @@ class Way(NamedTuple):
 
 def sweep(
     graphdef: nnx.GraphDef,
+    precision: Precision,
     state: nnx.State,
     second_state: nnx.State | None,
     inputs: Inputs,
@@ -49,8 +51,9 @@ def sweep(
     for struct in (inputs, words, *views.values()):
         checked(struct)
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw)
-    prediction, features = model(pixels, valid_hw, words.text)
+    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
+    with jax.default_matmul_precision(precision.products):
+        prediction, features = model(pixels, valid_hw, words.text)
 
     @functools.cache
     def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
@@ -63,7 +66,7 @@ def sweep(
             hw, logits = valid_hw, shrink(prediction.mask_logits, STRIDE // MASK_STRIDE)
         else:
             view = views[short_side]
-            view_pixels, hw = normalize_images(view.images, view.image_hw)
+            view_pixels, hw = normalize_images(view.images, view.image_hw, precision.dtype)
             dense = trunk(view_pixels, hw).clip_dense
             logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
                 prediction.mask_logits, inputs.image_hw, view.image_hw
@@ -71,9 +74,10 @@ def sweep(
         masks = dense_masks(logits, hw)
         return trunk.embed_masks(dense, hw, masks), jnp.any(masks, axis=(1, 2))
 
-    probs = [
-        model.mix(prediction, *embeddings(way.short_side, way.second_trunk), words.text, way.mixing) for way in ways
-    ]
+    with jax.default_matmul_precision(precision.products):
+        probs = [
+            model.mix(prediction, *embeddings(way.short_side, way.second_trunk), words.text, way.mixing) for way in ways
+        ]
     panoptic, segments = panoptic_sweep(
         prediction.mask_logits,
         jnp.stack(probs),

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fcclip_jax.models.descriptions import EnsembleDescription
+from fcclip_jax.models.layers import wide_dtype
 from fcclip_jax.structs import TextClassifier
 
 
@@ -14,7 +14,7 @@ def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) 
 
     An empty mask pools to zeros. Masks are binary, so no gradient reaches them.
     """
-    wide = np.promote_types(features.dtype, jnp.float32)
+    wide = wide_dtype(features)
     area = jnp.sum(masks, axis=(1, 2), dtype=wide)[..., None]
     sums = jnp.einsum("bhwq,bhwc->bqc", masks.astype(features.dtype), features, preferred_element_type=wide)
     return (sums / (area + 1e-8)).astype(features.dtype)
@@ -23,8 +23,9 @@ def mask_pool(features: Float[Array, "B h w C"], masks: Bool[Array, "B h w Q"]) 
 def shrink(x: Float[Array, "B H W C"], factor: int) -> Float[Array, "B h w C"]:
     """Downsamples bilinearly by an even factor (align_corners=False, no anti-aliasing): means of the middle 4 cells."""
     first = factor // 2 - 1
-    rows = x[:, first::factor] + x[:, first + 1 :: factor]
-    return 0.25 * (rows[:, :, first::factor] + rows[:, :, first + 1 :: factor])
+    top, bottom = (x[:, row::factor].astype(wide_dtype(x)) for row in (first, first + 1))
+    rows = top + bottom
+    return (0.25 * (rows[:, :, first::factor] + rows[:, :, first + 1 :: factor])).astype(x.dtype)
 
 
 def normalize(x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:

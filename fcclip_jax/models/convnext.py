@@ -96,9 +96,9 @@ class ConvNeXt(nnx.Module):
     def embed_masks(
         self, clip_dense: Float[Array, "B h w C"], valid_hw: Int[Array, "B 2"], masks: Bool[Array, "B h w Q"]
     ) -> Float[Array, "B Q E"]:
-        """Embeds each mask in CLIP's joint space: its mean feature, through CLIP's own head."""
+        """Embeds each mask in CLIP's joint space, in at least float32: its mean feature, through CLIP's own head."""
         inside = masks & valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
         x = self.head_norm(mask_pool(clip_dense, inside))
         if self.head_kind == "mlp":
-            return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False))
-        return self.head_proj(x)
+            return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False), wide=True)
+        return self.head_proj(x, wide=True)

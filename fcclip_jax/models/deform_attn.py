@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fcclip_jax.models.layers import Linear, xavier_uniform
+from fcclip_jax.models.layers import Linear, wide_dtype, xavier_uniform
 from pallas_kernels import ms_deform_attn
 
 
@@ -39,10 +39,12 @@ class DeformableAttention(nnx.Module):
         shapes: (height, width) of each level.
         """
         batch, count, _ = query.shape
-        dtype = query.dtype
         value = (self.value_proj(tokens) * mask).reshape(batch, count, self.heads, -1)
-        offsets = self.sampling_offsets(query).reshape(batch, count, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).reshape(batch, count, self.heads, -1)
+        # In bfloat16, locations on a level of 128 columns would be half a column apart.
+        dtype = wide_dtype(query)
+        offsets = self.sampling_offsets(query, wide=True)
+        offsets = offsets.reshape(batch, count, self.heads, self.levels, self.points, 2)
+        weights = self.attention_weights(query, wide=True).reshape(batch, count, self.heads, -1)
         weights = jax.nn.softmax(weights, axis=-1).reshape(offsets.shape[:-1])
         # Offsets are in pixels of the level that they sample.
         level_wh = jnp.asarray([(w, h) for h, w in shapes], dtype)[None, None, None, :, None, :]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -105,10 +106,11 @@ def normalize_images(
     Returns:
         The images, and `valid_hw`: each image's size rounded up to a multiple of 32.
     """
-    mean, std = (jnp.asarray(values, dtype)[None, None, None, :] for values in (PIXEL_MEAN, PIXEL_STD))
+    wide = np.promote_types(dtype, jnp.float32)
+    mean, std = (jnp.asarray(values, wide)[None, None, None, :] for values in (PIXEL_MEAN, PIXEL_STD))
     rows = jnp.arange(images.shape[1], dtype=image_hw.dtype)[None, :, None, None] < image_hw[:, 0][:, None, None, None]
     columns = (
         jnp.arange(images.shape[2], dtype=image_hw.dtype)[None, None, :, None] < image_hw[:, 1][:, None, None, None]
     )
-    normal = jnp.where(rows & columns, (images.astype(dtype) - mean) / std, jnp.zeros((), dtype))
-    return normal, round_up(image_hw, STRIDE)
+    normal = jnp.where(rows & columns, (images.astype(wide) - mean) / std, jnp.zeros((), wide))
+    return normal.astype(dtype), round_up(image_hw, STRIDE)

@@ -1,7 +1,7 @@
 """The network's basic layers. Attributes have PyTorch's names, so that conversion is a table.
 
 Weights are [in, out] and [kh, kw, in, out]. Each layer computes in its input's dtype: with bfloat16 inputs it runs in
-bfloat16. `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
+bfloat16, except for statistics and the softmax, which are in float32 (`precision.py`). `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
 """
 
 import itertools
@@ -41,8 +41,13 @@ class Linear(nnx.Module):
         start = jax.random.uniform(rngs.params(), (out_features,), minval=-bound, maxval=bound) if bias else None
         self.bias = nnx.Param(start) if bias else None
 
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        y = x @ self.weight[...].astype(x.dtype)
+    def __call__(self, x: Float[Array, "*batch in"], *, wide: bool = False) -> Float[Array, "*batch out"]:
+        """Applies the layer.
+
+        wide: returns sums in at least float32, not rounded to the dtype of `x`.
+        """
+        dtype = wide_dtype(x) if wide else x.dtype
+        y = jnp.matmul(x, self.weight[...].astype(x.dtype), preferred_element_type=dtype)
         return y if self.bias is None else y + add_dims(self.bias[...], y)
 
 
@@ -53,14 +58,15 @@ class MLP(nnx.Module):
         sizes = [in_features] + [hidden] * (depth - 1) + [out_features]
         self.layers = nnx.List([Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(sizes)])
 
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    def __call__(self, x: Float[Array, "*batch in"], *, wide: bool = False) -> Float[Array, "*batch out"]:
+        """Applies the layers, the last one with `wide` as in `Linear`."""
         for layer in self.layers[:-1]:
             x = jax.nn.relu(layer(x))
-        return self.layers[-1](x)
+        return self.layers[-1](x, wide=wide)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, with statistics in at least float32."""
+    """Layer normalisation over the last axis, in at least float32."""
 
     def __init__(self, features: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
         del rngs  # nothing random
@@ -69,12 +75,12 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-        wide = x.astype(np.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x))
         mean = jnp.mean(wide, axis=-1, keepdims=True)
         centred = wide - mean
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return normal * add_dims(self.weight[...], x) + add_dims(self.bias[...], x)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normal * add_dims(self.weight[...], wide) + add_dims(self.bias[...], wide)).astype(x.dtype)
 
 
 class Conv(nnx.Module):
@@ -108,7 +114,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with statistics of the image only, without the padding of its bucket."""
+    """Group normalisation by the image alone, without the padding of its bucket, in at least float32."""
 
     groups, eps = 32, 1e-5
 
@@ -119,7 +125,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         batch, _, _, features = x.shape
-        wide = x.astype(np.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(wide_dtype(x))
         mask = mask.astype(wide.dtype)
         count = jnp.sum(mask, axis=(1, 2, 3))[:, None, None, None] * (features // self.groups)
 
@@ -130,8 +136,8 @@ class GroupNorm(nnx.Module):
 
         centred = wide - group_mean(wide)
         variance = group_mean(jnp.square(centred))
-        normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return normal * add_dims(self.weight[...], x) + add_dims(self.bias[...], x)
+        normal = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normal * add_dims(self.weight[...], wide) + add_dims(self.bias[...], wide)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -157,11 +163,11 @@ class Attention(nnx.Module):
             (x @ w + b[None, None, :]).reshape(*x.shape[:2], self.heads, -1)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
-        logits = jnp.einsum("bshd,bnhd->bhsn", q * q.shape[-1] ** -0.5, k)
+        scaled = q * q.shape[-1] ** -0.5
+        logits = jnp.einsum("bshd,bnhd->bhsn", scaled, k, preferred_element_type=wide_dtype(q))
         if mask is not None:
             logits = jnp.where(mask[:, None, :, :], logits, -jnp.inf)
-        wide = logits.astype(np.promote_types(logits.dtype, jnp.float32))
-        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(wide, axis=-1).astype(v.dtype), v)
+        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
         return self.out_proj(mixed.reshape(query.shape))
 
 
@@ -187,6 +193,11 @@ class Stack(nnx.Module):
             return nnx.merge(graphdef, layer)(x, *args), None
 
         return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, x, stacked)[0]
+
+
+def wide_dtype(x: Float[Array, "..."]) -> np.dtype:
+    """Returns the dtype of `x`, but at least float32."""
+    return np.promote_types(x.dtype, jnp.float32)
 
 
 def add_dims(vector: Float[Array, " C"], like: Float[Array, "*batch C"]) -> Float[Array, "*ones C"]:

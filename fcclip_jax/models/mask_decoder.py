@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,6 +16,7 @@ from fcclip_jax.models.layers import (
     Linear,
     sine_positions,
     unit_normal,
+    wide_dtype,
     xavier_uniform,
 )
 from fcclip_jax.models.padding import valid_mask
@@ -156,9 +156,10 @@ class MaskDecoder(nnx.Module):
         Unlike the paper's figure, the query itself is added to its pooled features
         (fcclip_transformer_decoder.py:482-490).
         """
-        wide = np.promote_types(queries.dtype, jnp.float32)
-        mask_logits = jnp.einsum("bhwc,bqc->bhwq", mask_features, self.mask_embed(queries), preferred_element_type=wide)
-        embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw).astype(wide)
+        mask_logits = jnp.einsum(
+            "bhwc,bqc->bhwq", mask_features, self.mask_embed(queries), preferred_element_type=wide_dtype(queries)
+        )
+        embeddings = self.class_embeddings(queries, mask_logits, mask_features, valid_hw)
         scale = self.logit_scale[...]
         classes = text_logits(embeddings, text, scale), void_logits(embeddings, void, scale)
         return Prediction(mask_logits, jnp.concatenate(classes, axis=-1))
@@ -170,7 +171,7 @@ class MaskDecoder(nnx.Module):
         mask_features: Float[Array, "B h w D"],
         valid_hw: Int[Array, "B 2"],
     ) -> Float[Array, "B Q E"]:
-        """Embeds each query, and the features under its mask, in CLIP's joint space."""
+        """Embeds each query, and the features under its mask, in CLIP's joint space, in at least float32."""
         inside = (mask_logits > 0) & valid_mask(valid_hw, mask_logits.shape[1:3], MASK_STRIDE)[..., None]
         pooled = self.pool_proj(self.pool_norm(mask_pool(mask_features, inside)))
-        return self.class_embed(pooled + queries)
+        return self.class_embed(pooled + queries, wide=True)

@@ -19,6 +19,7 @@ from fcclip_jax.models.layers import (
     c2_xavier,
     sine_positions,
     unit_normal,
+    wide_dtype,
     xavier_uniform,
 )
 from fcclip_jax.models.padding import valid_mask
@@ -94,20 +95,23 @@ class PixelDecoder(nnx.Module):
         return PixelFeatures(self.pyramid(features.res2, levels[-1], valid_hw), levels)
 
     def flatten(self, features: Features, valid_hw: Int[Array, "B 2"]):
-        """Returns the encoder's inputs: tokens, positions, reference points (x, y), mask, level shapes (h, w)."""
+        """Returns the encoder's inputs: tokens, positions, reference points (x, y), mask, level shapes (h, w).
+
+        Reference points are at least float32, the others have the features' dtype.
+        """
         inputs = (features.res5, features.res4, features.res3)
         shapes = tuple((x.shape[1], x.shape[2]) for x in inputs)
-        batch, dtype = inputs[0].shape[0], inputs[0].dtype
+        batch, dtype, wide = inputs[0].shape[0], inputs[0].dtype, wide_dtype(inputs[0])
         tokens, positions, references, masks = [], [], [], []
         for i, (x, (h, w), stride) in enumerate(zip(inputs, shapes, LEVEL_STRIDES, strict=True)):
             mask = valid_mask(valid_hw, (h, w), stride)[..., None].astype(dtype)
             projected = self.input_proj[i](x, mask)
-            position = sine_positions(valid_hw, (h, w), stride, projected.shape[-1], dtype)
-            position = position + self.level_embed[i].astype(dtype)[None, None, None, :]
+            position = sine_positions(valid_hw, (h, w), stride, projected.shape[-1], wide)
+            position = (position + self.level_embed[i].astype(wide)[None, None, None, :]).astype(dtype)
             centre_y, centre_x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
             tokens.append(projected.reshape(batch, h * w, -1))
             positions.append(position.reshape(batch, h * w, -1))
-            references.append(np.stack([centre_x, centre_y], axis=-1).reshape(h * w, 2).astype(dtype))
+            references.append(np.stack([centre_x, centre_y], axis=-1).reshape(h * w, 2).astype(wide))
             masks.append(mask.reshape(batch, h * w, 1))
         join = [jnp.concatenate(parts, axis=-2) for parts in (tokens, positions, references, masks)]
         return *join, shapes
@@ -148,4 +152,4 @@ def upsample_twice(x: Float[Array, "B h w C"], valid: Int[Array, "B 2"]) -> Floa
         doubled = [n * (2 if i == axis else 1) for i, n in enumerate(x.shape)]
         return jnp.stack([even, odd], axis=axis + 1).reshape(doubled)
 
-    return along(along(x, 1), 2)
+    return along(along(x.astype(wide_dtype(x)), 1), 2).astype(x.dtype)

@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 from fcclip_jax.conventions import STRIDE
 from fcclip_jax.models.descriptions import ResNetDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import Conv, Linear, Stack, add_dims, unit_normal
+from fcclip_jax.models.layers import Conv, Linear, Stack, add_dims, unit_normal, wide_dtype
 from fcclip_jax.models.padding import valid_mask
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with frozen statistics: CLIP stays in evaluation mode while the head trains."""
+    """Batch normalisation with frozen statistics, in at least float32: CLIP stays in evaluation mode while the head trains."""
 
     def __init__(self, features: int):
         self.weight = nnx.Param(jnp.ones(features))
@@ -22,9 +22,10 @@ class BatchNorm(nnx.Module):
         self.running_var = nnx.Param(jnp.ones(features))
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        wide = x.astype(wide_dtype(x))
         scale = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + 1e-5)
         shift = self.bias[...] - self.running_mean[...] * scale
-        return x * add_dims(scale, x) + add_dims(shift, x)
+        return (wide * add_dims(scale, wide) + add_dims(shift, wide)).astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):
@@ -95,31 +96,32 @@ class AttentionPool(nnx.Module):
         """Pools the features under each mask.
 
         Unlike CLIP's own pooling, keys and values are the spatial features alone, without the mean token. An empty mask
-        gives c_proj's bias.
+        gives c_proj's bias. The result is at least float32.
         """
         batch, h, w, dim = features.shape
-        dtype = features.dtype
-        valid = valid_mask(valid_hw, (h, w), STRIDE)[..., None].astype(dtype)
-        table = self.positional_embedding[...].astype(dtype)
-        mean = jnp.sum(features * valid, axis=(1, 2)) / jnp.sum(valid, axis=(1, 2))
-        query = self.q_proj(mean + table[None, 0])
-        tokens = (features + self.positions(valid_hw, (h, w), dtype)).reshape(batch, h * w, dim)
+        dtype, wide = features.dtype, wide_dtype(features)
+        valid = valid_mask(valid_hw, (h, w), STRIDE)[..., None].astype(wide)
+        mean = jnp.sum(features.astype(wide) * valid, axis=(1, 2)) / jnp.sum(valid, axis=(1, 2))
+        query = self.q_proj((mean + self.positional_embedding[0].astype(wide)[None]).astype(dtype))
+        tokens = (features.astype(wide) + self.positions(valid_hw, (h, w), wide)).astype(dtype)
+        tokens = tokens.reshape(batch, h * w, dim)
         key, value = self.k_proj(tokens), self.v_proj(tokens)
 
         def split_heads(x):
             return x.reshape(*x.shape[:-1], self.heads, -1)
 
         scale = (dim // self.heads) ** -0.5
-        logits = jnp.einsum("bmd,bnmd->bnm", split_heads(query * scale), split_heads(key))[:, :, :, None]
+        query, key = split_heads(query * scale), split_heads(key)
+        logits = jnp.einsum("bmd,bnmd->bnm", query, key, preferred_element_type=wide)[:, :, :, None]
         inside = (masks & (valid > 0)).reshape(batch, h * w, 1, -1)
         # The softmax over a mask's cells, after subtracting the largest logit inside that mask.
         largest = jnp.max(jnp.where(inside, logits, -jnp.inf), axis=1, keepdims=True)
         largest = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
         weights = jnp.where(inside, jnp.exp(logits - largest), jnp.zeros_like(logits))
         total = jnp.sum(weights, axis=1)
-        pooled = jnp.einsum("bnmq,bnmd->bqmd", weights, split_heads(value))
-        pooled = pooled / jnp.maximum(total, jnp.finfo(dtype).tiny).swapaxes(1, 2)[..., None]
-        return self.c_proj(pooled.reshape(batch, -1, dim))
+        pooled = jnp.einsum("bnmq,bnmd->bqmd", weights.astype(dtype), split_heads(value), preferred_element_type=wide)
+        pooled = pooled / jnp.maximum(total, jnp.finfo(wide).tiny).swapaxes(1, 2)[..., None]
+        return self.c_proj(pooled.reshape(batch, -1, dim).astype(dtype), wide=True)
 
     def positions(
         self, valid_hw: Int[Array, "B 2"], shape: tuple[int, int], dtype: jnp.dtype

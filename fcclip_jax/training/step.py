@@ -16,12 +16,13 @@ from fcclip_jax.models.building import abstract_model, named_variables, with_val
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
 from fcclip_jax.models.layers import Stack
+from fcclip_jax.models.precision import weight_dtype
 from fcclip_jax.structs import Batch, Prediction, Targets, TextClassifier, checked
 from fcclip_jax.training import sharding
 from fcclip_jax.training.losses.criterion import LossSettings, LossSums, mean_losses, output_losses, weighted_total
 from fcclip_jax.training.losses.points import RandomDraws
 from fcclip_jax.training.optim import OptimSettings, learning_rate, optimizer
-from fcclip_jax.training.parameters import is_statistic, is_trainable
+from fcclip_jax.training.parameters import is_trainable
 
 Parameters = Mapping[str, Array]
 """Arrays by the names that `named_variables` gives them."""
@@ -91,8 +92,8 @@ def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
 
 
 def frozen_dtype(name: str, settings: StepSettings) -> np.dtype:
-    """Returns a frozen parameter's dtype: compute_dtype, but float32 for batch statistics, for precision."""
-    return np.dtype(np.float32 if is_statistic(name) else jnp.dtype(settings.compute_dtype))
+    """Returns a frozen parameter's dtype: compute_dtype, but float32 for vectors, as in inference."""
+    return weight_dtype(name, settings.compute_dtype)
 
 
 def initial_state(parameters: Mapping[str, np.ndarray], settings: StepSettings, mesh: Mesh) -> TrainState:

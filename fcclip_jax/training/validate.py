@@ -50,6 +50,7 @@ class Validator:
             fingerprint=start.text_sha256,
             short_side=short_side,
             max_side=max_side,
+            precision="float32",  # as in an evaluation, so that both give the same scores
             cache_dir=caching.cache_dir() / "text",
         )
         segmenter.set_classes(dataset.vocabulary)

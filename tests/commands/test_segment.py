@@ -47,6 +47,7 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
         "max_side": 1333,
         "buckets": None,
         "batch_size": 1,
+        "precision": None,
         "tasks": ("panoptic", "semantic", "instances"),
         "overlap_threshold": 0.8,
     }
@@ -54,7 +55,7 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
 
 def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
     options = "--task instances,panoptic --threshold 0.25 --overlap-threshold 0.1 --short-side 64 --max-side 96"
-    options += " --buckets 64x96,96x64 --batch-size 4 --stuff sofa"
+    options += " --buckets 64x96,96x64 --batch-size 4 --precision bfloat16 --stuff sofa"
     assert segment(photos, *options.split()) == 0
     (made,) = fake
     assert made.options == {
@@ -62,6 +63,7 @@ def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
         "max_side": 96,
         "buckets": ((64, 96), (96, 64)),
         "batch_size": 4,
+        "precision": "bfloat16",
         "tasks": ("panoptic", "instances"),
         "overlap_threshold": 0.1,
     }

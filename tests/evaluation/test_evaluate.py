@@ -24,7 +24,7 @@ from fcclip_jax.evaluation import evaluate as evaluate_module
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.evaluate import evaluate
 from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic
-from fcclip_jax.inference import engine
+from fcclip_jax.inference.engine import Engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import tiny
@@ -435,19 +435,18 @@ def test_the_same_weights_in_another_model_are_another_evaluation(straight, data
         evaluate(config("ade20k", data), "random", str(straight))
 
 
-@pytest.mark.parametrize("precision", ["highest", "default"])
-def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path, monkeypatch, precision):
-    """A CPU computes all of them in float32, so the test observes the precision with which programs are traced."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_that_of_the_engine(data, cache, tmp_path, monkeypatch, precision):
     seen = []
-    stack = engine.stack
+    segment = Engine.segment
 
-    def spied(*args, **options):
-        seen.append(jax.config.jax_default_matmul_precision)
-        return stack(*args, **options)
+    def spied(self, *args, **options):
+        seen.append(self.precision.name)
+        return segment(self, *args, **options)
 
-    monkeypatch.setattr(engine, "stack", spied)
+    monkeypatch.setattr(Engine, "segment", spied)
     assert evaluate(config("ade20k", data, precision=precision, images=2), "random", str(tmp_path)) == 0
-    assert seen == [precision] * 4  # two images, and two more for the page of the worst
+    assert set(seen) == {precision}
     assert report(tmp_path)["about"]["precision"] == precision
 
 
@@ -456,8 +455,12 @@ def test_the_precision_of_products_is_that_of_the_programs(data, cache, tmp_path
     [
         ({"ensemble.alpha": 0.9}, 'has an evaluation with ensemble = {"alpha": 0.4,.* but this one has {"alpha": 0.9'),
         ({"images": 3}, "has an evaluation with images = "),
-        ({"precision": "default"}, "has an evaluation with precision = .*highest.* but this one has .*default"),
-        ({"precision": "float16"}, "precision is 'float16'; choose highest or default"),
+        ({"precision": "bfloat16"}, "has an evaluation with precision = .*float32.* but this one has .*bfloat16"),
+        ({"precision": "highest"}, "precision is 'highest'; choose float32, tf32 or bfloat16"),
+        (
+            {"precision": "tf32"},
+            "precision tf32 needs an NVIDIA GPU .* but the device is cpu .*; choose float32 or bfloat16",
+        ),
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it must be from 0 to 1"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
         ({"panoptic": False, "semantic": False, "instances": False}, "panoptic, semantic and instances are all False"),

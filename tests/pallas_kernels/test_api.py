@@ -92,7 +92,7 @@ def test_a_named_kernel_on_another_platform(implementation, platform):
         (lambda v, o, w, s: (v, o[:, :5], w, s), r"queries, heads, levels or points differ: .*\(4, 5, 2, 3, 4, 2\)"),
         (lambda v, o, w, s: (v[:1], o, w, s), r"batch, queries, heads, levels or points differ"),
         (lambda v, o, w, s: (v, o[..., :1], w, s), r"points differ: .*\(4, 23, 2, 3, 4, 1\)"),
-        (lambda v, o, w, s: (jnp.asarray(v, jnp.bfloat16), o, w, s), r"dtypes differ: value bfloat16, loc.*float32"),
+        (lambda v, o, w, s: (v, jnp.asarray(o, jnp.bfloat16), w, s), r"dtypes differ: value float32, loc.*bfloat16"),
         (lambda v, o, w, s: (*(np.asarray(x, np.float16) for x in (v, o, w)), s), r"value float16.*cast them to"),
     ],
 )
