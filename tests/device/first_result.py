@@ -4,10 +4,10 @@ import time
 
 BEGIN = time.perf_counter()
 
-import sys  # noqa: E402 - the time of every import counts
+import sys
 
-from tests.device import models  # noqa: E402
-from tests.device.inference import SIZE, SMALL_SIZES, photos  # noqa: E402
+from tests.device import models
+from tests.device.inference import SIZE, SMALL_SIZES, photos
 
 
 def mark(name: str) -> None:

@@ -18,8 +18,8 @@ from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.timing import GIB
 from tests.device import models
 from tests.device.running import ROOT, Row
-from tests.device.training import out_of_memory
 from tests.device.traces import kernel_times
+from tests.device.training import out_of_memory
 
 SIZE = (800, 1067)
 """An image whose size the network reads unchanged."""
@@ -43,8 +43,8 @@ def throughput(small: bool) -> Iterator[Row]:
     for precision in models.precisions():
         for batch in batches:
             for size, sides in sizes.items():
-                segmenter = models.segmenter(model, small, batch_size=batch, batched=True, **sides, **precision)
-                yield rate(segmenter, size, batch) | {"precision": precision.get("precision", "default")}
+                segmenter = models.segmenter(model, small, batch_size=batch, batched=True, precision=precision, **sides)
+                yield rate(segmenter, size, batch) | {"precision": precision}
 
 
 def rate(segmenter: Segmenter, size: tuple[int, int], batch: int) -> Row:

@@ -1,12 +1,14 @@
 """The models that the parts run, with random weights, and the precisions that they run in."""
 
-import inspect
+import jax
 
 from fcclip_jax import caching
+from fcclip_jax.conventions import PRECISIONS
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.timing import MODEL
 from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, ModelDescription, fcclip_description
 from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -18,11 +20,11 @@ def description(small: bool) -> ModelDescription:
     return SMALL if small else fcclip_description(CLIP_MODELS[MODEL])
 
 
-def precisions() -> list[dict[str, str]]:
-    """Returns the options of `Segmenter` for each precision, its default first."""
-    if "precision" not in inspect.signature(Segmenter).parameters:
-        return [{}]
-    return [{"precision": name} for name in ("tf32", "bfloat16", "float32")]
+def precisions() -> list[str]:
+    """Returns the precisions of the device, its default first."""
+    default = choose_precision(None, jax.devices()[0]).name
+    others = [name for name in PRECISIONS if name != default and (name != "tf32" or jax.default_backend() == "gpu")]
+    return [default, *sorted(others)]
 
 
 def segmenter(model: FCCLIP, small: bool, **options) -> Segmenter:

@@ -26,6 +26,7 @@ PARTS = (
     Part("parity", "tests.device.accuracy:parity", 100),
     Part("throughput", "tests.device.inference:throughput", 120),
     Part("stages", "tests.device.inference:stage_times", 60),
+    Part("errors", "tests.device.accuracy:errors_by_stage", 60),
     Part("depthwise", "tests.device.kernels:depthwise", 45),
     # XLA reads its flags when it starts, hence a process of its own.
     Part("depthwise-nhwc", "tests.device.kernels:depthwise", 45, {"XLA_FLAGS": "--xla_gpu_force_conv_nhwc=true"}),

@@ -5,7 +5,6 @@ OUTPUT/report.json after every part. A part that fails costs only itself; the ex
 to run it on a machine without a network.
 """
 
-import argparse
 import datetime
 import json
 import os
