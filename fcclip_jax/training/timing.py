@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -43,6 +43,14 @@ class Case(NamedTuple):
     batch: int
     segments: int
     points: int = 12_544
+    device: Literal["cpu", "gpu"] = "cpu"
+    """The device to train on: JAX's default one, which must be of this kind, and PyTorch's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """JAX: the dtype that `StepSettings.compute_dtype` gives. PyTorch: float32, or float32 with bfloat16 autocast."""
+    remat: bool = False
+    """JAX only: `StepSettings.remat`."""
+    matcher: Literal["optax", "scipy"] = "optax"
+    """JAX only: the matcher on the device or on the host. PyTorch's is SciPy's, on the host."""
 
 
 class Side(NamedTuple):
@@ -53,6 +61,8 @@ class Side(NamedTuple):
     frozen: int
     step: Callable[[], float]
     """Makes a step and returns its loss."""
+    peak_memory: Callable[[], int]
+    """Returns the most bytes held so far: by the process on a CPU, by the library's arrays on a GPU."""
 
 
 def ours(case: Case) -> Side:
@@ -66,14 +76,16 @@ def ours(case: Case) -> Side:
     from fcclip_jax.training.losses.criterion import LossSettings
     from fcclip_jax.training.parameters import is_trainable
     from fcclip_jax.training.starting_model import initial_head
-    from fcclip_jax.training.step import StepSettings, initial_state, make_train_step, skeleton
+    from fcclip_jax.training.step import StepSettings, frozen_dtype, initial_state, make_train_step, skeleton
 
-    settings = StepSettings(LossSettings(num_points=case.points), compute_dtype="float32")
-    mesh = sharding.make_mesh(1, 1)
+    losses = LossSettings(num_points=case.points, matcher=case.matcher)
+    settings = StepSettings(losses, compute_dtype=case.dtype, remat=case.remat)
+    mesh = sharding.make_mesh(1, 1, jax.devices(case.device))
     model = skeleton(case.description, settings)
     drawn = named_variables(random_model(case.description))
     names = [name for name in named_variables(model) if not is_trainable(name, settings.train_trunk)]
-    frozen = sharding.place_parameters({name: np.asarray(drawn[name][...]) for name in names}, mesh)
+    values = {name: np.asarray(drawn[name][...], frozen_dtype(name, settings)) for name in names}
+    frozen = sharding.place_parameters(values, mesh)
     del drawn
     state = initial_state(initial_head(case.description, seed=0), settings, mesh)
 
@@ -94,7 +106,11 @@ def ours(case: Case) -> Side:
             state, metrics = train_step(state, frozen, text, batch)
         return float(jax.block_until_ready((metrics.loss, state))[0])
 
-    return Side(sum(x.size for x in state.parameters.values()), sum(x.size for x in frozen.values()), step)
+    def device_peak() -> int:
+        return mesh.devices.item().memory_stats()["peak_bytes_in_use"]
+
+    trainable, kept = (sum(x.size for x in arrays.values()) for arrays in (state.parameters, frozen))
+    return Side(trainable, kept, step, peak_memory if case.device == "cpu" else device_peak)
 
 
 def theirs(case: Case) -> Side:
@@ -120,26 +136,30 @@ def theirs(case: Case) -> Side:
         dim_feedforward=head.decoder_ffn_dim,
         train_num_points=case.points,
     )
-    model = Mask2FormerForUniversalSegmentation(config).train()
+    device = torch.device("cpu" if case.device == "cpu" else "cuda")
+    # JAX multiplies float32 arrays on a GPU as TF32 by default too; on a CPU this changes nothing.
+    torch.set_float32_matmul_precision("high")
+    model = Mask2FormerForUniversalSegmentation(config).train().to(device)
     # The encoder needs no gradient, so PyTorch keeps none of its activations for the backward pass.
     encoder = model.model.pixel_level_module.encoder.requires_grad_(False).eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
-    images = torch.randn(case.batch, 3, case.crop, case.crop)
-    masks = [
-        torch.stack([row == g for g in range(case.segments)]).float() for row in torch.from_numpy(segment_map(case))
-    ]
-    labels = [torch.randint(CLASSES, (case.segments,)) for _ in range(case.batch)]
+    images = torch.randn(case.batch, 3, case.crop, case.crop, device=device)
+    segment_maps = torch.from_numpy(segment_map(case)).to(device)
+    masks = [torch.stack([row == g for g in range(case.segments)]).float() for row in segment_maps]
+    labels = [torch.randint(CLASSES, (case.segments,), device=device) for _ in range(case.batch)]
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = model(pixel_values=images, mask_labels=masks, class_labels=labels).loss
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            loss = model(pixel_values=images, mask_labels=masks, class_labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.01)
         optimizer.step()
         return loss.item()
 
-    return Side(sum(x.numel() for x in trained), sum(x.numel() for x in encoder.parameters()), step)
+    sizes = (sum(x.numel() for x in parameters) for parameters in (trained, encoder.parameters()))
+    return Side(*sizes, step, peak_memory if case.device == "cpu" else torch.cuda.max_memory_allocated)
 
 
 def segment_map(case: Case) -> UInt8[np.ndarray, "B H W"]:
@@ -158,7 +178,7 @@ def serve(connection: Connection, name: str, case: Case) -> None:
     while connection.recv():  # False at the end
         begin = time.perf_counter()
         loss = side.step()
-        connection.send((time.perf_counter() - begin, peak_memory(), loss))
+        connection.send((time.perf_counter() - begin, side.peak_memory(), loss))
         reset_peak_memory()
 
 

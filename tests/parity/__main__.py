@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import jax
 
+from fcclip_jax import command_line
 from fcclip_jax.conventions import PRECISIONS
 from tests.parity import precision
 from tests.parity.evaluation import compare_pair
@@ -88,12 +89,15 @@ def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]
     for pair in files.pairs:
         network = Network(pair)
         models[pair.path] = pair, network
-        sections.append(compare_pair(pair, network, tolerance))
-        report(sections[-1], write)
+        done = attempt(pair, lambda pair=pair, network=network: [compare_pair(pair, network, tolerance)])
+        sections += done
+        report(done, write)
     for training in files.trainings:
         evaluated = training.path.with_name(training.path.name.replace("_train.json", "_eval.json"))
-        sections.append(compare_training(training, *models[evaluated], tolerance))
-        report(sections[-1], write)
+        model = models[evaluated]
+        done = attempt(training, lambda pair=training, model=model: [compare_training(pair, *model, tolerance)])
+        sections += done
+        report(done, write)
     for extra in files.extras:
         near = {
             found[1]: model
@@ -101,23 +105,35 @@ def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]
             if path.parent in (extra.path.parent, extra.path.parent.parent)
             and (found := re.fullmatch(r"small_(.+)_eval", path.stem))
         }
-        for section in compare_extra(extra, near, tolerance):
-            sections.append(section)
-            report(section, write)
+        done = attempt(extra, lambda extra=extra, near=near: compare_extra(extra, near, tolerance))
+        sections += done
+        report(done, write)
     for stem, reason in files.others.items():
         write(f"{stem.relative_to(folder).as_posix()}: not compared: {reason}")
     return sections
 
 
-def report(section: Section, write: Callable[[str], None]) -> None:
-    write(section.title)
-    for verdict in section.verdicts.values():
-        error = "" if verdict.error is None else f"{verdict.error:.1e}"
-        shape = "x".join(map(str, verdict.shape)) or "scalar"
-        found = "  ".join(filter(None, (error, verdict.found)))
-        write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FALLS SHORT'}")
-    for row in section.uncompared:
-        write(f"  {row.name:36} not compared: {row.reason}")
+def attempt(pair: Pair, compare_file: Callable[[], list[Section]]) -> list[Section]:
+    """Compares a file. If the compiler or the device fails, the file fails and the others are still compared."""
+    try:
+        return compare_file()
+    except jax.errors.JaxRuntimeError as error:
+        section = Section(pair.name, pair.arrays, None, 0.0)
+        message = command_line.first_line(error)
+        section.close(list(pair.arrays), lambda name: (f"a program failed: {message}", True))
+        return [section]
+
+
+def report(sections: Sequence[Section], write: Callable[[str], None]) -> None:
+    for section in sections:
+        write(section.title)
+        for verdict in section.verdicts.values():
+            error = "" if verdict.error is None else f"{verdict.error:.1e}"
+            shape = "x".join(map(str, verdict.shape)) or "scalar"
+            found = "  ".join(filter(None, (error, verdict.found)))
+            write(f"  {verdict.name:36} {shape:16} {found:40} {'ok' if verdict.ok else 'FALLS SHORT'}")
+        for row in section.uncompared:
+            write(f"  {row.name:36} not compared: {row.reason}")
 
 
 def summarise(sections: Sequence[Section], write: Callable[[str], None]) -> int:

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fcclip_jax import command_line
 from fcclip_jax.inference.resampling import resize_taps
 from fcclip_jax.models.pixel_decoder import LEVEL_STRIDES
 from fcclip_jax.text.tokenizer import tokenize
@@ -48,6 +50,8 @@ class Found(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     outcomes: dict[str, Outcome]
+    failures: Mapping[str, str] = {}
+    """Messages of programs that did not compile or run, by their names."""
 
 
 def bucket_of(pair: Pair) -> Size:
@@ -61,6 +65,8 @@ def compare_pair(pair: Pair, network: Network, tolerance: float) -> Section:
     section = Section(pair.name, pair.arrays, network, tolerance)
     found = find(pair, network)
     fill(section, pair, found)
+    for name, message in found.failures.items():
+        section.add(judge.Verdict(name, (), False, None, message))
     if held(pair, IMAGE) and section.short(depends_on_image):
         excuse(section, pair, network)
     section.close([name for name in pair.arrays if name not in INPUTS], lambda name: reason(name, pair))
@@ -69,7 +75,7 @@ def compare_pair(pair: Pair, network: Network, tolerance: float) -> Section:
 
 def find(pair: Pair, network: Network) -> Found:
     """Computes this model's counterpart of each array in the pair."""
-    arrays, outcomes = text_arrays(network), {}
+    arrays, outcomes, failures = text_arrays(network), {}, {}
     if held(pair, IMAGE):
         image = pair.arrays["image_u8"]
         if any(STAGES.match(name) for name in pair.arrays):
@@ -82,10 +88,14 @@ def find(pair: Pair, network: Network) -> Found:
     for valid in (False, True):
         prefix = f"cf_valid{valid:d}_"
         if held(pair, MADE_UP) and any(name.startswith(prefix) for name in (*pair.arrays, *pair.facts)):
-            views, outcomes[prefix] = made_up(pair, network, valid)
+            try:
+                views, outcomes[prefix] = made_up(pair, network, valid)
+            except jax.errors.JaxRuntimeError as error:
+                failures[f"{prefix}program"] = command_line.first_line(error)
+                continue
             views["out_vocab_logits"] = views.pop("logits")
             arrays |= {prefix + name: value for name, value in views.items()}
-    return Found(arrays, outcomes)
+    return Found(arrays, outcomes, failures)
 
 
 def wants_outcome(pair: Pair, prefix: str) -> bool:

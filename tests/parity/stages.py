@@ -169,6 +169,9 @@ def head_stages(
     embeddings = model.clip.image.embed_masks(clip_dense, valid_hw, masks)
     scale = model.clip.logit_scale[...]
     logits = text_logits(embeddings, text, scale), void_logits(embeddings, model.void_embedding[...], scale)
+    # Fused with what comes before it, the concatenation does not compile for an H100 with jax 0.11.2: "Reshape input and
+    # output shapes must be the same", of tiles that are rounded up to powers of two.
+    logits = jax.lax.optimization_barrier(logits)
     return {
         "mask_for_pooling": channels_first(shrunk),
         "mask_pooled": mask_pool(clip_dense, masks),

@@ -1,0 +1,36 @@
+"""Parts that end in every way, for the tests of the report."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from tests.device.running import Row
+
+
+def good(small: bool) -> Iterator[Row]:
+    print("not a figure")
+    yield {"value": 1.5, "small": small}
+    yield {"value": float("nan"), "small": small}
+
+
+def raises(small: bool) -> Iterator[Row]:
+    yield {"value": 2}
+    raise RuntimeError("the kernel is wrong")
+
+
+def slow(small: bool) -> Iterator[Row]:
+    """Leaves a process of its own behind, whose id is a figure."""
+    yield {"pid": subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid}
+    time.sleep(60)
+
+
+def killed(small: bool) -> Iterator[Row]:
+    yield {"value": 3}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def garbage(small: bool) -> Iterator[Row]:
+    yield {"value": object()}

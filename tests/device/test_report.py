@@ -1,0 +1,111 @@
+"""The report's runner, with parts that end in every way."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.device import report
+from tests.device.parts import Part
+from tests.device.running import read_rows
+from tests.device.traces import sum_kernels
+
+FIRST = Part("first", "tests.device.fake_parts:good", 20)
+
+
+def part(name: str, limit: int = 20) -> Part:
+    return Part(name, f"tests.device.fake_parts:{name}", limit)
+
+
+def run(folder, *arguments: str, parts=()) -> tuple[int, dict]:
+    code = report.main(["--output", str(folder), *arguments], parts, FIRST)
+    return code, json.loads((folder / "report.json").read_text())
+
+
+def test_each_part_costs_only_itself(tmp_path, capsys, monkeypatch):
+    written = []
+    write = report.write
+    monkeypatch.setattr(report, "write", lambda path, content: (write(path, content), written.append(path.read_text())))
+    parts = [part("raises"), part("slow", 2), part("killed"), part("garbage"), part("good")]
+    code, found = run(tmp_path, "--small", parts=parts)
+    assert code == 1
+    statuses = {row["name"]: row["status"] for row in found["parts"]}
+    assert statuses == {
+        "first": "done",
+        "raises": "failed",
+        "slow": "over its limit",
+        "killed": "killed",
+        "garbage": "failed",
+        "good": "done",
+    }
+    # The file was complete after every part.
+    assert [len(json.loads(text)["parts"]) for text in written] == [1, 2, 3, 4, 5, 6]
+    rows = {row["name"]: row for row in found["parts"]}
+    assert rows["good"]["rows"] == [{"value": 1.5, "small": True}, {"value": "nan", "small": True}]
+    # Figures from before the end are kept.
+    assert rows["raises"]["rows"] == [{"value": 2}] and "the kernel is wrong" in rows["raises"]["message"]
+    assert rows["killed"]["rows"] == [{"value": 3}] and "SIGKILL" in rows["killed"]["message"]
+    assert "not JSON serializable" in rows["garbage"]["message"]
+    (slow,) = rows["slow"]["rows"]
+    with pytest.raises(ProcessLookupError):
+        _wait_until_gone(slow["pid"])
+    out = capsys.readouterr().out
+    assert "To run the others again: --parts raises,slow,killed,garbage" in out
+
+
+def _wait_until_gone(pid: int) -> None:
+    for _ in range(100):
+        os.kill(pid, 0)
+        time.sleep(0.05)
+
+
+def test_all_done_is_zero_and_a_subset_runs(tmp_path):
+    code, found = run(tmp_path, "--small", "--parts", "good", parts=[part("raises"), part("good")])
+    assert code == 0 and [row["name"] for row in found["parts"]] == ["first", "good"]
+
+
+def test_parts_beyond_the_total_limit_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LEAST", 1000)
+    code, found = run(tmp_path, "--small", "--limit", "30", parts=[part("good")])
+    assert (
+        code == 1 and found["parts"][1]["status"] == "not run" and "were left of 30 s" in found["parts"][1]["message"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--parts", "fast"], "there is no part 'fast'; choose from good"), (["--limit", "0"], "--limit is 0")],
+)
+def test_mistakes_are_one_sentence(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as end:
+        report.main(arguments, [part("good")], FIRST)
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_half_written_row_is_damage(tmp_path):
+    (tmp_path / "rows").write_text('{"a": 1}\n{"a": ')
+    assert read_rows(tmp_path / "rows") == ([{"a": 1}], "row 2 is damaged: '{\"a\": '")
+
+
+def test_kernels_are_summed_over_the_streams_of_the_device():
+    """Two kernels on a GPU's stream; the host's events and the lines of XLA's modules do not count."""
+    names = [("process_name", 1, 0, "/device:GPU:0"), ("process_name", 2, 0, "/host:CPU")]
+    names += [
+        ("thread_name", 1, 1, "Stream #7(Compute)"),
+        ("thread_name", 1, 2, "XLA Modules"),
+        ("thread_name", 2, 1, "python"),
+    ]
+    events = [
+        {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}} for kind, pid, tid, name in names
+    ]
+    for name, pid, tid, micros in (
+        ("gemm", 1, 1, 30),
+        ("conv", 1, 1, 50),
+        ("gemm", 1, 1, 40),
+        ("jit", 1, 2, 999),
+        ("x", 2, 1, 999),
+    ):
+        events.append({"ph": "X", "name": name, "pid": pid, "tid": tid, "dur": micros, "args": {"hlo_op": f"{name}.1"}})
+    found = [(entry.name, entry.source, round(entry.seconds * 1e6), entry.calls) for entry in sum_kernels(events)]
+    assert found == [("gemm", "gemm.1", 70, 2), ("conv", "conv.1", 50, 1)]
