@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.conventions import ceil_div
-from fcclip_jax.inference.postprocess.folds import Fold, Tile
+from fcclip_jax.inference.postprocess.folds import Fold, Tile, count_pixels
 from fcclip_jax.inference.resampling import tiled_canvas
 from fcclip_jax.structs import AnyArray
 
@@ -30,65 +30,76 @@ class Instances(NamedTuple):
     """x0, y0, x1, y1 around the mask's pixels, upper ends excluded; zeros if the mask is empty."""
 
 
-class InstanceState(NamedTuple):
-    """The state of the pass over the tiles."""
+class Pairs(NamedTuple):
+    """The best pairs of query and class, by falling class score; their masks decide the final order."""
 
-    mask_bits: UInt8[Array, "Q W H8"]
+    class_ids: Int[Array, " N"]
+    scores: Float[Array, " N"]
+    queries: Int[Array, " N"]
+    kept: Bool[Array, " N"]
+    """True for things."""
+
+
+class InstanceState(NamedTuple):
+    """The state of the pass over the tiles; row n is the mask of pair n."""
+
+    mask_bits: UInt8[Array, "H8 W N"]
     """logit > 0: 8 rows to a byte, the first in the lowest bit."""
-    prob_sums: Float[Array, " Q"]
+    prob_sums: Float[Array, " N"]
     """Mask probability, summed inside the mask."""
-    areas: Int[Array, " Q"]
+    areas: Int[Array, " N"]
 
 
 def instance_fold(
     probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""], canvas: tuple[int, int]
 ) -> Fold:
-    """One image's instances and their mask bits [N, W, H8]."""
-    num_queries = probs.shape[0]
+    """One image's instances and their mask bits [N, W, H8].
+
+    The class scores alone choose the pairs, so that only their queries' masks are resized.
+    """
+    pairs = best_pairs(probs, is_thing, num_classes)
+    count = pairs.queries.shape[0]
     height, width = tiled_canvas(canvas)
     start = InstanceState(
-        jnp.zeros((num_queries, width, height // 8), jnp.uint8),
-        jnp.zeros(num_queries, probs.dtype),
-        jnp.zeros(num_queries, jnp.int32),
+        jnp.zeros((height // 8, width, count), jnp.uint8), jnp.zeros(count, probs.dtype), jnp.zeros(count, jnp.int32)
     )
-    return Fold(start, visit_instances, lambda state: best_instances(state, probs, is_thing, num_classes))
+    return Fold(start, visit_instances, lambda state: rank_instances(state, pairs), queries=pairs.queries)
+
+
+def best_pairs(probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""]) -> Pairs:
+    """Returns the MAX_INSTANCES pairs of query and class with the highest class scores."""
+    classes = probs.shape[1]
+    real = jnp.arange(classes, dtype=jnp.int32) < num_classes
+    candidates = jnp.where(real[None, :], probs, -1.0).reshape(-1)
+    scores, indices = lax.top_k(candidates, min(MAX_INSTANCES, candidates.size))
+    labels, queries = indices % classes, indices // classes
+    return Pairs(labels, scores, queries, (scores >= 0) & is_thing[labels])
 
 
 def visit_instances(state: InstanceState, tile: Tile) -> InstanceState:
     """Adds one tile to the bits, the sums and the areas."""
     assert tile.logits is not None  # present, because the fold has before_resize=False
-    rows, columns, num_queries = tile.logits.shape
-    positive = tile.logits > 0
-    place = jnp.left_shift(jnp.uint8(1), lax.broadcasted_iota(jnp.uint8, (1, 8, 1, 1), 1))
-    bits = (positive.reshape(rows // 8, 8, columns, num_queries).astype(jnp.uint8) * place).sum(axis=1, dtype=jnp.uint8)
-    # Without the barrier XLA would compute the bits in the order in which they are stored, from strided reads.
-    bits = lax.optimization_barrier(bits)
-    corner = (np.int32(0), tile.window.column, tile.window.row // 8)
+    rows, columns, count = tile.logits.shape
+    positive = (tile.logits > 0) & tile.window.inside[:, :, None]
+    # XLA's CPU backend sums float32 apart from the update of the state, which runs on one core; the sums are exact.
+    place = jnp.asarray(2.0 ** np.arange(8), jnp.float32)[None, :, None, None]
+    bits = jnp.where(positive.reshape(rows // 8, 8, columns, count), place, 0.0).sum(axis=1).astype(jnp.uint8)
+    corner = (tile.window.row // 8, tile.window.column, np.int32(0))
     return InstanceState(
-        lax.dynamic_update_slice(state.mask_bits, bits.transpose(2, 1, 0), corner),
+        lax.dynamic_update_slice(state.mask_bits, bits, corner),
         state.prob_sums + jnp.where(positive, tile.probs, 0.0).sum(axis=(0, 1)),
-        state.areas + lax.population_count(bits).sum(axis=(0, 1), dtype=jnp.int32),
+        state.areas + count_pixels(positive),
     )
 
 
-def best_instances(
-    state: InstanceState, class_probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""]
-) -> tuple[Instances, UInt8[Array, "N W H8"]]:
-    """Ranks the pairs of query and class by class score, then the things among the best by their final score."""
-    classes = class_probs.shape[1]
-    real = jnp.arange(classes, dtype=jnp.int32) < num_classes
-    candidates = jnp.where(real[None, :], class_probs, -1.0).reshape(-1)
-    scores, indices = lax.top_k(candidates, min(MAX_INSTANCES, candidates.size))
-    labels, queries = indices % classes, indices // classes
-    kept = (scores >= 0) & is_thing[labels]
-
-    mean_probs = state.prob_sums / (state.areas.astype(scores.dtype) + 1e-6)
-    scores = jnp.where(kept, scores * mean_probs[queries], -1.0)
+def rank_instances(state: InstanceState, pairs: Pairs) -> tuple[Instances, UInt8[Array, "N W H8"]]:
+    """Sorts the things by their final score."""
+    mean_probs = state.prob_sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
+    scores = jnp.where(pairs.kept, pairs.scores * mean_probs, -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
-    labels, scores, queries = labels[order], scores[order], queries[order]
-    mask_bits = state.mask_bits[queries]
-    table = labels, scores, queries, state.areas[queries], mask_boxes(mask_bits)
-    return Instances(kept.sum(dtype=jnp.int32), *table), mask_bits
+    mask_bits = state.mask_bits.transpose(2, 1, 0)[order]
+    table = pairs.class_ids[order], scores[order], pairs.queries[order], state.areas[order], mask_boxes(mask_bits)
+    return Instances(pairs.kept.sum(dtype=jnp.int32), *table), mask_bits
 
 
 def mask_boxes(mask_bits: UInt8[Array, "N W H8"]) -> Int[Array, "N 4"]:

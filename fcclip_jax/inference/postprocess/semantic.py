@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.conventions import ceil_div
-from fcclip_jax.inference.postprocess.folds import Fold, Tile, fold_tiles
+from fcclip_jax.inference.postprocess.folds import Fold, Tile, first_of_best, fold_tiles
 from fcclip_jax.inference.resampling import tiled_canvas, working_dtype
 
 CLASS_BLOCK = 64
@@ -74,8 +74,7 @@ def classify_pixels(
         block = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
         scores = jnp.matmul(mask_probs, block, precision=lax.Precision.HIGHEST)
         top = scores.max(axis=1)
-        iota = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-        label = jnp.where(scores == top[:, None], iota, CLASS_BLOCK).min(axis=1) + index * CLASS_BLOCK
+        label = first_of_best(scores) + index * CLASS_BLOCK
         return jnp.maximum(top, best[0]), jnp.where(top > best[0], label, best[1])
 
     pixels = mask_probs.shape[0]
