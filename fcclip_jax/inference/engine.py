@@ -77,7 +77,8 @@ class Engine:
         # A TPU's compiler takes two minutes for a ConvNeXt-L that is unrolled.
         self._unrolled = devices[0].platform != "tpu"
         if self._unrolled:
-            unroll(image_model)
+            unroll(image_model.clip.image)
+        image_model.mask_decoder.unrolled = self._unrolled
         graphdef, state = nnx.split(image_model)
         segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef, self.precision)
         sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef, self.precision)

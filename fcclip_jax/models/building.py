@@ -9,7 +9,6 @@ from fcclip_jax.command_line import first_line
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.models.fcclip import CLIP, FCCLIP
 from fcclip_jax.models.layers import Stack
-from fcclip_jax.models.mask_decoder import MaskDecoder
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -24,13 +23,11 @@ def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Modul
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def unroll(model: nnx.Module) -> None:
-    """Makes the model's repeated layers separate code, which compiles longer and does not copy their parameters."""
-    for _, module in list(nnx.iter_modules(model)):
+def unroll(trunk: nnx.Module) -> None:
+    """Makes a trunk's repeated blocks separate code, which compiles longer and does not copy their parameters."""
+    for _, module in list(nnx.iter_modules(trunk)):
         if isinstance(module, Stack):
             module.unroll()
-        elif isinstance(module, MaskDecoder):
-            module.unrolled = True
 
 
 def name_before_unroll(name: str) -> tuple[str, int | None]:

@@ -34,20 +34,28 @@ def _shifted_sum(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> F
     one, ConvNeXt-L's blocks take a third to a sixth of the time. XLA must not see which branch runs. A NaN among the
     weights becomes a NaN everywhere, as the layer norm would make of it anyway.
     """
-    return jax.lax.cond(jnp.isnan(weight[0, 0, 0]), lambda x, _: jnp.full_like(x, jnp.nan), _sum_of_shifts, x, weight)
+    wide, size = wide_dtype(x), weight.shape[0]
+
+    def sum_of_products(padded: Float[Array, "B h2 w2 C"]) -> Float[Array, "B h w C"]:
+        total = 0.0
+        for i, j, window in _windows(padded, size):
+            total += window.astype(wide) * weight[i, j].astype(wide)[None, None, None, :]
+        return total.astype(x.dtype)
+
+    # The padding is no part of the branch: branches do not share the memory of their intermediate values.
+    return jax.lax.cond(
+        jnp.isnan(weight[0, 0, 0]), lambda _: jnp.full_like(x, jnp.nan), sum_of_products, _padded(x, size)
+    )
 
 
-def _sum_of_shifts(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> Float[Array, "B h w C"]:
-    wide, total = wide_dtype(x), 0.0
-    for i, j, window in _windows(x, weight.shape[0]):
-        total += window.astype(wide) * weight[i, j].astype(wide)[None, None, None, :]
-    return total.astype(x.dtype)
+def _padded(x: Float[Array, "B h w C"], size: int) -> Float[Array, "B h2 w2 C"]:
+    half = size // 2
+    return jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
 
 
-def _windows(x: Float[Array, "B h w C"], size: int) -> Iterator[tuple[int, int, Float[Array, "B h w C"]]]:
-    """Yields i, j and the input that output (y, x) multiplies by weight (i, j), for all of them."""
-    (_, h, w, _), half = x.shape, size // 2
-    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+def _windows(padded: Float[Array, "B h2 w2 C"], size: int) -> Iterator[tuple[int, int, Float[Array, "B h w C"]]]:
+    """Yields i, j and the input that each output multiplies by weight (i, j), for all of them."""
+    h, w = (side - size + 1 for side in padded.shape[1:3])
     for i in range(size):
         for j in range(size):
             yield i, j, padded[:, i : i + h, j : j + w]
@@ -60,8 +68,8 @@ def _forward(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]):
 def _backward(residuals: tuple[Float[Array, "B h w C"], Float[Array, "k k C"]], gradient: Float[Array, "B h w C"]):
     x, weight = residuals
     wide, size = wide_dtype(x), weight.shape[0]
-    of_output = gradient.astype(wide)
-    of_weight = [jnp.sum(window.astype(wide) * of_output, axis=(0, 1, 2)) for _, _, window in _windows(x, size)]
+    padded, of_output = _padded(x, size), gradient.astype(wide)
+    of_weight = [jnp.sum(window.astype(wide) * of_output, axis=(0, 1, 2)) for _, _, window in _windows(padded, size)]
     of_weight = jnp.stack(of_weight).reshape(weight.shape).astype(weight.dtype)
     return _shifted_sum(gradient, weight[::-1, ::-1]), of_weight
 
