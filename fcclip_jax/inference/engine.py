@@ -1,6 +1,7 @@
 """The weights on their devices and the compiled programs; `Segmenter`, evaluation and validation use them."""
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,17 @@ class Engine:
             ValueError: a size fits none of the buckets.
         """
         self.feeder.expect(sizes, limit)
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]], *, tasks: Collection[str] = TASKS) -> None:
+        """Compiles what `segment` needs for images of these sizes, for every placement: see `Segmenter.warm_up`."""
+        self._required_vocabulary()
+        # A size for each program.
+        needed = {self.feeder.shapes(size): size for size in map(_checked_size, sizes)}
+        # As many images as all placements take in one run. A program that has run needs nothing more.
+        images = self._rows * len(self._places)
+        for height, width in needed.values():
+            for _ in self.segment([np.zeros((height, width, 3), np.uint8)] * images, tasks=tasks):
+                pass
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Replaces values of the image model, by the names of `models.building.named_variables`. Does not recompile.
@@ -273,3 +285,13 @@ class Engine:
         if self._vocabulary is None:
             raise ValueError("the classes to find are not set; call Segmenter.set_classes first")
         return self._vocabulary
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"sizes has {size!r}; give the (height, width) of images, in pixels, such as [(480, 640)]")
+    return height, width
