@@ -287,7 +287,7 @@ class Engine:
         return self._vocabulary
 
 
-def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+def _checked_size(size: Any) -> tuple[int, int]:
     try:
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
