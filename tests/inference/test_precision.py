@@ -14,7 +14,6 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from fcclip_jax import checkpoint
-from fcclip_jax.conventions import TASKS
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.feeding import stack
 from fcclip_jax.inference.segmenter import Segmenter
