@@ -69,10 +69,7 @@ def equations(jaxpr: ClosedJaxpr) -> Iterator[JaxprEqn]:
 @pytest.mark.parametrize("family", TRUNKS)
 def test_what_runs_in_which_dtype(family):
     """Trunk and decoders multiply bfloat16 arrays; exponents and sampling locations are float32."""
-    small = network(family, np.float32)
-    model = nnx.merge(*small.split)
-    for name, variable in named_variables(model).items():
-        variable.set_value(jnp.asarray(variable[...]).astype(weight_dtype(name, "bfloat16")))
+    model = nnx.merge(*network(family, jnp.bfloat16).split)
 
     def run(images, image_hw):
         pixels, valid_hw = normalize_images(images, image_hw, "bfloat16")
