@@ -20,6 +20,7 @@ from fcclip_jax.inference.postprocess import Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
 from fcclip_jax.inference.sweep import SWEEP_SPECS, Way, sweep
+from fcclip_jax.models.building import name_before_unroll, named_variables, unroll
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision, weight_dtype
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -73,6 +74,11 @@ class Engine:
 
         image_model = nnx.clone(model, variables=False)
         del image_model.clip.text
+        self._shapes = {name: variable.shape for name, variable in named_variables(image_model).items()}
+        # A TPU's compiler takes two minutes for a ConvNeXt-L that is unrolled.
+        self._unrolled = devices[0].platform != "tpu"
+        if self._unrolled:
+            unroll(image_model)
         graphdef, state = nnx.split(image_model)
         segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef, self.precision)
         sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef, self.precision)
@@ -131,18 +137,18 @@ class Engine:
         Raises:
             ValueError: the image model has no variable of a name, or the value has another shape.
         """
-        values = dict(weights)
+        for name, value in weights.items():
+            if name not in self._shapes:
+                raise ValueError(f"the image model has no variable {name}")
+            if np.shape(value) != self._shapes[name]:
+                raise ValueError(f"{name} has shape {self._shapes[name]}, but its new value has {np.shape(value)}")
         filled = []
         for path, variable in nnx.to_flat_state(self._states[0]):
-            name = ".".join(map(str, path))
-            value = values.pop(name, None)
-            if value is not None and np.shape(value) != variable.shape:
-                raise ValueError(f"{name} has shape {variable.shape}, but its new value has {np.shape(value)}")
-            if value is not None:
+            name, index = name_before_unroll(".".join(map(str, path)))
+            if name in weights:
+                value = weights[name] if index is None else weights[name][index]
                 variable = variable.replace(np.asarray(value, variable.dtype))
             filled.append((path, variable))
-        if values:
-            raise ValueError(f"the image model has no variable {next(iter(values))}")
         self._states = self._put(nnx.from_flat_state(filled))
 
     def segment(
@@ -204,6 +210,9 @@ class Engine:
         vocabulary, words = self._required_vocabulary(), self._words
         second_graphdef, second_state = None, None
         if second_trunk is not None:
+            second_trunk = nnx.clone(second_trunk, variables=False)
+            if self._unrolled:
+                unroll(second_trunk)
             second_graphdef, second_state = nnx.split(second_trunk)
             second_state = self._cast(second_state)
         second_states = self._put(second_state)

@@ -32,6 +32,7 @@ from fcclip_jax import command_line
 from fcclip_jax.conventions import STRIDE, round_up
 from fcclip_jax.inference import buckets
 from fcclip_jax.inference.postprocess import postprocess
+from fcclip_jax.models.building import unroll
 from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
 from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.random_weights import random_model
@@ -209,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = fcclip_description(CLIP_MODELS[MODEL])
     model = random_model(description)
     del model.clip.text
+    if jax.default_backend() != "tpu":  # as `Engine` does
+        unroll(model)
     graphdef, state = nnx.split(model)
     del model  # its weights would count twice in the peak memory
     state = jax.device_put(state)

@@ -8,6 +8,8 @@ from flax import nnx
 from fcclip_jax.command_line import first_line
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.models.fcclip import CLIP, FCCLIP
+from fcclip_jax.models.layers import Stack
+from fcclip_jax.models.mask_decoder import MaskDecoder
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -20,6 +22,24 @@ def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Modul
     graphdef, state = nnx.split(model)
     filled = [(path, variable.replace(values[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def unroll(model: nnx.Module) -> None:
+    """Makes the model's repeated layers separate code, which compiles longer and does not copy their parameters."""
+    for _, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Stack):
+            module.unroll()
+        elif isinstance(module, MaskDecoder):
+            module.unrolled = True
+
+
+def name_before_unroll(name: str) -> tuple[str, int | None]:
+    """Returns the name that a variable had before `unroll`, and its index along the leading axis if it was stacked."""
+    before, found, rest = name.partition(".modules.")
+    if not found:
+        return name, None
+    index, _, rest = rest.partition(".")
+    return f"{before}.stacked.{rest}", int(index)
 
 
 def abstract_model(description: ModelDescription | ClipDescription) -> nnx.Module:

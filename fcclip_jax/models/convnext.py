@@ -10,7 +10,7 @@ from fcclip_jax.models.classifiers import mask_pool
 from fcclip_jax.models.depthwise import depthwise_conv
 from fcclip_jax.models.descriptions import ConvNeXtDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, torch_default
+from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, by_rows, torch_default
 from fcclip_jax.models.padding import valid_mask
 
 
@@ -25,9 +25,12 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, 1e-6))
 
     def __call__(self, x: Float[Array, "B h w C"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
-        y = self.norm(self.conv_dw(x * mask))
-        y = self.fc2(jax.nn.gelu(self.fc1(y), approximate=False))
+        y = by_rows(self.mlp, self.norm(self.conv_dw(x * mask)))
         return x + y * add_dims(self.gamma[...], y)
+
+    def mlp(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        """Mixes the channels of each position."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
 class Depthwise(nnx.Module):

@@ -78,6 +78,8 @@ class MaskDecoder(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
         self.remat = False
         """True recomputes the values inside a round over the levels in training instead of keeping them."""
+        self.unrolled = False
+        """True repeats the code of a round instead of stacking all layers' weights in every run, to slice them again."""
 
     def __call__(self, pixels: PixelFeatures, valid_hw: Int[Array, "B 2"]) -> list[Float[Array, "B Q C"]]:
         """Returns the normalised queries before the first layer and after each, all valid inputs of `predict`."""
@@ -94,9 +96,9 @@ class MaskDecoder(nnx.Module):
                 outputs.append(queries)
             return queries, outputs
 
-        outputs = [queries]
-        rounds, rest = divmod(len(self.layers), len(tokens))
-        if rounds:
+        outputs, layers = [queries], self.layers
+        rounds = len(layers) // len(tokens)
+        if rounds and not self.unrolled:
             # Each round over the levels is the same code, compiled once.
             graphdefs, states = zip(*map(nnx.split, self.layers[: rounds * len(tokens)]), strict=True)
             starts = [states[i : i + len(tokens)] for i in range(0, len(states), len(tokens))]
@@ -110,7 +112,10 @@ class MaskDecoder(nnx.Module):
             visit = jax.checkpoint(visit_round) if self.remat else visit_round
             queries, of_rounds = jax.lax.scan(visit, queries, stacked)
             outputs += [of_level[i] for i in range(rounds) for of_level in of_rounds]
-        outputs += visit_levels(queries, self.layers[len(self.layers) - rest :])[1]
+            layers = self.layers[rounds * len(tokens) :]
+        for start in range(0, len(layers), len(tokens)):
+            queries, of_levels = visit_levels(queries, layers[start : start + len(tokens)])
+            outputs += of_levels
         return [self.decoder_norm(queries) for queries in outputs]
 
     def learned_queries(self, tokens: Float[Array, "B N C"]) -> Float[Array, "B Q C"]:

@@ -22,7 +22,7 @@ def by_definition(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.asarray(planes), 1, -1)
 
 
-# Fewer rows than strips, rows that the strips do not divide, less than the kernel in both directions, and one row.
+# Less than the kernel in one direction and in both, and one cell.
 @pytest.mark.parametrize(("h", "w", "size"), [(16, 12, 7), (13, 9, 7), (3, 20, 7), (5, 4, 3), (1, 1, 7)])
 @pytest.mark.parametrize("formulation", ["_convolution", "_shifted_sum"])
 def test_each_formulation_is_the_definition(formulation: str, h: int, w: int, size: int) -> None:
