@@ -1,7 +1,6 @@
 """The weights on their devices and the compiled programs; `Segmenter`, evaluation and validation use them."""
 
 import functools
-import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -121,7 +120,7 @@ class Engine:
         """Compiles what `segment` needs for images of these sizes, for every placement: see `Segmenter.warm_up`."""
         self._required_vocabulary()
         # A size for each program.
-        needed = {self.feeder.shapes(size): size for size in map(_checked_size, sizes)}
+        needed = {self.feeder.shapes(size): size for size in map(buckets.check_size, sizes)}
         # As many images as all placements take in one run. A program that has run needs nothing more.
         images = self._rows * len(self._places)
         for height, width in needed.values():
@@ -294,13 +293,3 @@ class Engine:
         if self._vocabulary is None:
             raise ValueError("the classes to find are not set; call Segmenter.set_classes first")
         return self._vocabulary
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    try:
-        height, width = map(operator.index, size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise ValueError(f"sizes has {size!r}; give the (height, width) of images, in pixels, such as [(480, 640)]")
-    return height, width
