@@ -69,7 +69,8 @@ def equations(jaxpr: ClosedJaxpr) -> Iterator[JaxprEqn]:
 @pytest.mark.parametrize("family", TRUNKS)
 def test_what_runs_in_which_dtype(family):
     """Trunk and decoders multiply bfloat16 arrays; exponents and sampling locations are float32."""
-    model = nnx.merge(*network(family, jnp.bfloat16).split)
+    graphdef, state = network(family, jnp.bfloat16).split
+    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, state))
 
     def run(images, image_hw):
         pixels, valid_hw = normalize_images(images, image_hw, "bfloat16")
