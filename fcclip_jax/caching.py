@@ -18,7 +18,10 @@ def cache_dir() -> pathlib.Path:
 
 
 def keep_compiled_programs() -> None:
-    """Turns on JAX's persistent compilation cache, unless the user has set its folder or turned it off already."""
+    """Turns on JAX's persistent compilation cache, unless the user has set its folder or turned it off already.
+
+    By default JAX also keeps the results of XLA's autotuning on GPUs there, which new programs with known parts use.
+    """
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 

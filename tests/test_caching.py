@@ -19,6 +19,21 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     assert caching.cache_dir() == tmp_path / "mine"
 
 
+def test_compiled_programs_are_kept_where_the_user_chose(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    try:
+        for chosen, expected in ((None, str(tmp_path / "xla")), ("/mine", "/mine")):
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            caching.keep_compiled_programs()
+            assert jax.config.jax_compilation_cache_dir == expected
+        # Only JAX's default keeps autotuning results, which the cache folder promises.
+        assert jax.config.jax_persistent_cache_enable_xla_caches == "xla_gpu_per_fusion_autotune_cache_dir"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_compilations_are_timed_until_the_block_ends():
     number = jnp.float32(2)
     with caching.compile_times() as times:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import NamedTuple
@@ -59,6 +60,29 @@ def test_slice():
         outputs = {name for name in outputs if not name.startswith(("cf_pred", "cf_clip"))}
         outputs = {name for name in outputs if not training.INPUTS.fullmatch(name)}
         assert {judge_name(name) for name in outputs} <= shown
+
+
+def test_another_precision_is_compared_with_float32(tmp_path):
+    """Every stage is off by some of bfloat16's roundings, of up to 2^-9 of a value each; none is judged."""
+    for path in GOLDEN.glob("*small_convnext*"):
+        shutil.copy(path, tmp_path)
+    code, (title, _, *lines) = run(tmp_path, "--precision", "bfloat16")
+    assert code == 0 and title == "small_convnext_eval, bfloat16 compared with float32:"
+    rows = [re.fullmatch(r"  (\D[\w ,-]*?) +((?:\d\.\de[-+]\d\d *){4})", line) for line in lines]
+    errors = {row[1]: [float(value) for value in row[2].split()] for row in rows if row}
+    assert list(errors)[:5] == [f"trunk {stage}" for stage in ("stem", "res2", "res3", "res4", "res5")]
+    assert list(errors)[-1] == "class probabilities" and len(errors) == 17
+    for rounding, rounding_rms, *_ in errors.values():
+        assert 2**-11 < rounding < 0.05 and 2**-12 < rounding_rms < 0.05
+    assert len(lines) == 17 + 2 and all(float(re.search(r"([\d.]+)%", line)[1]) > 90 for line in lines[17:])
+
+
+def test_a_precision_that_the_device_does_not_have(capsys):
+    assert run(GOLDEN, "--precision", "tf32") == (2, [])
+    message = (
+        "parity: precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later, but the device is cpu (cpu)"
+    )
+    assert capsys.readouterr().err == f"{message}; choose float32 or bfloat16\n"
 
 
 def judge_name(name: str) -> str:

@@ -68,6 +68,11 @@ PARSED = {
     "fcclip annotate pascal_voc --root DATASETS": "needs Pascal VOC",
     "fcclip annotate cityscapes --root DATASETS": "needs Cityscapes",
     "python -m tests.parity tests/golden": "tests/test_parity.py runs it",
+    "python -m tests.device.report": "needs an accelerator",
+    "python -m tests.device.report --parts train,parity": "needs an accelerator",
+    "JAX_PLATFORMS=cpu python -m tests.device.report --small": "takes minutes; tests/device runs less",
+    "pip download --only-binary=:all: --python-version 3.12 --dest wheels supervision pycocotools ftfy": "downloads packages",
+    "pip install --no-index --find-links wheels supervision pycocotools ftfy": "installs packages",
     "python -m pallas_kernels.bench": "takes minutes",
     "python -m pallas_kernels.bench depthwise_norm": "takes minutes",
     "python -m pallas_kernels.roofline": "takes minutes",
@@ -203,7 +208,7 @@ def parse_only(monkeypatch):
 
 @pytest.mark.parametrize("command", sorted(PARSED))
 def test_commands_parse(folder, parse_only, monkeypatch, command):
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command.removeprefix("JAX_PLATFORMS=cpu "))
     if program == "pip":
         check_installable(arguments)
     elif program.startswith("launch/"):
@@ -223,9 +228,13 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
 
 
 def check_installable(arguments: list[str]) -> None:
-    """Checks that the extras exist."""
+    """Checks that the extras exist, and that single packages are among those that the project needs."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
+    if "wheels" in arguments:
+        packages = arguments[arguments.index("wheels") + 1 :]
+        assert set(packages) <= set(re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.MULTILINE))
+        return
     verb, requirement = arguments
     assert verb == "install"
     name, extras = re.fullmatch(r"(\.|jax)\[(.+)\]", requirement).groups()

@@ -87,6 +87,9 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
             )
         second_trunk = second.model.clip.image
         about["second_checkpoint"] = weights_digest(second_trunk, second.description.clip.image)
+    seen = examples.vocabulary.seen_by(opened.training_vocabulary)
+    paper = reported_for(opened.description.clip.image, opened.training_vocabulary.name)
+    del opened  # the engine has weights of its own, in bfloat16 perhaps
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     engine.expect(examples.sizes)
@@ -95,7 +98,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
     try:
         if jax.process_index() == 0:
-            write_report(config, examples, outcome, settings, folder, opened, about)
+            write_report(config, examples, outcome, settings, folder, seen, paper, about)
             if config.worst and not settings.sweep:
                 if settings.tasks == ("instances",):
                     print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
@@ -148,15 +151,15 @@ def write_report(
     outcome: Outcome,
     settings: EvalSettings,
     folder: pathlib.Path,
-    opened: Opened,
+    seen: Sequence[bool],
+    paper: Reported,
     about: Mapping[str, Any],
 ) -> None:
     """Prints the table, and writes report.md, report.json and, if they are saved, the predictions' json files."""
-    lines, seen = outcome.lines, examples.vocabulary.seen_by(opened.training_vocabulary)
+    lines = outcome.lines
     if settings.sweep:
         content, text = sweep_report(config, examples, lines, seen)
     else:
-        paper = reported_for(opened.description.clip.image, opened.training_vocabulary.name)
         content, text = scores_report(config, examples, lines, seen, paper)
     counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
     if outcome.failed:

@@ -1,9 +1,10 @@
 """Static shapes for images of any size: XLA compiles a program for each shape, so shapes come from short lists."""
 
 import itertools
+import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fcclip_jax.conventions import STRIDE, round_up
 
@@ -79,6 +80,21 @@ def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], 
             near = "x".join(str(max(round_up(side, STRIDE), STRIDE)) for side in (height, width))
             raise ValueError(f"bucket {height}x{width} has a side that is not a multiple of {STRIDE}; try {near}")
     return tuple(buckets)
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """Returns an image's (height, width) if they are two positive integers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"sizes has {size!r}; give the (height, width) of images, in pixels, such as [(480, 640)]")
+    return height, width
 
 
 def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:

@@ -117,6 +117,17 @@ class Engine:
         """
         self.feeder.expect(sizes, limit)
 
+    def warm_up(self, sizes: Iterable[tuple[int, int]], *, tasks: Collection[str] = TASKS) -> None:
+        """Compiles what `segment` needs for images of these sizes, for every placement: see `Segmenter.warm_up`."""
+        self._required_vocabulary()
+        # A size for each program.
+        needed = {self.feeder.shapes(size): size for size in map(buckets.check_size, sizes)}
+        # As many images as all placements take in one run. A program that has run needs nothing more.
+        images = self._rows * len(self._places)
+        for height, width in needed.values():
+            for _ in self.segment([np.zeros((height, width, 3), np.uint8)] * images, tasks=tasks):
+                pass
+
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Replaces values of the image model, by the names of `models.building.named_variables`. Does not recompile.
 

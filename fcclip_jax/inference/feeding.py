@@ -70,11 +70,17 @@ class Feeder:
         Raises:
             ValueError: a size fits none of the buckets.
         """
-        needs = []
-        for size in sizes:
-            bucket = bucket_lists.choose_bucket(resized_shape(*size, self.short_side, self.max_side), self.buckets)
-            needs.append(Shapes(bucket, bucket_lists.canvas(size)))
-        self._shared = bucket_lists.share_programs(Counter(needs), self.buckets, limit)
+        counts = Counter(map(self._own_shapes, sizes))
+        self._shared = bucket_lists.share_programs(counts, self.buckets, limit)
+
+    def shapes(self, size: tuple[int, int]) -> Shapes:
+        """Returns the shapes of the program for an image of this (height, width).
+
+        Raises:
+            ValueError: the size fits none of the buckets.
+        """
+        needed = self._own_shapes(size)
+        return self._shared.get(needed, needed)
 
     def batches(self, images: Iterable[ImageLike], size: int, ahead: int) -> Iterator[Unreadable | PhotoBatch]:
         """Yields batches of `size` images that share their shapes; the last batch of each shape may be smaller.
@@ -86,8 +92,7 @@ class Feeder:
             if isinstance(item, Unreadable):
                 yield item
                 continue
-            needed = Shapes(item.bucket, bucket_lists.canvas(item.image.shape[:2]))
-            shapes = self._shared.get(needed, needed)
+            shapes = self.shapes(item.image.shape[:2])
             waiting[shapes].append(item)
             if len(waiting[shapes]) == size:
                 yield PhotoBatch(shapes, waiting.pop(shapes))
@@ -120,6 +125,11 @@ class Feeder:
             small.append(photo._replace(resized=resized))
         inputs = stack(small, shape, size=size)
         return View(inputs.images, inputs.image_hw)
+
+    def _own_shapes(self, size: tuple[int, int]) -> Shapes:
+        """Returns the smallest shapes, which the image may have to share."""
+        resized = resized_shape(*size, self.short_side, self.max_side)
+        return Shapes(bucket_lists.choose_bucket(resized, self.buckets), bucket_lists.canvas(size))
 
     def _decoded(self, images: Iterable[ImageLike], ahead: int) -> Iterator[Photo | Unreadable]:
         with ThreadPoolExecutor(max_workers=2) as pool:

@@ -173,6 +173,21 @@ class Segmenter:
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask
         self.engine.set_words(vocabulary, Words(text, is_thing))
 
+    def warm_up(self, sizes: Iterable[tuple[int, int]], *, tasks: Collection[str] = TASKS) -> None:
+        """Compiles ahead what images of these sizes need, so that the first of them takes no longer than the others.
+
+        Sizes that share a program compile it once. Other classes use the same programs, unless their number of names is
+        in another bucket. `semantic_scores` has programs of its own.
+
+        sizes: (height, width) of the images, in pixels.
+        tasks: those of the later calls; each set of tasks has its own programs.
+
+        Raises:
+            ValueError: the classes are not set, a size is not two positive integers or fits none of the buckets, or a task
+                does not exist.
+        """
+        self.engine.warm_up(sizes, tasks=tasks)
+
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The classes to find; None before `set_classes`."""

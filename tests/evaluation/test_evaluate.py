@@ -1,12 +1,14 @@
 """Whole evaluations with random weights: the report is the same however the work is divided."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 
 import jax
@@ -24,6 +26,7 @@ from fcclip_jax.evaluation import evaluate as evaluate_module
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.evaluate import evaluate
 from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic
+from fcclip_jax.evaluation.loop import Outcome
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -128,6 +131,27 @@ def check_pixels(folder: pathlib.Path, examples: Examples) -> None:
             counted += number * (truth != classes)
         assert list(annotated.values()) == pixels.tolist()
     assert counted and report(folder)["scores"]["pacc"] == pytest.approx(100 * right / counted, rel=1e-12)
+
+
+def test_the_model_is_not_held_beside_the_engine(data, cache, tmp_path, monkeypatch):
+    """Otherwise an evaluation in bfloat16 would hold three times the memory of its weights."""
+    open_model, opened, alive = evaluate_module.open_model, [], []
+
+    def watched(*arguments, **options):
+        found = open_model(*arguments, **options)
+        opened.append(weakref.ref(found.model))
+        return found
+
+    def segment_and_score(*_):
+        gc.collect()
+        alive.append(opened[0]())
+        return Outcome({}, 0, 0.0)
+
+    monkeypatch.setattr(evaluate_module, "open_model", watched)
+    monkeypatch.setattr(evaluate_module, "segment_and_score", segment_and_score)
+    with pytest.raises(ValueError, match="no image could be read"):
+        evaluate(config("ade20k", data, precision="bfloat16"), "random", str(tmp_path))
+    assert alive == [None]
 
 
 def test_what_an_evaluation_leaves(straight, data):

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 
+from fcclip_jax import caching
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.sweep import Way
 from fcclip_jax.models.descriptions import SMALL
@@ -25,13 +26,18 @@ def blocks(seed: int) -> np.ndarray:
     return np.repeat(np.repeat(colours, 25, axis=0), 25, axis=1)
 
 
-def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
-    """Returns all numbers of each image's results."""
+def make_segmenter(**options) -> Segmenter:
     segmenter = Segmenter(
         random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), fingerprint="random 0", short_side=96, max_side=144,
         **options,
     )  # fmt: skip
     segmenter.set_classes(["cat, kitten", "sofa", "wall", "tree", "dog"], stuff=["wall", "tree"])
+    return segmenter
+
+
+def results(*, sweep: bool = False, **options) -> list[list[np.ndarray]]:
+    """Returns all numbers of each image's results."""
+    segmenter = make_segmenter(**options)
     images = [blocks(seed) for seed in range(11)]
     found = {}
     if sweep:
@@ -74,6 +80,7 @@ def test_any_batch_and_two_devices_give_the_same_bits(tmp_path):
         "another: 0 differ",
         "a sweep: 0 differ",
         "batched: close",
+        "warm: 0 compiled",
     ]
 
 
@@ -92,6 +99,14 @@ def on_two_devices() -> None:
     same = [(one[2] == other[2]).mean() for one, other in zip(alone, batched, strict=True)]
     # Sums in another order: pixels between two classes may change.
     print("batched: close" if min(same) > 0.99 else f"batched: {same}")
+    later = []
+    for batched in (False, True):
+        segmenter = make_segmenter(batch_size=2, devices=devices, batched=batched)
+        segmenter.warm_up([blocks(0).shape[:2]])
+        with caching.compile_times() as times:
+            list(segmenter.stream(map(blocks, range(3))))
+        later += times
+    print(f"warm: {len(later)} compiled")
 
 
 if __name__ == "__main__":

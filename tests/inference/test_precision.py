@@ -1,7 +1,10 @@
 """Precisions: what runs in which dtype, how much memory weights take, and how far results move."""
 
+import gc
 import types
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,11 @@ import pytest
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from fcclip_jax import checkpoint
 from fcclip_jax.inference.engine import Engine
+from fcclip_jax.inference.feeding import stack
 from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference.sweep import Way
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import normalize_images
@@ -19,6 +25,7 @@ from fcclip_jax.models.precision import BFLOAT16, FLOAT32, choose_precision, wei
 from fcclip_jax.models.random_weights import random_model
 from tests.inference.test_segmenter import WORDS, make_photo
 from tests.models.test_padding import TRUNKS, network
+from tests.test_checkpoint import contents as random_contents
 
 CPU, TPU, AMPERE, TURING = (
     types.SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
@@ -62,10 +69,8 @@ def equations(jaxpr: ClosedJaxpr) -> Iterator[JaxprEqn]:
 @pytest.mark.parametrize("family", TRUNKS)
 def test_what_runs_in_which_dtype(family):
     """Trunk and decoders multiply bfloat16 arrays; exponents and sampling locations are float32."""
-    small = network(family, np.float32)
-    model = nnx.merge(*small.split)
-    for name, variable in named_variables(model).items():
-        variable.set_value(jnp.asarray(variable[...]).astype(weight_dtype(name, "bfloat16")))
+    graphdef, state = network(family, jnp.bfloat16).split
+    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, state))
 
     def run(images, image_hw):
         pixels, valid_hw = normalize_images(images, image_hw, "bfloat16")
@@ -117,6 +122,65 @@ def test_float32_is_the_default_of_a_cpu_whatever_the_caller_sets():
         with jax.default_matmul_precision(context):
             scores.append(segmenter.semantic_scores(photo))
     np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_of_products_in_any_thread(precision):
+    """JAX's contexts are per thread, so that the compiled programs must name the precision themselves."""
+    segmenter = Segmenter.random(short_side=96, max_side=160, precision=precision)
+    segmenter.set_classes(WORDS)
+    engine = segmenter.engine
+    photo = engine.feeder.decode(0, make_photo((90, 120)))
+
+    def products() -> list[tuple[jax.lax.Precision, jax.lax.Precision]]:
+        """Returns the precisions of the products of float32 arrays."""
+        inputs = stack([photo], photo.bucket, size=1)
+        options = {"canvas": (640, 640), "classes": len(WORDS), "before_resize": False}
+        program = engine._score.trace(engine._states[0], inputs, engine._words[0].text, **options).jaxpr
+        found = [e for e in equations(program) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+        return [e.params["precision"] for e in found if str(e.invars[0].aval.dtype) == "float32"]
+
+    with jax.default_matmul_precision("bfloat16"), ThreadPoolExecutor(1) as pool:
+        for found in (products(), pool.submit(products).result()):
+            assert len(found) > (20 if precision == "float32" else 2)
+            assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+
+
+def test_a_second_trunk_has_the_dtypes_of_the_first(monkeypatch):
+    segmenter = Segmenter.random(short_side=96, max_side=160, precision="bfloat16")
+    segmenter.set_classes(WORDS)
+    engine = segmenter.engine
+    taken = []
+
+    def sweep(state: nnx.State, second_state: nnx.State, *_, **__):
+        taken.extend(jax.tree.map(lambda x: x.dtype, nnx.to_pure_dict(part)) for part in (state, second_state))
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "_sweep", sweep)
+    ways = [Way(engine.ensemble, second_trunk=True)]
+    with pytest.raises(InterruptedError):
+        list(engine.sweep([make_photo((90, 120))], ways, second_trunk=random_model(SMALL, 1).clip.image))
+    assert taken[0]["clip"]["image"] == taken[1]
+    assert set(jax.tree.leaves(taken[1])) == {np.dtype(np.float32), np.dtype(jnp.bfloat16)}
+
+
+def test_a_loaded_model_is_not_held_beside_the_engine(tmp_path, monkeypatch):
+    """Otherwise bfloat16 would take more memory than float32."""
+    contents = random_contents()
+    checkpoint.save(tmp_path / "model", contents)
+    load, loaded = checkpoint.load, []
+
+    def watched(path):
+        found = load(path)
+        loaded.append(weakref.ref(found.model))
+        return found
+
+    monkeypatch.setattr(checkpoint, "load", watched)
+    segmenter = Segmenter.load(tmp_path / "model", precision="bfloat16")
+    gc.collect()
+    assert loaded[0]() is None
+    image_model = [x for name, x in contents.parameters.items() if not name.startswith("clip.text.")]
+    assert held(segmenter.engine) < 0.6 * sum(x.nbytes for x in image_model)
 
 
 def test_results_in_bfloat16():

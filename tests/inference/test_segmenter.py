@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcclip_jax import caching
 from fcclip_jax.inference import engine
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.models.building import named_variables
@@ -181,6 +182,29 @@ def test_new_weights_compile_nothing(segmenter, compilations):
         segmenter.engine.set_weights({"mask_decoder.nothing": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=r"void_embedding has shape \(.*\), but its new value has \(3,\)"):
         segmenter.engine.set_weights({"void_embedding": np.zeros(3, np.float32)})
+
+
+def test_warm_up():
+    """A program for each of two buckets and, at the end, one for another task."""
+    segmenter = Segmenter.random(short_side=64, max_side=128, batch_size=2, batched=True)
+    with pytest.raises(ValueError, match="call Segmenter.set_classes first"):
+        segmenter.warm_up([(60, 80)])
+    segmenter.set_classes(WORDS)
+    photos = [make_photo(size) for size in ((60, 80), (66, 82), (200, 100))]
+    with caching.compile_times() as times:
+        segmenter.warm_up((photo.shape[:2] for photo in photos), tasks=["semantic"])
+        assert len(times) == 2
+        assert len(segmenter(photos, tasks=["semantic"])) == 3
+        assert len(times) == 2
+        segmenter(photos[0], tasks=["panoptic"])
+        assert len(times) == 3
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5,), 480, (2.5, 3.0), "ab"])
+def test_sizes_that_cannot_be_warmed_up(segmenter, size):
+    segmenter.set_classes(WORDS)
+    with pytest.raises(ValueError, match=r"sizes has .*; give the \(height, width\) of images, in pixels"):
+        segmenter.engine.warm_up(iter([(480, 640), size]))
 
 
 def test_ten_thousand_words(segmenter):
