@@ -24,21 +24,21 @@ class Part(NamedTuple):
 # One large pool: a training step needs a buffer of half of the memory at once.
 POOL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
 
-DEVICE = Part("device", "tests.device.machine:device", 40)
+DEVICE = Part("device", "tests.device.machine:device", 30)
 """Runs before all others."""
 
 PARTS = (
-    Part("train", "tests.device.training:ours", 100, POOL),
-    Part("train-torch", "tests.device.training:theirs", 45),
-    Part("parity", "tests.device.accuracy:parity", 75),
-    Part("throughput", "tests.device.inference:throughput", 100),
+    Part("train", "tests.device.training:ours", 90, POOL),
+    Part("train-torch", "tests.device.training:theirs", 40),
+    Part("parity", "tests.device.accuracy:parity", 60),
+    Part("throughput", "tests.device.inference:throughput", 75),
     Part("stages", "tests.device.inference:stage_times", 75),
-    Part("depthwise", "tests.device.kernels:depthwise", 25),
-    Part("deformable", "tests.device.kernels:deformable_attention", 30),
-    Part("start", "tests.device.inference:start", 75),
-    Part("trace", "tests.device.inference:trace", 40),
-    Part("errors", "tests.device.accuracy:errors_by_stage", 60),
-    Part("input", "tests.device.input:pipeline", 45),
-    Part("train-matcher", "tests.device.training:matcher_on_host", 100, POOL),
-    Part("train-variants", "tests.device.training:variants", 120, POOL),
+    Part("depthwise", "tests.device.kernels:depthwise", 20),
+    Part("deformable", "tests.device.kernels:deformable_attention", 25),
+    Part("start", "tests.device.inference:start", 60),
+    Part("trace", "tests.device.inference:trace", 35),
+    Part("errors", "tests.device.accuracy:errors_by_stage", 45),
+    Part("input", "tests.device.input:pipeline", 40),
+    Part("train-matcher", "tests.device.training:matcher_on_host", 80, POOL),
+    Part("train-variants", "tests.device.training:variants", 100, POOL),
 )

@@ -110,7 +110,7 @@ def run(
     report.runs.append({"begun": moment, "limit": limit, "machine": described})
     print("  ".join(f"{name} {value}" for name, value in described.items() if value), flush=True)
     if missing := machine.missing_packages():
-        print(f"Not installed: {' '.join(missing)}. Parts that need them will fail.", flush=True)
+        print(f"Not installed, so that parts that need them will fail: {' '.join(missing)}", flush=True)
     outcomes: list[Outcome] = []
     for i, part in enumerate(parts):
         left = limit - (time.monotonic() - begin)

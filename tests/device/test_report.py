@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.device import report
+from tests.device import machine, report
 from tests.device.parts import Part
 from tests.device.running import Outcome, read_rows
 from tests.device.traces import sum_kernels
@@ -87,7 +87,9 @@ def test_rest_runs_what_the_report_lacks(tmp_path, capsys):
     capsys.readouterr()
     code, found = run(tmp_path, "--small", "--rest", parts=parts)
     # A part that failed comes after those that were not run.
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line and " s of " in line] == [
+    assert [
+        line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line and " s of " in line
+    ] == [
         "first",
         "raises",
         "second_time",
@@ -139,6 +141,15 @@ def test_mistakes_are_one_sentence(arguments, sentence, capsys):
 def test_a_half_written_row_is_damage(tmp_path):
     (tmp_path / "rows").write_text('{"a": 1}\n{"a": ')
     assert read_rows(tmp_path / "rows") == ([{"a": 1}], "row 2 is damaged: '{\"a\": '")
+
+
+def test_missing_packages_are_named_as_pip_reads_them(tmp_path):
+    (tmp_path / "setup.cfg").write_text(
+        "[options]\ninstall_requires =\n    numpy>=2.0\n    no-such-a>=1\n"
+        "[options.extras_require]\nconvert =\n    no-such-b\ntrain =\n    # a comment\n    jax\n"
+        "    no-such-c>=2; python_version > '3'\ntest =\n    no-such-d\n"
+    )
+    assert machine.missing_packages(tmp_path / "setup.cfg") == ["no-such-a>=1", "no-such-c>=2"]
 
 
 def test_kernels_are_summed_over_the_streams_of_the_device():
