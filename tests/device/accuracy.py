@@ -36,8 +36,12 @@ def compare(folder: pathlib.Path) -> tuple[list[Row], str]:
     from tests.parity.__main__ import main
 
     lines: list[str] = []
-    code = main([str(folder)], lines.append)
-    print("\n".join(lines))
+
+    def write(line: str) -> None:
+        lines.append(line)
+        print(line)  # kept if the part is killed
+
+    code = main([str(folder)], write)
     counts = re.fullmatch(r"(\d+) compared, (\d+) fall short, (\d+) .*", lines[-1]) if lines else None
     if counts is None:
         return [], f"{folder} cannot be compared"

@@ -30,7 +30,7 @@ DEVICE = Part("device", "tests.device.machine:device", 30)
 PARTS = (
     Part("train", "tests.device.training:ours", 90, POOL),
     Part("train-torch", "tests.device.training:theirs", 40),
-    Part("parity", "tests.device.accuracy:parity", 60),
+    Part("parity", "tests.device.accuracy:parity", 100),
     Part("throughput", "tests.device.inference:throughput", 75),
     Part("stages", "tests.device.inference:stage_times", 75),
     Part("depthwise", "tests.device.kernels:depthwise", 20),

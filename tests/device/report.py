@@ -19,7 +19,7 @@ from typing import Any
 from fcclip_jax import command_line
 from tests.device import machine
 from tests.device.parts import DEVICE, PARTS, Part
-from tests.device.running import DONE, FAILED, GOLDEN, KILLED, NOT_RUN, ROOT, Outcome, Row, run_part
+from tests.device.running import DONE, FAILED, GOLDEN, KILLED, NOT_RUN, OVER, ROOT, Outcome, Row, run_part
 
 LIMIT = 360
 LEAST = 15
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS, first
     environment = common_environment(folder, [ROOT / "tests" / "golden", *options.golden])
     try:
         by_name = {part.name: part for part in parts}
-        return run([first, *(by_name[name] for name in chosen)], options.limit, begun, folder, environment)
+        chosen_parts = [begun.with_more_time(by_name[name]) for name in chosen]
+        return run([first, *chosen_parts], options.limit, begun, folder, environment)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return command_line.INTERRUPTED
@@ -98,6 +99,11 @@ class Report:
         statuses = {name: part["status"] for name, part in self.parts.items()}
         lacking = [name for name in names if statuses.get(name) != DONE]
         return sorted(lacking, key=lambda name: statuses.get(name) in (FAILED, KILLED))
+
+    def with_more_time(self, part: Part) -> Part:
+        """Doubles the limit of a part that was over it."""
+        over = part.name in self.parts and self.parts[part.name]["status"] == OVER
+        return part._replace(limit=2 * part.limit) if over else part
 
 
 def run(

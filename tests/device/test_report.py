@@ -109,6 +109,10 @@ def test_an_outcome_with_fewer_figures_does_not_replace_another():
     found.add(Outcome("a", "partly done", 9.0, 9.0, [{"value": 1}, {"value": 2}], ""))
     found.add(Outcome("a", "not run", 0.0, 0.0, [], "no time"))
     assert found.parts["a"]["status"] == "partly done" and found.lacking(["a"]) == ["a"]
+    # Only a part that was killed at its limit has more time when it runs again.
+    assert found.with_more_time(part("a", 7)).limit == 7
+    found.add(Outcome("a", "over its limit", 9.0, 9.0, [{"value": 1}, {"value": 2}], ""))
+    assert found.with_more_time(part("a", 7)).limit == 14
     found.add(Outcome("a", "done", 9.0, 9.0, [{"value": 1}], ""))
     assert found.parts["a"]["rows"] == [{"value": 1}] and not found.lacking(["a"])
 
