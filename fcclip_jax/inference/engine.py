@@ -19,9 +19,9 @@ from fcclip_jax.inference.postprocess import Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
 from fcclip_jax.inference.sweep import SWEEP_SPECS, Way, sweep
-from fcclip_jax.models.building import name_before_unroll, named_variables, unroll
+from fcclip_jax.models.building import name_before_unroll, named_variables, split_for_inference, without_text
 from fcclip_jax.models.fcclip import FCCLIP
-from fcclip_jax.models.precision import choose_precision, weight_dtype
+from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.text.vocabulary import Vocabulary
 
 Dispatch = Callable[[int, Shapes, list[Photo]], Postprocessed]
@@ -71,15 +71,10 @@ class Engine:
         self._vocabulary: Vocabulary | None = None
         self._words: list[Words] = []  # one for each placement
 
-        image_model = nnx.clone(model, variables=False)
-        del image_model.clip.text
+        image_model = without_text(model)
         self._shapes = {name: variable.shape for name, variable in named_variables(image_model).items()}
-        # A TPU's compiler takes two minutes for a ConvNeXt-L that is unrolled.
-        self._unrolled = devices[0].platform != "tpu"
-        if self._unrolled:
-            unroll(image_model.clip.image)
-        image_model.mask_decoder.unrolled = self._unrolled
-        graphdef, state = nnx.split(image_model)
+        self._platform = devices[0].platform
+        graphdef, state = split_for_inference(image_model, self.precision, self._platform)
         segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef, self.precision)
         sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef, self.precision)
         if batched and len(devices) > 1:
@@ -87,7 +82,7 @@ class Engine:
             self._places = [NamedSharding(mesh, PartitionSpec())]
             segment = spread(segment, mesh, programs.SEGMENT_SPECS)
             sweep_all = spread(sweep_all, mesh, SWEEP_SPECS)
-        self._states = self._put(self._cast(state))
+        self._states = self._put(state)
         self._segment = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
         self._sweep = jax.jit(sweep_all, static_argnames=("second_graphdef", "canvas", "ways"))
         self._score = jax.jit(
@@ -210,11 +205,7 @@ class Engine:
         vocabulary, words = self._required_vocabulary(), self._words
         second_graphdef, second_state = None, None
         if second_trunk is not None:
-            second_trunk = nnx.clone(second_trunk, variables=False)
-            if self._unrolled:
-                unroll(second_trunk)
-            second_graphdef, second_state = nnx.split(second_trunk)
-            second_state = self._cast(second_state)
+            second_graphdef, second_state = split_for_inference(second_trunk, self.precision, self._platform)
         second_states = self._put(second_state)
         sides = sorted({way.short_side for way in ways if way.short_side is not None})
 
@@ -276,15 +267,6 @@ class Engine:
             before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
             yield from finished(before)
         yield from finished(underway)
-
-    def _cast(self, state: nnx.State) -> nnx.State:
-        """Returns the weights in the dtypes of the precision. Others are cast on the host, which compiles nothing."""
-        cast = []
-        for path, variable in nnx.to_flat_state(state):
-            dtype = weight_dtype(".".join(map(str, path)), self.precision.dtype)
-            same = variable.dtype == dtype
-            cast.append((path, variable if same else variable.replace(np.asarray(variable[...]).astype(dtype))))
-        return nnx.from_flat_state(cast)
 
     def _put(self, tree: Any) -> list[Any]:
         """Returns a copy for each placement. For None, arrays stay uncommitted: committed ones would recompile programs."""

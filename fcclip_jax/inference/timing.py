@@ -1,13 +1,14 @@
 """Seconds per image, by stage: `python -m fcclip_jax.inference.timing --size 512x512 --size 800x1067 --torch`.
 
 Runs FC-CLIP with ConvNeXt-L, random weights, 250 queries and 150 classes whose text embeddings are ready, on one image of
-each size, and makes panoptic, semantic and instance results at that size. Prints, for each size,
+each size, and makes panoptic, semantic and instance results at that size. The precision is `Segmenter`'s: the device's
+default, or --precision. Prints, for each size,
 
     trunk, pixel decoder, mask decoder (masks and class probabilities), post-processing:
                     each as a separate program with its inputs ready;
     whole program:  from pixels to maps in one program, as `Segmenter` runs it; it may differ from the stages' sum;
     torch trunk:    with --torch, the image trunk alone in PyTorch (OpenCLIP's convnext_large_d_320, timm's code) with the
-                    same number of threads, and the whole program's time relative to it.
+                    same number of threads, in float32, and the whole program's time relative to it.
 
 Programs run in turns; times are medians. Printed separately are the seconds to compile, the peak memory of the process
 during the first run of the whole program (before torch is loaded), and the part of it that XLA plans for intermediate
@@ -29,12 +30,13 @@ import numpy as np
 from flax import nnx
 
 from fcclip_jax import command_line
-from fcclip_jax.conventions import STRIDE, round_up
+from fcclip_jax.conventions import PRECISIONS, STRIDE, round_up
 from fcclip_jax.inference import buckets
 from fcclip_jax.inference.postprocess import postprocess
-from fcclip_jax.models.building import unroll
+from fcclip_jax.models.building import split_for_inference, without_text
 from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
-from fcclip_jax.models.fcclip import normalize_images
+from fcclip_jax.models.fcclip import FCCLIP, normalize_images
+from fcclip_jax.models.precision import Precision, choose_precision
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.process_memory import peak_memory, reset_peak_memory
 from fcclip_jax.structs import TextClassifier
@@ -58,11 +60,26 @@ class Case(NamedTuple):
     planned_memory: int
 
 
-def stages(graphdef: nnx.GraphDef, canvas: tuple[int, int]) -> dict[str, Callable[..., Any]]:
+class Network(NamedTuple):
+    """A model without its text tower, in a precision."""
+
+    graphdef: nnx.GraphDef
+    state: nnx.State
+    """The weights, on the device."""
+    precision: Precision
+
+
+def network(model: FCCLIP, precision: Precision) -> Network:
+    """Returns the network of a model as `Engine` runs it. The model keeps its weights and its text tower."""
+    graphdef, state = split_for_inference(without_text(model), precision, jax.default_backend())
+    return Network(graphdef, jax.device_put(state), precision)
+
+
+def stages(graphdef: nnx.GraphDef, precision: Precision, canvas: tuple[int, int]) -> dict[str, Callable[..., Any]]:
     """Returns the four stages and the whole, as functions of the weights and of each other's results."""
 
     def trunk(state, images, image_hw):
-        pixels, valid_hw = normalize_images(images, image_hw)
+        pixels, valid_hw = normalize_images(images, image_hw, precision.dtype)
         return nnx.merge(graphdef, state).clip.image(pixels, valid_hw), valid_hw
 
     def pixel_decoder(state, features, valid_hw):
@@ -84,16 +101,17 @@ def stages(graphdef: nnx.GraphDef, canvas: tuple[int, int]) -> dict[str, Callabl
         mask_logits, class_probs = mask_decoder(state, pixels, features.clip_dense, valid_hw, text)
         return post_processing(mask_logits, class_probs, is_thing, text.num_classes, image_hw)
 
-    return {
+    functions = {
         "trunk": trunk,
         "pixel decoder": pixel_decoder,
         "mask decoder": mask_decoder,
         "post-processing": post_processing,
         WHOLE: whole,
     }
+    return {name: jax.default_matmul_precision(precision.products)(function) for name, function in functions.items()}
 
 
-def build(graphdef: nnx.GraphDef, state: nnx.State, embed_dim: int, size: tuple[int, int]) -> Case:
+def build(net: Network, embed_dim: int, size: tuple[int, int]) -> Case:
     """Compiles all programs for one size, and runs the whole program once."""
     rng = np.random.default_rng(0)
     shape = tuple(round_up(side, STRIDE) for side in size)
@@ -103,7 +121,7 @@ def build(graphdef: nnx.GraphDef, state: nnx.State, embed_dim: int, size: tuple[
     text, is_thing = classifier(rng, embed_dim)
     images, image_hw, text, is_thing = jax.device_put((images, image_hw, text, is_thing))
 
-    functions = stages(graphdef, buckets.canvas(size))
+    functions, state = stages(net.graphdef, net.precision, buckets.canvas(size)), net.state
     programs, seconds = {}, {}
 
     def compiled(name: str, *args: Any) -> Any:
@@ -197,26 +215,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="HEIGHTxWIDTH in pixels; repeat it for several sizes. The default is 512x512 and 800x1067.",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each program; the default is 3")
+    parser.add_argument("--precision", choices=PRECISIONS, help="the default is the device's")
     parser.add_argument("--torch", action="store_true", help="also time PyTorch's image trunk")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats is {args.repeats}; it must be at least 1")
     if args.torch and not all(importlib.util.find_spec(name) for name in ("torch", "open_clip")):
         parser.error("--torch needs torch and open_clip: pip install 'fcclip-jax[convert]'")
+    device = jax.devices()[0]
+    try:
+        precision = choose_precision(args.precision, device)
+    except ValueError as error:
+        parser.error(str(error))
     # A cached program would make the seconds to compile meaningless.
     jax.config.update("jax_enable_compilation_cache", False)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    print(f"FC-CLIP {MODEL} on {jax.devices()[0].device_kind} ({threads} threads), jax {jax.__version__}")
+    print(f"FC-CLIP {MODEL} on {device.device_kind} ({threads} threads), {precision.name}, jax {jax.__version__}")
     description = fcclip_description(CLIP_MODELS[MODEL])
-    model = random_model(description)
-    del model.clip.text
-    if jax.default_backend() != "tpu":  # as `Engine` does
-        unroll(model)
-    graphdef, state = nnx.split(model)
-    del model  # its weights would count twice in the peak memory
-    state = jax.device_put(state)
+    # The model itself is not kept: its weights would count twice in the peak memory.
+    net = network(random_model(description), precision)
     # All memory is measured before torch is loaded.
-    cases = [build(graphdef, state, description.clip.image.embed_dim, size) for size in args.size or SIZES]
+    cases = [build(net, description.clip.image.embed_dim, size) for size in args.size or SIZES]
     for case in cases:
         programs = dict(case.programs)
         if args.torch:

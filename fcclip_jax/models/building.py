@@ -9,6 +9,8 @@ from fcclip_jax.command_line import first_line
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.models.fcclip import CLIP, FCCLIP
 from fcclip_jax.models.layers import Stack
+from fcclip_jax.models.mask_decoder import MaskDecoder
+from fcclip_jax.models.precision import Precision, cast_state
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -23,15 +25,35 @@ def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Modul
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def unroll(trunk: nnx.Module) -> None:
-    """Makes a trunk's repeated blocks separate code, which compiles longer and does not copy their parameters."""
-    for _, module in list(nnx.iter_modules(trunk)):
-        if isinstance(module, Stack):
-            module.unroll()
+def without_text(model: FCCLIP) -> FCCLIP:
+    """Returns the model without its text tower; both share all other values."""
+    image_model = nnx.clone(model, variables=False)
+    del image_model.clip.text
+    return image_model
+
+
+def split_for_inference(module: nnx.Module, precision: Precision, platform: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """Splits a network, or a trunk alone, into code and weights for the programs of inference. The module does not change.
+
+    Weights have the precision's dtypes. Repeated layers become separate code, so that no program copies their parameters
+    out of a stack; `name_before_unroll` gives the weights' former names.
+
+    platform: on "tpu" layers stay stacked, because its compiler takes two minutes for a ConvNeXt-L of separate layers.
+    """
+    module = nnx.clone(module, variables=False)
+    if platform != "tpu":
+        for path, part in list(nnx.iter_modules(module)):
+            if isinstance(part, MaskDecoder):
+                part.unrolled = True
+            # The pixel decoder's parameters are few, and its layers need more memory side by side.
+            elif isinstance(part, Stack) and path[:1] != ("pixel_decoder",):
+                part.unroll()
+    graphdef, state = nnx.split(module)
+    return graphdef, cast_state(state, precision.dtype)
 
 
 def name_before_unroll(name: str) -> tuple[str, int | None]:
-    """Returns the name that a variable had before `unroll`, and its index along the leading axis if it was stacked."""
+    """Returns the name that a variable had before `Stack.unroll`, and its index if it was stacked."""
     before, found, rest = name.partition(".modules.")
     if not found:
         return name, None

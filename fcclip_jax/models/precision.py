@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 
 from fcclip_jax.conventions import PRECISIONS
@@ -85,6 +86,16 @@ def weight_dtype(name: str, dtype: DTypeLike) -> np.dtype:
     name: as `models.building.named_variables` gives it.
     """
     return np.promote_types(dtype, jnp.float32) if _WIDE.fullmatch(name) else np.dtype(dtype)
+
+
+def cast_state(state: nnx.State, dtype: DTypeLike) -> nnx.State:
+    """Returns a network's weights in the dtypes of `weight_dtype`. They are cast on the host, which compiles nothing."""
+    cast = []
+    for path, variable in nnx.to_flat_state(state):
+        wanted = weight_dtype(".".join(map(str, path)), dtype)
+        same = variable.dtype == wanted
+        cast.append((path, variable if same else variable.replace(np.asarray(variable[...]).astype(wanted))))
+    return nnx.from_flat_state(cast)
 
 
 def _has_tf32(device: Device) -> bool:

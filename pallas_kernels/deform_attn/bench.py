@@ -57,16 +57,25 @@ class Bench(NamedTuple):
     """Largest difference from the reference's forward result, relative to its largest value, by implementation."""
 
 
-def prepare(size: tuple[int, int], implementations: Sequence[str], problem: Problem, sigma: float) -> Bench:
+def prepare(
+    size: tuple[int, int],
+    implementations: Sequence[str],
+    problem: Problem,
+    sigma: float,
+    deterministic: bool = False,
+) -> Bench:
     """Compiles each implementation, and runs it once to measure its memory.
 
     sigma: spread of the points around their query, in pixels.
+    deterministic: `ms_deform_attn`'s.
     """
     arrays = random_arrays(problem, sigma)
     on_device = jax.block_until_ready([jax.numpy.asarray(array, problem.dtype) for array in arrays])
     cases, results = {}, {}
     for name in implementations:
-        sample = functools.partial(api.ms_deform_attn, shapes=problem.shapes, implementation=name)
+        sample = functools.partial(
+            api.ms_deform_attn, shapes=problem.shapes, implementation=name, deterministic=deterministic
+        )
         for which, arguments in ((FORWARD, on_device[:3]), (BOTH, on_device)):
             start = time.perf_counter()
             program = jax.jit(sample if which == FORWARD else _with_gradients(sample)).lower(*arguments).compile()

@@ -34,6 +34,7 @@ from fcclip_jax.conventions import STRIDE, round_up
 from fcclip_jax.inference import buckets, timing
 from fcclip_jax.models.building import abstract_model
 from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
+from fcclip_jax.models.precision import TF32
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 NO_KERNEL = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"}
@@ -120,22 +121,16 @@ def _bytes(shape: str) -> int:
     )
 
 
-def programs(
-    size: tuple[int, int], dtype: str, sharding: SingleDeviceSharding
-) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """Yields each stage of `fcclip_jax.inference.timing`, lowered for the device.
-
-    dtype: that of the weights.
-    """
+def programs(size: tuple[int, int], sharding: SingleDeviceSharding) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Yields each stage of `fcclip_jax.inference.timing` in a GPU's default precision, lowered for the device."""
     description = fcclip_description(CLIP_MODELS[timing.MODEL])
     model = abstract_model(description)
     del model.clip.text
     graphdef, state = nnx.split(model)
-    state = jax.tree.map(lambda x: x.update(dtype=dtype) if x.dtype == jnp.float32 else x, state)
     shape = tuple(round_up(side, STRIDE) for side in size)
     images, image_hw = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     text, is_thing = timing.classifier(np.random.default_rng(0), description.clip.image.embed_dim)
-    functions = timing.stages(graphdef, buckets.canvas(size))
+    functions = timing.stages(graphdef, TF32, buckets.canvas(size))
     features, valid_hw = jax.eval_shape(functions["trunk"], state, images, image_hw)
     pixels = jax.eval_shape(functions["pixel decoder"], state, features, valid_hw)
     masked = (state, pixels, features.clip_dense, valid_hw, text)
@@ -167,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 2
     row = "{:16}{:>9}{:>8}{:>6}{:>8}{:>16}{:>14}{:>11}"
-    print(f"jax {jax.__version__}, NVIDIA H100, float32, {args.size[0]}x{args.size[1]}")
+    print(f"jax {jax.__version__}, NVIDIA H100, {TF32.name}, {args.size[0]}x{args.size[1]}")
     print(row.format("stage", "kernels", "matmul", "conv", "reduce", "transpose", "slice", "compile s"))
-    for name, lowered in programs(args.size, "float32", sharding):
+    for name, lowered in programs(args.size, sharding):
         begin = time.perf_counter()
         # No GPU is there to time algorithms on.
         text = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"}).as_text()

@@ -1,5 +1,6 @@
 """Times inference: images a second, stages, the start of a process, and the kernels of one image."""
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import UInt8
 
 from fcclip_jax.inference import timing
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.timing import GIB
+from fcclip_jax.models.precision import choose_precision
 from tests.device import models
+from tests.device.clock import in_time
 from tests.device.running import ROOT, Row
 from tests.device.traces import kernel_times
 from tests.device.training import out_of_memory
@@ -39,12 +41,23 @@ def photos(size: tuple[int, int], count: int) -> list[UInt8[np.ndarray, "H W 3"]
 def throughput(small: bool) -> Iterator[Row]:
     """Yields images a second from pixels to all three results on the host, once everything is compiled."""
     model = models.random(small)
-    sizes, batches = (SMALL_SIZES, (1, 2)) if small else (SIZES, (8, 1, 4))
-    for precision in models.precisions():
-        for batch in batches:
-            for size, sides in sizes.items():
-                segmenter = models.segmenter(model, small, batch_size=batch, batched=True, precision=precision, **sides)
-                yield rate(segmenter, size, batch) | {"precision": precision}
+    for precision, batch, size in in_time(cells(small)):
+        sides = SMALL_SIZES[size] if small else SIZES[size]
+        segmenter = models.segmenter(model, small, batch_size=batch, batched=True, precision=precision, **sides)
+        yield rate(segmenter, size, batch) | {"precision": precision}
+
+
+def cells(small: bool) -> list[tuple[str, int, tuple[int, int]]]:
+    """Returns (precision, batch, size) of the programs to time, the most telling first. Compiling each takes a while."""
+    precisions = models.precisions()
+    if small:
+        return [(precision, batch, SMALL_SIZE) for precision in precisions for batch in (2, 1)]
+    others = [size for size in SIZES if size != SIZE]
+    return [
+        *((precision, batch, SIZE) for precision in precisions for batch in (8, 1)),
+        *((precision, batch, size) for precision in precisions[:-1] for size in others for batch in (8, 1)),
+        *((precision, 4, SIZE) for precision in precisions[:-1]),
+    ]
 
 
 def rate(segmenter: Segmenter, size: tuple[int, int], batch: int) -> Row:
@@ -67,16 +80,16 @@ def rate(segmenter: Segmenter, size: tuple[int, int], batch: int) -> Row:
 
 def stage_times(small: bool) -> Iterator[Row]:
     """Yields milliseconds of each stage as a program of its own, and of the whole."""
-    description = models.description(small)
+    embed_dim = models.description(small).clip.image.embed_dim
     model = models.random(small)
-    del model.clip.text
-    graphdef, state = nnx.split(model)
-    state = jax.device_put(state)
-    for size in (SMALL_SIZE,) if small else (SIZE, (512, 512), (1024, 2048)):
-        case = timing.build(graphdef, state, description.clip.image.embed_dim, size)
+    sizes = (SMALL_SIZE,) if small else (SIZE, (1024, 2048))
+    for size, name in in_time(itertools.product(sizes, models.precisions())):
+        net = timing.network(model, choose_precision(name, jax.devices()[0]))
+        case = timing.build(net, embed_dim, size)
         seconds = timing.measure(case.programs, 3 if small else 10)
-        row = {"size": "x".join(map(str, size))} | {f"{name}, ms": 1e3 * value for name, value in seconds.items()}
-        yield row | {"planned GiB": case.planned_memory / GIB, "compile s": case.compile_seconds[timing.WHOLE]}
+        row = {"size": "x".join(map(str, size)), "precision": name}
+        row |= {f"{stage}, ms": 1e3 * value for stage, value in seconds.items()}
+        yield row | {"planned GiB": case.planned_memory / GIB, "compile s": sum(case.compile_seconds.values())}
 
 
 def start(small: bool) -> Iterator[Row]:

@@ -61,12 +61,20 @@ def output(*command: str) -> str | None:
 
 
 def missing_packages(setup: pathlib.Path = ROOT / "setup.cfg") -> list[str]:
-    """Returns the packages that setup.cfg requires for inference and training and this environment lacks."""
+    """Returns what the report needs and this environment lacks, as pip reads it.
+
+    The report needs what inference and training require, and the baseline.
+    """
     config = configparser.ConfigParser()
     config.read(setup)
-    lines = [*config["options"]["install_requires"].split("\n"), *config["options.extras_require"]["train"].split("\n")]
-    names = [match[0] for line in lines if (match := re.match(r"[\w.-]+", line.strip()))]
-    return [name for name in names if not installed(name)]
+    extras = config["options.extras_require"]
+    lines = [
+        line.split(";")[0].strip()
+        for line in f"{config['options']['install_requires']}\n{extras['train']}".splitlines()
+    ]
+    lines += [line for line in extras["test"].splitlines() if line.startswith("transformers")]
+    lines += [line for line in extras["convert"].splitlines() if line.startswith("torch")]
+    return [line for line in lines if (name := re.match(r"[\w.-]+", line)) and not installed(name[0])]
 
 
 def installed(name: str) -> bool:

@@ -3,12 +3,10 @@
 import jax
 
 from fcclip_jax import caching
-from fcclip_jax.conventions import PRECISIONS
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.timing import MODEL
 from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, ModelDescription, fcclip_description
 from fcclip_jax.models.fcclip import FCCLIP
-from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -21,10 +19,8 @@ def description(small: bool) -> ModelDescription:
 
 
 def precisions() -> list[str]:
-    """Returns the precisions of the device, its default first."""
-    default = choose_precision(None, jax.devices()[0]).name
-    others = [name for name in PRECISIONS if name != default and (name != "tf32" or jax.default_backend() == "gpu")]
-    return [default, *sorted(others)]
+    """Returns the precisions of the device, the fastest first."""
+    return [name for name in ("bfloat16", "tf32", "float32") if name != "tf32" or jax.default_backend() == "gpu"]
 
 
 def segmenter(model: FCCLIP, small: bool, **options) -> Segmenter:

@@ -11,10 +11,15 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.device.child import UNFINISHED
 from tests.device.parts import Part
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DONE, FAILED, KILLED, OVER, NOT_RUN = "done", "failed", "killed", "over its limit", "not run"
+FOLDER = "FCCLIP_DEVICE_FOLDER"
+"""The environment variable with the folder of all parts' rows."""
+GOLDEN = "FCCLIP_DEVICE_GOLDEN"
+"""The environment variable with the folders that the part parity compares, which `os.pathsep` separates."""
+DONE, FAILED, KILLED, OVER, PARTLY, NOT_RUN = "done", "failed", "killed", "over its limit", "partly done", "not run"
 LAST_LINES = 12
 Row = dict[str, Any]
 
@@ -47,7 +52,7 @@ def run_part(part: Part, *, limit: float, small: bool, folder: pathlib.Path, env
         process = subprocess.Popen(
             command + ["--small"] * small,
             cwd=ROOT,
-            env=os.environ | environment | part.environment,
+            env=os.environ | environment | {FOLDER: str(folder)} | part.environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
@@ -69,6 +74,8 @@ def run_part(part: Part, *, limit: float, small: bool, folder: pathlib.Path, env
         status, message = OVER, f"{message}\nkilled after {limit:.0f} s".lstrip()
     elif code < 0:
         status, message = KILLED, f"{message}\nkilled by {signal.Signals(-code).name}".lstrip()
+    elif code == UNFINISHED and not damage:
+        status, message = PARTLY, f"stopped before its limit of {limit:.0f} s with more to do"
     elif code or damage:
         status, message = FAILED, f"{message}\n{damage}".strip()
     elif not figures:

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.device import report
+from tests.device import machine, report
 from tests.device.parts import Part
-from tests.device.running import read_rows
+from tests.device.running import Outcome, read_rows
 from tests.device.traces import sum_kernels
 
 FIRST = Part("first", "tests.device.fake_parts:good", 20)
@@ -28,9 +28,11 @@ def test_each_part_costs_only_itself(tmp_path, capsys, monkeypatch):
     write = report.write
     monkeypatch.setattr(report, "write", lambda path, content: (write(path, content), written.append(path.read_text())))
     parts = [part("raises"), part("slow", 2), part("killed"), part("garbage"), part("good")]
-    code, found = run(tmp_path, "--small", parts=parts)
+    # So little time that the slow part may have no more than its own limit.
+    code, found = run(tmp_path, "--small", "--limit", "40", parts=parts)
     assert code == 1
-    statuses = {row["name"]: row["status"] for row in found["parts"]}
+    rows = found["parts"]
+    statuses = {name: row["status"] for name, row in rows.items()}
     assert statuses == {
         "first": "done",
         "raises": "failed",
@@ -41,7 +43,6 @@ def test_each_part_costs_only_itself(tmp_path, capsys, monkeypatch):
     }
     # The file was complete after every part.
     assert [len(json.loads(text)["parts"]) for text in written] == [1, 2, 3, 4, 5, 6]
-    rows = {row["name"]: row for row in found["parts"]}
     assert rows["good"]["rows"] == [{"value": 1.5, "small": True}, {"value": "nan", "small": True}]
     # Figures from before the end are kept.
     assert rows["raises"]["rows"] == [{"value": 2}] and "the kernel is wrong" in rows["raises"]["message"]
@@ -51,7 +52,7 @@ def test_each_part_costs_only_itself(tmp_path, capsys, monkeypatch):
     with pytest.raises(ProcessLookupError):
         _wait_until_gone(slow["pid"])
     out = capsys.readouterr().out
-    assert "To run the others again: --parts raises,slow,killed,garbage" in out
+    assert "To run the others: the same command with --rest" in out
 
 
 def _wait_until_gone(pid: int) -> None:
@@ -62,20 +63,78 @@ def _wait_until_gone(pid: int) -> None:
 
 def test_all_done_is_zero_and_a_subset_runs(tmp_path):
     code, found = run(tmp_path, "--small", "--parts", "good", parts=[part("raises"), part("good")])
-    assert code == 0 and [row["name"] for row in found["parts"]] == ["first", "good"]
+    assert code == 0 and list(found["parts"]) == ["first", "good"]
 
 
 def test_parts_beyond_the_total_limit_are_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "LEAST", 1000)
     code, found = run(tmp_path, "--small", "--limit", "30", parts=[part("good")])
-    assert (
-        code == 1 and found["parts"][1]["status"] == "not run" and "were left of 30 s" in found["parts"][1]["message"]
-    )
+    good = found["parts"]["good"]
+    assert code == 1 and good["status"] == "not run" and "were left of 30 s" in good["message"]
+
+
+def test_a_part_stops_in_time_and_keeps_its_rows(tmp_path):
+    _, found = run(tmp_path, "--small", "--limit", "30", parts=[part("long", 7), part("good", 25)])
+    long = found["parts"]["long"]
+    assert long["status"] == "partly done" and long["seconds"] < 7
+    assert [row["value"] for row in long["rows"]] == list(range(len(long["rows"]))) and long["rows"]
+
+
+def test_rest_runs_what_the_report_lacks(tmp_path, capsys):
+    parts = [part("good"), part("second_time"), part("raises")]
+    code, before = run(tmp_path, "--small", "--parts", "good,second_time", parts=parts)
+    assert code == 1 and before["parts"]["second_time"]["status"] == "failed"
+    capsys.readouterr()
+    code, found = run(tmp_path, "--small", "--rest", parts=parts)
+    # A part that failed comes after those that were not run.
+    assert [
+        line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": " in line and " s of " in line
+    ] == [
+        "first",
+        "raises",
+        "second_time",
+    ]
+    assert code == 1 and len(found["runs"]) == 2
+    assert {name: (row["status"], row["run"]) for name, row in found["parts"].items()} == {
+        "first": ("done", 1),
+        "good": ("done", 0),
+        "second_time": ("done", 1),
+        "raises": ("failed", 1),
+    }
+    assert found["parts"]["good"] == before["parts"]["good"]
+
+
+def test_an_outcome_with_fewer_figures_does_not_replace_another():
+    found = report.Report(small=True, runs=[{}])
+    found.add(Outcome("a", "partly done", 9.0, 9.0, [{"value": 1}, {"value": 2}], ""))
+    found.add(Outcome("a", "not run", 0.0, 0.0, [], "no time"))
+    assert found.parts["a"]["status"] == "partly done" and found.lacking(["a"]) == ["a"]
+    # Only a part that was killed at its limit has more time when it runs again.
+    assert found.with_more_time(part("a", 7)).limit == 7
+    found.add(Outcome("a", "over its limit", 9.0, 9.0, [{"value": 1}, {"value": 2}], ""))
+    assert found.with_more_time(part("a", 7)).limit == 14
+    found.add(Outcome("a", "done", 9.0, 9.0, [{"value": 1}], ""))
+    assert found.parts["a"]["rows"] == [{"value": 1}] and not found.lacking(["a"])
+
+
+def test_rest_needs_a_report_of_the_same_sizes(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path), "--rest"]
+    with pytest.raises(SystemExit) as end:
+        report.main(arguments, [part("good")], FIRST)
+    assert end.value.code == 2 and "has no report" in capsys.readouterr().err
+    report.write(tmp_path / "report.json", {"small": True, "runs": [], "parts": {}})
+    with pytest.raises(SystemExit) as end:
+        report.main(arguments, [part("good")], FIRST)
+    assert end.value.code == 2 and "was made with --small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["--parts", "fast"], "there is no part 'fast'; choose from good"), (["--limit", "0"], "--limit is 0")],
+    [
+        (["--parts", "fast"], "there is no part 'fast'; choose from good"),
+        (["--limit", "0"], "--limit is 0"),
+        (["--golden", "/nowhere"], "--golden: there is no folder /nowhere"),
+    ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, capsys):
     with pytest.raises(SystemExit) as end:
@@ -86,6 +145,15 @@ def test_mistakes_are_one_sentence(arguments, sentence, capsys):
 def test_a_half_written_row_is_damage(tmp_path):
     (tmp_path / "rows").write_text('{"a": 1}\n{"a": ')
     assert read_rows(tmp_path / "rows") == ([{"a": 1}], "row 2 is damaged: '{\"a\": '")
+
+
+def test_missing_packages_are_named_as_pip_reads_them(tmp_path):
+    (tmp_path / "setup.cfg").write_text(
+        "[options]\ninstall_requires =\n    numpy>=2.0\n    no-such-a>=1\n"
+        "[options.extras_require]\nconvert =\n    no-such-b\ntrain =\n    # a comment\n    jax\n"
+        "    no-such-c>=2; python_version > '3'\ntest =\n    no-such-d\n"
+    )
+    assert machine.missing_packages(tmp_path / "setup.cfg") == ["no-such-a>=1", "no-such-c>=2"]
 
 
 def test_kernels_are_summed_over_the_streams_of_the_device():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, ModelDescription
 from fcclip_jax.training import timing
 from fcclip_jax.training.timing import GIB, Case, Side
+from tests.device.clock import in_time
 from tests.device.running import Row
 
 STEPS, IMAGES_A_STEP = 368_750, 16
@@ -18,9 +19,12 @@ REPEATS = 5
 
 
 def ours(small: bool) -> Iterator[Row]:
-    """Yields the step with either matcher, at the recipe's batch or the largest smaller one that fits."""
+    """Yields the recipe's step, at its batch or the largest smaller one that fits."""
     yield from first_that_fits(timing.ours, descending(recipe(small, "jax")))
-    # On the device the matching is a long loop of small operations.
+
+
+def matcher_on_host(small: bool) -> Iterator[Row]:
+    """Yields the step with the matching on the host: on the device it is a long loop of small operations."""
     yield from first_that_fits(timing.ours, descending(recipe(small, "jax")._replace(matcher="scipy")))
 
 
@@ -31,7 +35,7 @@ def theirs(small: bool) -> Iterator[Row]:
 def variants(small: bool) -> Iterator[Row]:
     """Yields steps that recompute activations, for which larger batches fit too."""
     case = recipe(small, "jax")._replace(matcher="scipy", remat=True)
-    for multiple in (1, 3, 2):
+    for multiple in in_time((1, 3, 2)):
         row = measure(timing.ours, case._replace(batch=multiple * case.batch))
         yield row
         if multiple == 3 and fits(row):
@@ -65,7 +69,7 @@ def descending(case: Case) -> list[Case]:
 
 
 def first_that_fits(build: Callable[[Case], Side], cases: Sequence[Case]) -> Iterator[Row]:
-    for case in cases:
+    for case in in_time(cases):
         row = measure(build, case)
         yield row
         if fits(row):

@@ -19,7 +19,7 @@ from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semanti
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import EnsembleDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
-from fcclip_jax.models.precision import FLOAT32, Precision, weight_dtype
+from fcclip_jax.models.precision import FLOAT32, Precision, cast_state
 from fcclip_jax.structs import Prediction, TextClassifier
 from fcclip_jax.text.embeddings import TextEncoder
 from tests.parity.detinit import weight
@@ -64,10 +64,7 @@ class Network:
         resized_first = ("SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", "PANOPTIC_ON", "INSTANCE_ON")
         self.semantic_before_resize = not any(test_options[name] for name in resized_first)
         graphdef, state = nnx.split(self.model)
-        self.state = nnx.from_flat_state(
-            (path, variable.replace(variable[...].astype(weight_dtype(".".join(map(str, path)), precision.dtype))))
-            for path, variable in nnx.to_flat_state(state)
-        )
+        self.state = cast_state(state, precision.dtype)
         self._stages = jax.jit(functools.partial(_stages, graphdef, dtype=precision.dtype))
         whole = functools.partial(_whole, graphdef, dtype=precision.dtype)
         self._whole = jax.jit(whole, static_argnames=("canvas", "before_resize"))
