@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from fcclip_jax.models.layers import Linear, wide_dtype, xavier_uniform
 from pallas_kernels import ms_deform_attn
+
+SAMPLED = "sampled"
+"""The checkpoint name of the weighted sums of samples."""
 
 
 class DeformableAttention(nnx.Module):
@@ -49,7 +53,7 @@ class DeformableAttention(nnx.Module):
         # Offsets are in pixels of the level that they sample.
         level_wh = jnp.asarray([(w, h) for h, w in shapes], dtype)[None, None, None, :, None, :]
         locations = reference[None, :, None, None, None, :].astype(dtype) + offsets / level_wh
-        sampled = ms_deform_attn(value, locations, weights, shapes, precision=self.precision)
+        sampled = checkpoint_name(ms_deform_attn(value, locations, weights, shapes, precision=self.precision), SAMPLED)
         return self.output_proj(sampled.reshape(batch, count, -1))
 
 

@@ -166,12 +166,23 @@ class Attention(nnx.Module):
             (x @ w + b[None, None, :]).reshape(*x.shape[:2], self.heads, -1)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
-        scaled = q * q.shape[-1] ** -0.5
-        logits = jnp.einsum("bshd,bnhd->bhsn", scaled, k, preferred_element_type=wide_dtype(q))
-        if mask is not None:
-            logits = jnp.where(mask[:, None, :, :], logits, -jnp.inf)
-        mixed = jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+        mixed = _mix_values(q, k, v, None if mask is None else mask[:, None, :, :])
         return self.out_proj(mixed.reshape(query.shape))
+
+
+@jax.checkpoint
+def _mix_values(
+    q: Float[Array, "B S M D"],
+    k: Float[Array, "B N M D"],
+    v: Float[Array, "B N M D"],
+    mask: Bool[Array, "#B 1 #S #N"] | None,
+) -> Float[Array, "B S M D"]:
+    """Sums the values, weighted by attention. Its gradient recomputes the weights, which are larger than all else."""
+    scaled = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bshd,bnhd->bhsn", scaled, k, preferred_element_type=wide_dtype(q))
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    return jnp.einsum("bhsn,bnhd->bshd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
 
 
 class Stack(nnx.Module):

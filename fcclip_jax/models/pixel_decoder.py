@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.conventions import MASK_STRIDE
-from fcclip_jax.models.deform_attn import DeformableAttention
+from fcclip_jax.models.deform_attn import SAMPLED, DeformableAttention
 from fcclip_jax.models.descriptions import HeadDescription
 from fcclip_jax.models.features import Features, PixelFeatures
 from fcclip_jax.models.layers import (
@@ -26,6 +26,12 @@ from fcclip_jax.models.padding import valid_mask
 
 LEVEL_STRIDES = (32, 16, 8)
 """Strides of the levels, from coarse to fine: res5, res4, res3."""
+
+KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(SAMPLED)
+)
+"""What an encoder layer keeps for its gradient: the results of products and of the sampler. The rest, which is cheap to
+recompute, takes as much memory again."""
 
 
 class EncoderLayer(nnx.Module):
@@ -49,9 +55,11 @@ class EncoderLayer(nnx.Module):
         mask: Float[Array, "B N 1"],
         shapes: tuple[tuple[int, int], ...],
     ) -> Float[Array, "B N C"]:
-        attended = self.self_attn(tokens + positions, tokens, reference, mask, shapes)
-        tokens = self.norm1(tokens + attended)
-        return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
+        def apply(tokens, positions):
+            tokens = self.norm1(tokens + self.self_attn(tokens + positions, tokens, reference, mask, shapes))
+            return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
+
+        return jax.checkpoint(apply, policy=KEPT, prevent_cse=False)(tokens, positions)
 
 
 class NormedConv(nnx.Module):

@@ -1,6 +1,5 @@
 """One step of training as one program: losses of all outputs, gradient, update (Yu et al., section 4.1)."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -19,8 +18,16 @@ from fcclip_jax.models.layers import Stack
 from fcclip_jax.models.precision import weight_dtype
 from fcclip_jax.structs import Batch, Prediction, Targets, TextClassifier, checked
 from fcclip_jax.training import sharding
-from fcclip_jax.training.losses.criterion import LossSettings, LossSums, mean_losses, output_losses, weighted_total
+from fcclip_jax.training.losses.criterion import (
+    Losses,
+    LossSettings,
+    LossSums,
+    mean_losses,
+    output_losses,
+    weighted_total,
+)
 from fcclip_jax.training.losses.points import RandomDraws
+from fcclip_jax.training.one_pass import sum_in_one_pass
 from fcclip_jax.training.optim import OptimSettings, learning_rate, optimizer
 from fcclip_jax.training.parameters import is_trainable
 
@@ -133,10 +140,7 @@ def make_train_step(
             checked(struct)
 
         def loss_of(parameters: Parameters, part: Batch):
-            sums = batch_losses(with_values(model, {**frozen, **parameters}), text, part, settings, mesh)
-            queries = model.mask_decoder.query_feat.shape[0]
-            losses = mean_losses(whole_batch(sums, batch.targets, queries, settings.losses.void_weight))
-            return jnp.sum(weighted_total(losses, settings.losses)), losses
+            return batch_losses(with_values(model, {**frozen, **parameters}), text, part, batch.targets, settings, mesh)
 
         # Each part computes its share of the batch's means: shares and their gradients add up to the whole batch's.
         gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -160,14 +164,19 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: StepSettings, mesh: Mesh) -> LossSums:
-    """Returns sums of the losses over the batch, [O] of each: one for every output of the mask decoder."""
+def batch_losses(
+    model: FCCLIP, text: TextClassifier, part: Batch, targets: Targets, settings: StepSettings, mesh: Mesh
+) -> tuple[Float[Array, ""], Losses]:
+    """Returns the part's share of the whole batch's loss, and of its means, one for every output of the mask decoder.
+
+    targets: the whole batch's.
+    """
     dtype = jnp.dtype(settings.compute_dtype)
     by_image = sharding.batch_sharding(mesh)
-    height, width = batch.images.shape[1:3]
+    height, width = part.images.shape[1:3]
     # Training has no padding: pixels with which the augmentation fills up an image count as image.
-    crop_hw = jnp.broadcast_to(jnp.asarray([height, width], jnp.int32), (batch.images.shape[0], 2))
-    images, valid_hw = normalize_images(batch.images, crop_hw, dtype)
+    crop_hw = jnp.broadcast_to(jnp.asarray([height, width], jnp.int32), (part.images.shape[0], 2))
+    images, valid_hw = normalize_images(part.images, crop_hw, dtype)
     features = model.clip.image(images, valid_hw)
     if not settings.train_trunk:
         features = jax.lax.stop_gradient(features)
@@ -186,16 +195,16 @@ def batch_losses(model: FCCLIP, text: TextClassifier, batch: Batch, settings: St
         local_sums, mesh=mesh, in_specs=(rows, rows, rows, None), out_specs=rows, check_vma=False
     )
 
-    # A scan over the outputs: their full-size masks are never in memory together, and are recomputed for the gradient.
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("matching", "points"))
-    def output_sums(_, x):
-        output, queries = x
+    # The outputs' full-size masks are never in memory together.
+    def output_loss(output: Int[Array, ""], queries: Float[Array, "B Q C"]) -> tuple[Float[Array, ""], Losses]:
         prediction = model.mask_decoder.predict(
             queries, pixels.mask_features, valid_hw, text, model.void_embedding[...]
         )
-        return None, jax.tree.map(jnp.sum, local_sums(prediction, batch.targets, batch.positions, output))
+        sums = jax.tree.map(jnp.sum, local_sums(prediction, part.targets, part.positions, output))
+        losses = mean_losses(whole_batch(sums, targets, queries.shape[1], settings.losses.void_weight))
+        return weighted_total(losses, settings.losses), losses
 
-    return jax.lax.scan(output_sums, None, (jnp.arange(queries.shape[0], dtype=jnp.int32), queries))[1]
+    return sum_in_one_pass(output_loss, queries)
 
 
 def whole_batch(sums: LossSums, targets: Targets, queries: int, void_weight: float) -> LossSums:
@@ -206,7 +215,7 @@ def whole_batch(sums: LossSums, targets: Targets, queries: int, void_weight: flo
     segments = jnp.sum(targets.labels >= 0, axis=1)
     matched = jnp.minimum(segments, queries).astype(jnp.float32)
     weights = jnp.sum(matched + void_weight * (queries - matched))
-    return sums._replace(class_weights=weights[None], segments=jnp.sum(segments).astype(jnp.float32)[None])
+    return sums._replace(class_weights=weights, segments=jnp.sum(segments).astype(jnp.float32))
 
 
 def _add_up(function: Callable[[Batch], PyTree], batch: Batch, parts: int) -> PyTree:

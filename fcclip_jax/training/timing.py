@@ -6,8 +6,8 @@ The step is training's own, in float32 on the CPU: a frozen ConvNeXt-L under a n
 segments. FC-CLIP does a little more: it pools features under every mask and compares them with embeddings.
 
 Each side is a separate process, for its memory. The sides take turns, step by step, so that other load on the machine
-affects both. Seconds are medians. The first step, which compiles, is reported separately; memory is the peak of the
-later steps.
+affects both. Seconds are medians. The first step, which compiles, is reported separately; after it, each side returns its
+free memory to the system. Memory is the peak of the later steps.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 # JAX and PyTorch are imported where they are used, so that each side's memory holds only its own library.
 from fcclip_jax import command_line
 from fcclip_jax.models.descriptions import CLIP_MODELS, ModelDescription
-from fcclip_jax.process_memory import peak_memory, reset_peak_memory
+from fcclip_jax.process_memory import peak_memory, reset_peak_memory, return_free_memory
 
 MODEL = "convnext_large_d_320"
 CLASSES = 133
@@ -175,10 +175,14 @@ def serve(connection: Connection, name: str, case: Case) -> None:
     """Runs one side's process: makes a step for every True received, and sends its seconds, peak bytes and loss."""
     side = SIDES[name](case)
     connection.send((side.trainable, side.frozen))
+    first = True
     while connection.recv():  # False at the end
         begin = time.perf_counter()
         loss = side.step()
         connection.send((time.perf_counter() - begin, side.peak_memory(), loss))
+        if first:
+            return_free_memory()  # as training does
+            first = False
         reset_peak_memory()
 
 

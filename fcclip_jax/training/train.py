@@ -17,6 +17,7 @@ from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
+from fcclip_jax.process_memory import return_free_memory
 from fcclip_jax.training import sharding
 from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.config import step_settings
@@ -125,6 +126,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             if mesh.size > 1 and jax.default_backend() == "cpu":
                 # Virtual devices on few cores: steps in flight starve each other's collectives until they abort.
                 jax.block_until_ready(state)
+            if step == done + 1:
+                return_free_memory()  # the compiler's
             watch.add(step, metrics, example.skipped, example.over_budget)
 
             last = step == config.steps

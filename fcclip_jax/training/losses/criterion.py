@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.structs import Prediction, Targets, checked
@@ -61,11 +60,7 @@ class Losses(NamedTuple):
 
 
 def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, settings: LossSettings) -> LossSums:
-    """Sums the losses of one of the decoder's predictions.
-
-    The matching and the chosen points have no gradient. They are checkpoint-named "matching" and "points", for a
-    rematerialisation policy to save.
-    """
+    """Sums the losses of one of the decoder's predictions. The matching and the chosen points have no gradient."""
     prediction = checked(Prediction(*(logits.astype(jnp.float32) for logits in prediction)))
     checked(targets)
     costs = matching_costs(
@@ -77,7 +72,7 @@ def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, s
         mask_weight=settings.mask_weight,
         dice_weight=settings.dice_weight,
     )
-    queries = checkpoint_name(match(costs, targets.labels, settings.matcher), "matching")
+    queries = match(costs, targets.labels, settings.matcher)
     cross_entropy, class_weights = class_sums(prediction.class_logits, queries, targets.labels, settings.void_weight)
 
     pairs = pack(queries)
@@ -89,7 +84,6 @@ def output_losses(prediction: Prediction, targets: Targets, draws: PointDraws, s
         oversampled=int(settings.num_points * settings.oversample_ratio),
         kept=int(settings.importance_share * settings.num_points),
     )
-    points = checkpoint_name(points, "points")
     logits = sample_pairs(prediction.mask_logits, pairs, points)
     real = jnp.arange(logits.shape[0], dtype=jnp.int32) < pairs.count
     mask, dice = mask_losses(logits, pair_targets(targets.segment_map, pairs, points))

@@ -32,13 +32,22 @@ def match(costs: Float[Array, "B Q G"], labels: Int[Array, "B G"], matcher: Matc
 
 
 def _match_on_device(costs: Float[Array, "Q G"], labels: Int[Array, " G"]) -> Int[Array, " G"]:
-    """Matches one image. Empty slots cost the same for all queries, so they get the remaining ones; padded queries come last."""
+    """Matches one image.
+
+    Each slot also has a column of its own, which an empty slot takes at once: among queries that all cost it the same,
+    it would visit those that other slots have, one after the other. A segment takes its column only if no query is left.
+    """
     queries, slots = costs.shape
-    costs = jnp.pad(costs, ((0, max(slots - queries, 0)), (0, 0)), constant_values=2 * LARGE_COST)
-    costs = jnp.where(labels[None] >= 0, costs, 0)
+    real = labels >= 0
+    # Just above all costs: a larger number would take digits from them.
+    high = jnp.max(jnp.abs(costs)) + 1
+    costs = jnp.where(real[None], costs, 2 * high)
+    # From the last slot's to the first's, so that of equal segments the last gets no query, as by SciPy.
+    own = jnp.where(jnp.eye(slots, dtype=bool), jnp.where(real, high, 0)[None], 2 * high)[::-1]
+    costs = jnp.concatenate([costs, own])
     found, of_slot = optax.assignment.hungarian_algorithm(costs)
     chosen = jnp.zeros(slots, jnp.int32).at[of_slot].set(found.astype(jnp.int32))
-    return jnp.where((labels >= 0) & (chosen < queries), chosen, -1)
+    return jnp.where(real & (chosen < queries), chosen, -1)
 
 
 def _match_on_host(costs: Float[Array, "*B Q G"], labels: Int[Array, "*B G"]) -> np.ndarray:
