@@ -11,8 +11,9 @@ from fcclip_jax.conventions import ceil_div
 from fcclip_jax.inference.postprocess.folds import Fold, Tile, first_of_best, fold_tiles
 from fcclip_jax.inference.resampling import tiled_canvas, working_dtype
 
-CLASS_BLOCK = 64
-"""Classes that one matrix product scores: no array holds the scores of all classes."""
+CLASS_BLOCKS = 64, 160
+"""Classes that one matrix product scores, in small vocabularies and in others: no array holds the scores of all classes, and
+products of 160 columns are a fifth faster on a CPU."""
 
 
 def semantic_scores(
@@ -48,35 +49,32 @@ def semantic_fold(
     probs: Float[Array, "Q K"], num_classes: Int[Array, ""], canvas: tuple[int, int], *, before_resize: bool
 ) -> Fold:
     """One image's map of classes [H, W]."""
-    blocks = class_blocks(probs)
+    probs = jnp.pad(probs, ((0, 0), (0, CLASS_BLOCKS[-1])))  # the last block may end beyond the bucket
 
     def visit(classes: Int[Array, "H W"], tile: Tile) -> Int[Array, "H W"]:
-        found = classify_pixels(tile.probs.reshape(-1, probs.shape[0]), blocks, num_classes)
+        found = classify_pixels(tile.probs.reshape(-1, probs.shape[0]), probs, num_classes)
         found = found.reshape(tile.window.inside.shape)
         return lax.dynamic_update_slice(classes, found, (tile.window.row, tile.window.column))
 
     return Fold(jnp.zeros(tiled_canvas(canvas), jnp.int32), visit, lambda classes: classes, before_resize)
 
 
-def class_blocks(probs: Float[Array, "Q K"]) -> Float[Array, "N Q k"]:
-    """Splits the classes into blocks of CLASS_BLOCK, the last padded with zeros."""
-    count = ceil_div(probs.shape[1], CLASS_BLOCK)
-    padded = jnp.pad(probs, ((0, 0), (0, count * CLASS_BLOCK - probs.shape[1])))
-    return padded.reshape(-1, count, CLASS_BLOCK).transpose(1, 0, 2)
-
-
 def classify_pixels(
-    mask_probs: Float[Array, "N Q"], blocks: Float[Array, "_ Q k"], num_classes: Int[Array, ""]
+    mask_probs: Float[Array, "N Q"], class_probs: Float[Array, "Q K"], num_classes: Int[Array, ""]
 ) -> Int[Array, " N"]:
-    """Returns each pixel's best class, the first of equals."""
-
-    def visit(index: Int[Array, ""], best: tuple[Float[Array, " N"], Int[Array, " N"]]) -> Any:
-        block = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
-        scores = jnp.matmul(mask_probs, block, precision=lax.Precision.HIGHEST)
-        top = scores.max(axis=1)
-        label = first_of_best(scores) + index * CLASS_BLOCK
-        return jnp.maximum(top, best[0]), jnp.where(top > best[0], label, best[1])
-
+    """Returns each pixel's best class, the first of equals. K has room for a block after the last class."""
     pixels = mask_probs.shape[0]
     start = jnp.full(pixels, -1.0, mask_probs.dtype), jnp.zeros(pixels, jnp.int32)
-    return lax.fori_loop(0, ceil_div(num_classes, CLASS_BLOCK), visit, start)[1]
+
+    def by_blocks(size: int) -> Int[Array, " N"]:
+        def visit(index: Int[Array, ""], best: tuple[Float[Array, " N"], Int[Array, " N"]]) -> Any:
+            block = lax.dynamic_slice_in_dim(class_probs, index * size, size, axis=1)
+            scores = jnp.matmul(mask_probs, block, precision=lax.Precision.HIGHEST)
+            top = scores.max(axis=1)
+            label = first_of_best(scores) + index * size
+            return jnp.maximum(top, best[0]), jnp.where(top > best[0], label, best[1])
+
+        return lax.fori_loop(0, ceil_div(num_classes, size), visit, start)[1]
+
+    small, large = CLASS_BLOCKS
+    return lax.cond(num_classes <= small, lambda: by_blocks(small), lambda: by_blocks(large))
