@@ -16,6 +16,7 @@ from fcclip_jax.models.layers import (
     LayerNorm,
     Linear,
     Stack,
+    by_rows,
     c2_xavier,
     sine_positions,
     unit_normal,
@@ -57,9 +58,13 @@ class EncoderLayer(nnx.Module):
     ) -> Float[Array, "B N C"]:
         def apply(tokens, positions):
             tokens = self.norm1(tokens + self.self_attn(tokens + positions, tokens, reference, mask, shapes))
-            return self.norm2(tokens + self.linear2(jax.nn.relu(self.linear1(tokens))))
+            return self.norm2(tokens + by_rows(self.feed_forward, tokens))
 
         return jax.checkpoint(apply, policy=KEPT, prevent_cse=False)(tokens, positions)
+
+    def feed_forward(self, tokens: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        """Applies the feed-forward network to each token."""
+        return self.linear2(jax.nn.relu(self.linear1(tokens)))
 
 
 class NormedConv(nnx.Module):
