@@ -265,6 +265,8 @@ class Engine:
             shapes, photos = batch
             parts = [photos[start : start + self._rows] for start in range(0, len(photos), self._rows)]
             before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
+            for _, output in underway:
+                jax.tree.map(jax.Array.copy_to_host_async, output)  # as soon as it is computed, while the next one is
             yield from finished(before)
         yield from finished(underway)
 

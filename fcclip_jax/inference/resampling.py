@@ -21,8 +21,8 @@ TILE = 32, 128
 """Rows and columns of pixels. With fewer, XLA's CPU backend runs every operation on one core; with more, a tile exceeds
 the caches."""
 
-GPU_TILE = 128, 256
-"""Larger, because a GPU starts a dozen kernels for each tile, and has the memory."""
+GPU_TILE = 128, 2048
+"""Larger, because a GPU starts a dozen kernels for each tile, and has the memory: 250 masks of a tile take 250 MiB at most."""
 
 
 class Taps(NamedTuple):
@@ -36,6 +36,7 @@ class Taps(NamedTuple):
 class Reader(NamedTuple):
     """Computes tiles in two steps; all tiles of one row share the first step."""
 
+    shape: tuple[int, int]  # of a tile
     strip: Callable[..., Any]  # (the tiles' first row) → a strip
     tile: Callable[..., Float[Array, "R P Q"]]  # (strip, the tile's first column) → a tile
 
@@ -49,14 +50,20 @@ class Window(NamedTuple):
     """False for pixels beyond the output's edges."""
 
 
-def tile_shape() -> tuple[int, int]:
+def tile_shape(canvas: tuple[int, int]) -> tuple[int, int]:
     """Returns the tile for JAX's default platform; on other platforms it is correct but slower."""
-    return GPU_TILE if jax.default_backend() == "gpu" else TILE
+    return gpu_tile(canvas) if jax.default_backend() == "gpu" else TILE
+
+
+def gpu_tile(canvas: tuple[int, int]) -> tuple[int, int]:
+    """Returns a tile of whole rows, if they are not longer than GPU_TILE's, or else of equal parts of them."""
+    rows, columns = GPU_TILE
+    return rows, ceil_div(canvas[1], ceil_div(canvas[1], columns))
 
 
 def tiled_canvas(canvas: tuple[int, int]) -> tuple[int, int]:
     """Returns the canvas rounded up to whole tiles."""
-    height, width = (ceil_div(side, tile) * tile for side, tile in zip(canvas, tile_shape(), strict=True))
+    height, width = (ceil_div(side, tile) * tile for side, tile in zip(canvas, tile_shape(canvas), strict=True))
     return height, width
 
 
@@ -143,12 +150,13 @@ def resized_logits(
 ) -> Reader:
     """Returns a reader of logits, resized to the output."""
     dtype = working_dtype(logits)
-    tile_rows, tile_columns = tile_shape()
+    shape = tile_rows, tile_columns = tile_shape(canvas)
     rows, columns = (
         resize_taps(jnp.arange(size, dtype=jnp.int32), image_hw[axis], output_hw[axis], dtype)
         for axis, size in enumerate(tiled_canvas(canvas))
     )
     return Reader(
+        shape,
         lambda row: mix_rows(logits, rows, row, tile_rows),
         lambda strip, column: mix_columns(strip, columns, column, tile_columns),
     )
@@ -162,7 +170,7 @@ def resized_probs(
     Class scores are linear in them, so they equal scores that are formed at the padded size and then resized.
     """
     dtype = working_dtype(logits)
-    tile_rows, tile_columns = tile_shape()
+    shape = tile_rows, tile_columns = tile_shape(canvas)
     taps, fractions = [], []
     for axis, size in enumerate(tiled_canvas(canvas)):
         positions = jnp.arange(size, dtype=jnp.int32)
@@ -182,12 +190,12 @@ def resized_probs(
         probs = probs[:, :, :, 0] * (1 - across[:, None]) + probs[:, :, :, 1] * across[:, None]
         return probs[:, 0] * (1 - down[:, None, None]) + probs[:, 1] * down[:, None, None]
 
-    return Reader(strip, tile)
+    return Reader(shape, strip, tile)
 
 
 def for_each_tile(visit: Callable[..., Any], state: Any, output_hw: Int[Array, " 2"], reader: Reader) -> Any:
     """Folds `visit(state, window, tile)` over the tiles of the output, row by row; returns the last state."""
-    tile_rows, tile_columns = tile_shape()
+    tile_rows, tile_columns = reader.shape
 
     def visit_row(index: Int[Array, ""], state: Any) -> Any:
         row = index * tile_rows

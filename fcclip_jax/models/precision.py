@@ -40,7 +40,7 @@ TF32 = Precision("tf32", dtype="float32", products="default")
 # The few products of float32 arrays that are left, similarities above all, are small and must not lose digits.
 BFLOAT16 = Precision("bfloat16", dtype="bfloat16", products="highest")
 
-_TABLE = {precision.name: precision for precision in (FLOAT32, TF32, BFLOAT16)}
+BY_NAME = {precision.name: precision for precision in (FLOAT32, TF32, BFLOAT16)}
 
 _WIDE = re.compile(
     r".*(bias|gamma|(norm|bn)\d?\.weight|running_mean|running_var|logit_scale|void_embedding)"  # vectors and scalars
@@ -74,7 +74,7 @@ def choose_precision(name: str | None, device: Device) -> Precision:
             "precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later, but the device is"
             f" {device.device_kind} ({device.platform}); choose float32 or bfloat16"
         )
-    return _TABLE[name]
+    return BY_NAME[name]
 
 
 def weight_dtype(name: str, dtype: DTypeLike) -> np.dtype:

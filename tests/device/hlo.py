@@ -4,7 +4,7 @@ XLA's own compiler for NVIDIA GPUs, in jaxlib's CUDA plugin (Linux; `pip install
 `fcclip_jax.inference.timing` for a described H100. Layouts and fusions are those of a GPU. Nothing is timed there, so
 the algorithms of matrix products and convolutions are XLA's first guess. The table has a row for each stage:
 
-    kernels      launches for one image; the body of a loop counts as often as it runs
+    kernels      launches for one image; the body of a loop counts as often as it runs, or once if that depends on the image
     matmul, conv matrix products and convolutions among them
     reduce       fusions with a reduction, such as a layer norm
     transpose    kernels that transpose or copy an array, and the MB that they write
@@ -30,11 +30,11 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from fcclip_jax.conventions import STRIDE, round_up
+from fcclip_jax.conventions import PRECISIONS, STRIDE, round_up
 from fcclip_jax.inference import buckets, timing
-from fcclip_jax.models.building import abstract_model
+from fcclip_jax.models.building import abstract_model, split_for_inference, without_text
 from fcclip_jax.models.descriptions import CLIP_MODELS, fcclip_description
-from fcclip_jax.models.precision import TF32
+from fcclip_jax.models.precision import BY_NAME, TF32, Precision
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 NO_KERNEL = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all"}
@@ -87,7 +87,7 @@ def parse(text: str) -> tuple[Computations, str]:
 def launches(computations: Computations, name: str, times: int = 1) -> Iterator[tuple[str, int, int]]:
     """Yields (kind, launches, bytes of one result) of each kernel of a computation. One branch counts of several."""
     for shape, opcode, rest in computations[name]:
-        called = re.search(r"(?:calls|to_apply|body|branch_computations)=\{?%?([\w.\-]+)", rest)
+        called = re.search(r"(?:calls|to_apply|body|branch_computations|true_computation)=\{?%?([\w.\-]+)", rest)
         if opcode in NO_KERNEL:
             continue
         if opcode == "while":
@@ -121,16 +121,18 @@ def _bytes(shape: str) -> int:
     )
 
 
-def programs(size: tuple[int, int], sharding: SingleDeviceSharding) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """Yields each stage of `fcclip_jax.inference.timing` in a GPU's default precision, lowered for the device."""
+def programs(
+    size: tuple[int, int], precision: Precision, sharding: SingleDeviceSharding
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Yields each stage of `fcclip_jax.inference.timing`, lowered for the device."""
     description = fcclip_description(CLIP_MODELS[timing.MODEL])
-    model = abstract_model(description)
-    del model.clip.text
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(without_text(abstract_model(description)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    graphdef, state = split_for_inference(nnx.merge(graphdef, zeros), precision, "gpu")
     shape = tuple(round_up(side, STRIDE) for side in size)
     images, image_hw = jax.ShapeDtypeStruct((1, *shape, 3), jnp.uint8), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     text, is_thing = timing.classifier(np.random.default_rng(0), description.clip.image.embed_dim)
-    functions = timing.stages(graphdef, TF32, buckets.canvas(size))
+    functions = timing.stages(graphdef, precision, buckets.canvas(size))
     features, valid_hw = jax.eval_shape(functions["trunk"], state, images, image_hw)
     pixels = jax.eval_shape(functions["pixel decoder"], state, features, valid_hw)
     masked = (state, pixels, features.clip_dense, valid_hw, text)
@@ -151,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and returns the exit code: 2 if XLA's compiler for GPUs cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m tests.device.hlo", description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=timing.parse_size, default=(800, 1067), metavar="HEIGHTxWIDTH")
+    parser.add_argument("--precision", choices=PRECISIONS, default=TF32.name, help="default: %(default)s")
     parser.add_argument("--dump", type=pathlib.Path, help="an existing folder to write the optimised HLO to")
     args = parser.parse_args(argv)
     # The plugin serves as a compiler only.
@@ -162,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(str(error).splitlines()[0], file=sys.stderr)
         return 2
     row = "{:16}{:>9}{:>8}{:>6}{:>8}{:>16}{:>14}{:>11}"
-    print(f"jax {jax.__version__}, NVIDIA H100, {TF32.name}, {args.size[0]}x{args.size[1]}")
+    print(f"jax {jax.__version__}, NVIDIA H100, {args.precision}, {args.size[0]}x{args.size[1]}")
     print(row.format("stage", "kernels", "matmul", "conv", "reduce", "transpose", "slice", "compile s"))
-    for name, lowered in programs(args.size, sharding):
+    for name, lowered in programs(args.size, BY_NAME[args.precision], sharding):
         begin = time.perf_counter()
         # No GPU is there to time algorithms on.
         text = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"}).as_text()

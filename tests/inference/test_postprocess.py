@@ -206,12 +206,12 @@ def test_a_sweep_against_the_definition(x64):
 
 
 def test_a_gpus_tiles(x64, monkeypatch):
-    monkeypatch.setattr(resampling, "tile_shape", lambda: resampling.GPU_TILE)
+    monkeypatch.setattr(resampling, "tile_shape", resampling.gpu_tile)
     # A function of its own, or JAX would reuse the program that it traced with the other tiles.
     traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=CANVAS))
     logits, probs = make_batch(0)
     result = jax.tree.map(np.asarray, traced_anew(*arguments(logits, probs)))
-    assert result.mask_bits.shape[2:] == (256, 256 // 8)  # whole tiles: the canvas is smaller
+    assert result.mask_bits.shape[2:] == (CANVAS[1], 256 // 8)  # whole tiles: the canvas is lower
     check_all(result, logits, probs)
 
 
