@@ -14,7 +14,10 @@ OPERATORS = {"ms_deform_attn": pallas_kernels.deform_attn.roofline.main}
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of the operator's command, which parses the options."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments.pop(0) if arguments and arguments[0] in OPERATORS else "ms_deform_attn"
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "ms_deform_attn"
+    if name not in OPERATORS:
+        print(f"error: there is no operator {name!r}; choose {' or '.join(OPERATORS)}", file=sys.stderr)
+        return 2
     return OPERATORS[name](arguments)
 
 

@@ -79,9 +79,7 @@ def test_another_precision_is_compared_with_float32(tmp_path):
 
 def test_a_precision_that_the_device_does_not_have(capsys):
     assert run(GOLDEN, "--precision", "tf32") == (2, [])
-    message = (
-        "parity: precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later, but the device is cpu (cpu)"
-    )
+    message = "parity: precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later, but the device is cpu"
     assert capsys.readouterr().err == f"{message}; choose float32 or bfloat16\n"
 
 

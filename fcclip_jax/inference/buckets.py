@@ -83,7 +83,7 @@ def check_buckets(buckets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], 
 
 
 def check_size(size: Any) -> tuple[int, int]:
-    """Returns an image's (height, width) if they are two positive integers.
+    """Returns an image's (height, width) if they are two positive integers, and no more pixels than 2^30.
 
     Raises:
         ValueError: they are not.
@@ -92,7 +92,7 @@ def check_size(size: Any) -> tuple[int, int]:
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
         height = width = 0
-    if min(height, width) < 1:
+    if min(height, width) < 1 or height * width > 2**30:
         raise ValueError(f"sizes has {size!r}; give the (height, width) of images, in pixels, such as [(480, 640)]")
     return height, width
 

@@ -266,7 +266,7 @@ class Engine:
             parts = [photos[start : start + self._rows] for start in range(0, len(photos), self._rows)]
             before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
             for _, output in underway:
-                jax.tree.map(jax.Array.copy_to_host_async, output)  # as soon as it is computed, while the next one is
+                jax.tree.map(lambda x: x.copy_to_host_async(), output)  # once it is computed, beside the next batch
             yield from finished(before)
         yield from finished(underway)
 

@@ -18,6 +18,7 @@ from fcclip_jax.inference.programs import Words
 from fcclip_jax.inference.results import Result
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import FCCLIP
+from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -106,6 +107,7 @@ class Segmenter:
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
         """
         caching.keep_compiled_programs()
+        choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
         loaded = checkpoint.load(path)
         return cls(
             loaded.model,

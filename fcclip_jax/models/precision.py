@@ -72,7 +72,7 @@ def choose_precision(name: str | None, device: Device) -> Precision:
     if name == "tf32" and not _has_tf32(device):
         raise ValueError(
             "precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later, but the device is"
-            f" {device.device_kind} ({device.platform}); choose float32 or bfloat16"
+            f" {device.device_kind}; choose float32 or bfloat16"
         )
     return BY_NAME[name]
 

@@ -8,6 +8,7 @@ parts that the report in OUTPUT lacks. README.md explains how to run it on a mac
 import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcclip_jax import command_line
+from fcclip_jax import command_line, files
 from tests.device import machine
 from tests.device.parts import DEVICE, PARTS, Part
 from tests.device.running import DONE, FAILED, GOLDEN, KILLED, NOT_RUN, OVER, ROOT, Outcome, Row, run_part
@@ -52,23 +53,27 @@ def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS, first
     chosen = list(dict.fromkeys(options.parts.split(","))) if options.parts else names
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"there is no part {unknown[0]!r}; choose from {', '.join(names)}")
-    if options.limit <= 0:
+    if not 0 < options.limit < math.inf:
         parser.error(f"--limit is {options.limit:g}; it is a number of seconds above 0")
     if missing := [folder for folder in options.golden if not folder.is_dir()]:
         parser.error(f"--golden: there is no folder {missing[0]}")
     folder = options.output.resolve()
+    try:
+        files.check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = read(folder / "report.json")
+    except (OSError, ValueError) as error:
+        parser.error(f"--output: {error}")
     begun = Report(options.small)
     if options.rest:
-        try:
-            begun = read(folder / "report.json")
-        except (OSError, ValueError, TypeError):
+        if found is None:
             parser.error(f"--rest: {folder} has no report; run the command without --rest first")
+        begun = found
         if begun.small != options.small:
             parser.error(f"--rest: the report in {folder} was made {'with' if begun.small else 'without'} --small")
         chosen = begun.lacking(names)
     # A terminated report ends its part too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder.mkdir(parents=True, exist_ok=True)
     environment = common_environment(folder, [ROOT / "tests" / "golden", *options.golden])
     try:
         by_name = {part.name: part for part in parts}
@@ -160,9 +165,22 @@ def common_environment(folder: pathlib.Path, golden: Sequence[pathlib.Path]) -> 
     }
 
 
-def read(path: pathlib.Path) -> Report:
-    """Raises OSError, ValueError or TypeError if the file is missing or is not a report."""
-    return Report(**json.loads(path.read_text()))
+def read(path: pathlib.Path) -> Report | None:
+    """Reads a report; None if there is no file.
+
+    Raises:
+        ValueError: the file is not a report.
+    """
+    if not path.exists():
+        return None
+    try:
+        report = Report(**json.loads(path.read_text()))
+        complete = all({"status", "rows", "run"} <= part.keys() for part in report.parts.values())
+        if complete and isinstance(report.runs, list):
+            return report
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} is not a report of this command; remove it, or give another folder")
 
 
 def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -177,3 +177,21 @@ def test_kernels_are_summed_over_the_streams_of_the_device():
         events.append({"ph": "X", "name": name, "pid": pid, "tid": tid, "dur": micros, "args": {"hlo_op": f"{name}.1"}})
     found = [(entry.name, entry.source, round(entry.seconds * 1e6), entry.calls) for entry in sum_kernels(events)]
     assert found == [("gemm", "gemm.1", 70, 2), ("conv", "conv.1", 50, 1)]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"small": true, "runs": [], "parts": {"train": 1}}', "not json"])
+def test_a_file_that_is_no_report_is_kept(tmp_path, capsys, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--small", "--output", str(tmp_path)], parts=[part("good")], first=part("good"))
+    assert stop.value.code == 2
+    assert "is not a report of this command; remove it, or give another folder" in capsys.readouterr().err
+    assert (tmp_path / "report.json").read_text() == content
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "inf", "nan"])
+def test_a_limit_is_a_number_of_seconds(tmp_path, capsys, limit):
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--small", f"--limit={limit}", "--output", str(tmp_path)], parts=[part("good")])
+    assert stop.value.code == 2
+    assert "it is a number of seconds above 0" in capsys.readouterr().err

@@ -483,7 +483,7 @@ def test_the_precision_is_that_of_the_engine(data, cache, tmp_path, monkeypatch,
         ({"precision": "highest"}, "precision is 'highest'; choose float32, tf32 or bfloat16"),
         (
             {"precision": "tf32"},
-            "precision tf32 needs an NVIDIA GPU .* but the device is cpu .*; choose float32 or bfloat16",
+            "precision tf32 needs an NVIDIA GPU .* but the device is cpu; choose float32 or bfloat16",
         ),
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it must be from 0 to 1"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),

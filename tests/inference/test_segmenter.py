@@ -200,7 +200,7 @@ def test_warm_up():
         assert len(times) == 3
 
 
-@pytest.mark.parametrize("size", [(0, 5), (5,), 480, (2.5, 3.0), "ab"])
+@pytest.mark.parametrize("size", [(0, 5), (5,), 480, (2.5, 3.0), "ab", (10**9, 10**9)])
 def test_sizes_that_cannot_be_warmed_up(segmenter, size):
     segmenter.set_classes(WORDS)
     with pytest.raises(ValueError, match=r"sizes has .*; give the \(height, width\) of images, in pixels"):

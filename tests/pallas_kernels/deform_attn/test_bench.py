@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import pallas_kernels.bench
 from pallas_kernels import measuring
 from pallas_kernels.deform_attn import bench, problems, reference, torch_rival
 
@@ -86,3 +87,10 @@ def test_mistakes_are_one_sentence(arguments, message, capsys):
         bench.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_operator_that_does_not_exist(capsys):
+    assert pallas_kernels.bench.main(["nothing"]) == 2
+    assert capsys.readouterr().err == (
+        "error: there is no operator 'nothing'; choose ms_deform_attn or depthwise_norm\n"
+    )
