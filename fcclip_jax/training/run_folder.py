@@ -12,6 +12,7 @@ run wherever the core is installed.
 import contextlib
 import gc
 import json
+import logging
 import math
 import os
 import sys
@@ -130,7 +131,8 @@ def read_quietly(read: Callable[[], Read]) -> Read:
     """Returns what `read` returns, or raises one error for it, without a report from each of its many reads.
 
     Orbax reads arrays concurrently, and closes its event loop at the first failure. The other reads then report their own
-    failures through sys.unraisablehook, from other threads and when they are garbage-collected: thousands of lines.
+    failures through sys.unraisablehook or asyncio's log, from other threads and when they are garbage-collected: thousands
+    of lines.
 
     Raises:
         DamagedRead: `read` raised an error. Tensorstore and orbax have no common type for files that are truncated, missing or
@@ -147,6 +149,8 @@ def read_quietly(read: Callable[[], Read]) -> Read:
             previous(problem)
 
     sys.unraisablehook = hook
+    log = logging.getLogger("asyncio")
+    enabled, log.disabled = not log.disabled, True
     try:
         try:
             return read()
@@ -161,6 +165,7 @@ def read_quietly(read: Callable[[], Read]) -> Read:
         raise DamagedRead(message)
     finally:
         sys.unraisablehook = previous
+        log.disabled = not enabled
 
 
 def _release(error: BaseException | None) -> None:
