@@ -229,6 +229,10 @@ ROWS = 2048
 """Positions that `by_rows` computes at a time on a CPU. Four times ConvNeXt-L's channels are then 6 to 25 MB."""
 
 
+MOST_PARTS = 32
+"""More would take long to compile."""
+
+
 def by_rows(
     function: Callable[[Float[Array, "N C"]], Float[Array, "N D"]], x: Float[Array, "*batch C"]
 ) -> Float[Array, "*batch D"]:
@@ -238,7 +242,7 @@ def by_rows(
     """
     flat = x.reshape(-1, x.shape[-1])
     count = flat.shape[0]
-    rows = ceil_div(count, ceil_div(count, ROWS))  # of almost equal parts
+    rows = ceil_div(count, min(ceil_div(count, ROWS), MOST_PARTS))  # of almost equal parts
 
     def some_at_a_time(x: Float[Array, "N C"]) -> Float[Array, "N D"]:
         return jnp.concatenate([function(x[start : start + rows]) for start in range(0, count, rows)])
