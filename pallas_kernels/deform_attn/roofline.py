@@ -1,4 +1,4 @@
-"""Prints counted costs of the kernels, and the least time that each takes: `python -m pallas_kernels.roofline ms_deform_attn`.
+"""Prints counted costs of the kernels, and the least time that each takes: `python -m pallas_kernels.roofline`.
 
 These are the tables of README.md. Nothing is measured. Operations and bytes are those of the kernels at the pixel
 decoder's shapes (8 heads of 32 channels, 4 points, levels of strides 32, 16 and 8, float32 or bfloat16 arrays), with
@@ -145,9 +145,7 @@ def print_costs() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints both tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pallas_kernels.roofline ms_deform_attn", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.roofline", description=__doc__.split("\n")[0])
     parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     print_visits()
