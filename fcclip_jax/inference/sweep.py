@@ -51,30 +51,29 @@ def sweep(
     for struct in (inputs, words, *views.values()):
         checked(struct)
     model = nnx.merge(graphdef, state)
-    pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
     with jax.default_matmul_precision(precision.products):
+        pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
         prediction, features = model(pixels, valid_hw, words.text)
 
-    @functools.cache
-    def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
-        trunk = model.clip.image
-        if second_trunk:
-            assert second_graphdef is not None
-            trunk = nnx.merge(second_graphdef, second_state)
-        if short_side is None:
-            dense = trunk(pixels, valid_hw).clip_dense if second_trunk else features.clip_dense
-            hw, logits = valid_hw, shrink(prediction.mask_logits, STRIDE // MASK_STRIDE)
-        else:
-            view = views[short_side]
-            view_pixels, hw = normalize_images(view.images, view.image_hw, precision.dtype)
-            dense = trunk(view_pixels, hw).clip_dense
-            logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
-                prediction.mask_logits, inputs.image_hw, view.image_hw
-            )
-        masks = dense_masks(logits, hw)
-        return trunk.embed_masks(dense, hw, masks), jnp.any(masks, axis=(1, 2))
+        @functools.cache
+        def embeddings(short_side: int | None, second_trunk: bool) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
+            trunk = model.clip.image
+            if second_trunk:
+                assert second_graphdef is not None
+                trunk = nnx.merge(second_graphdef, second_state)
+            if short_side is None:
+                dense = trunk(pixels, valid_hw).clip_dense if second_trunk else features.clip_dense
+                hw, logits = valid_hw, shrink(prediction.mask_logits, STRIDE // MASK_STRIDE)
+            else:
+                view = views[short_side]
+                view_pixels, hw = normalize_images(view.images, view.image_hw, precision.dtype)
+                dense = trunk(view_pixels, hw).clip_dense
+                logits = jax.vmap(functools.partial(logits_in_view, grid=dense.shape[1:3]))(
+                    prediction.mask_logits, inputs.image_hw, view.image_hw
+                )
+            masks = dense_masks(logits, hw)
+            return trunk.embed_masks(dense, hw, masks), jnp.any(masks, axis=(1, 2))
 
-    with jax.default_matmul_precision(precision.products):
         probs = [
             model.mix(prediction, *embeddings(way.short_side, way.second_trunk), words.text, way.mixing) for way in ways
         ]
