@@ -113,17 +113,6 @@ def test_vectors_and_scalars_are_wide(family):
             assert weight_dtype(name, "bfloat16") == (np.float32 if rank < 2 else weight_dtype("weight", "bfloat16"))
 
 
-def test_float32_is_the_default_of_a_cpu_whatever_the_caller_sets():
-    """The precision is part of the program, not of the thread or of a context around it."""
-    photo, scores = make_photo((90, 120)), []
-    for context in (None, "bfloat16"):
-        segmenter = Segmenter.random(short_side=96, max_side=160)
-        segmenter.set_classes(WORDS)
-        with jax.default_matmul_precision(context):
-            scores.append(segmenter.semantic_scores(photo))
-    np.testing.assert_array_equal(*scores)
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_precision_of_products_in_any_thread(precision):
     """JAX's contexts are per thread, so that the compiled programs must name the precision themselves."""
