@@ -7,10 +7,8 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from flax import nnx
 
 from fcclip_jax.inference import timing
-from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.precision import choose_precision
 from tests.device import models
 from tests.device.running import GOLDEN, Row
@@ -63,23 +61,18 @@ def errors_by_stage(small: bool) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     size = (96, 128) if small else (512, 512)
     images = rng.integers(0, 256, (1, size[0] // 16, size[1] // 16, 3), np.uint8).repeat(16, 1).repeat(16, 2)
-    image_hw = np.asarray([size], np.int32)
+    text, _ = timing.classifier(rng, models.description(small).clip.image.embed_dim)
     found = {}
     for name in models.precisions():
         net = timing.network(model, choose_precision(name, jax.devices()[0]))
-
-        @jax.jit
-        def stages(state, graphdef=net.graphdef, precision=net.precision):
-            network = nnx.merge(graphdef, state)
-            with jax.default_matmul_precision(precision.products):
-                pixels, valid_hw = normalize_images(images, image_hw, precision.dtype)
-                features = network.clip.image(pixels, valid_hw)
-                decoded = network.pixel_decoder(features, valid_hw)
-                queries = network.mask_decoder(decoded, valid_hw)[-1]
-            return {"trunk": features.res5, "pixel decoder": decoded.mask_features, "mask decoder": queries}
-
-        arrays = jax.device_get(stages(net.state))
-        found[name] = {stage: np.asarray(array, np.float64) for stage, array in arrays.items()}
+        functions = {
+            stage: jax.jit(function) for stage, function in timing.stages(net.graphdef, net.precision, size).items()
+        }
+        features, valid_hw = functions["trunk"](net.state, images, np.asarray([size], np.int32))
+        pixels = functions["pixel decoder"](net.state, features, valid_hw)
+        masks, probs = functions["mask decoder"](net.state, pixels, features.clip_dense, valid_hw, text)
+        arrays = {"res5": features.res5, "mask features": pixels.mask_features, "mask logits": masks, "probs": probs}
+        found[name] = {stage: np.asarray(array, np.float64) for stage, array in jax.device_get(arrays).items()}
     exact = found.pop("float32")
     for name, arrays in found.items():
         errors = {

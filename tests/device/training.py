@@ -99,17 +99,11 @@ def measure(build: Callable[[Case], Side], case: Case) -> Row:
             losses.append(side.step())
             seconds.append(time.perf_counter() - begin)
         memory = side.peak_memory() / GIB
-        result = "done"
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        result = "out of memory"
-    if result != "done":
-        return (
-            facts
-            | dict.fromkeys(("s a step", "images/s", "peak GiB", "first s", "days", "losses"))
-            | {"result": result}
-        )
+        unknown = dict.fromkeys(("s a step", "images/s", "peak GiB", "first s", "days", "losses"))
+        return facts | unknown | {"result": "out of memory"}
     median = statistics.median(seconds[1:])
     days = median / case.batch * IMAGES_A_STEP * STEPS / SECONDS_A_DAY
     figures = {
@@ -119,7 +113,7 @@ def measure(build: Callable[[Case], Side], case: Case) -> Row:
         "first s": seconds[0],
         "days": days,
     }
-    return facts | figures | {"losses": [round(loss, 2) for loss in (losses[0], losses[-1])], "result": result}
+    return facts | figures | {"losses": [round(loss, 2) for loss in (losses[0], losses[-1])], "result": "done"}
 
 
 def out_of_memory(error: RuntimeError) -> bool:
