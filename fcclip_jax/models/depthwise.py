@@ -31,8 +31,8 @@ def _shifted_sum(x: Float[Array, "B h w C"], weight: Float[Array, "k k C"]) -> F
     """Sums shifted products. XLA's CPU backend takes about ten times as long for a depthwise convolution.
 
     The compiler copies the sum into every reader of the result, and a layer norm has three, unless it is a branch: with
-    one, ConvNeXt-L's blocks take a third to a sixth of the time. XLA must not see which branch runs. A NaN among the
-    weights becomes a NaN everywhere, as the layer norm would make of it anyway.
+    one, ConvNeXt-L's blocks take a third to a sixth of the time. XLA must not see which branch runs: if the first weight is
+    NaN, so is everything, as the layer norm would make of it anyway.
     """
     wide, size = wide_dtype(x), weight.shape[0]
 

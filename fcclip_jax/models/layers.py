@@ -1,7 +1,8 @@
 """The network's basic layers. Attributes have PyTorch's names, so that conversion is a table.
 
 Weights are [in, out] and [kh, kw, in, out]. Each layer computes in its input's dtype: with bfloat16 inputs it runs in
-bfloat16, except for statistics and the softmax, which are in float32 (`precision.py`). `mask` arguments are 1 where a position belongs to the image and 0 where it is padding of the bucket.
+bfloat16, except for statistics and the softmax, which are in float32 (`precision.py`). `mask` arguments are 1 where a
+position belongs to the image and 0 where it is padding of the bucket.
 """
 
 import itertools
