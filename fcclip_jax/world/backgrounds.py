@@ -148,7 +148,7 @@ def _wooden_floor(rng: np.random.Generator) -> Colours:
 
 def _snow(rng: np.random.Generator) -> Colours:
     white = rng.uniform(212, 232) * np.array([1, rng.uniform(1.0, 1.02), rng.uniform(1.03, 1.07)])
-    across, along = _axes(rng.uniform(0, np.pi))
+    across, _ = _axes(rng.uniform(0, np.pi))
     drift = np.sin(2 * np.pi * (across + 14 * _noise(rng, 90)) / rng.uniform(50, 90)) + 0.6 * _noise(rng, 45)
     image = white - np.clip(-drift, 0, 2)[..., None] * np.array([26, 18, 8]) * rng.uniform(0.7, 1.2)
     image += (5 * _noise(rng, 5) + 5 * rng.standard_normal((SIDE, SIDE)))[..., None]
