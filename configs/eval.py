@@ -3,7 +3,11 @@
     python -m fcclip_jax.main --config=configs/eval.py:ade20k --config.root=DATASETS --checkpoint=DIR --workdir=runs/ade20k
 
 Variants: coco, ade20k, cityscapes, mapillary, ade20k_847, pascal_context_459, pascal_context_59, pascal_voc_21,
-pascal_voc_20, and custom for data of your own, in COCO's panoptic format or as images with label maps:
+pascal_voc_20; world, 1,000 test scenes of the miniature world (configs/world.py), which needs no files:
+
+    --config=configs/eval.py:world --config.world.designs=kept_back
+
+and custom for data of your own, in COCO's panoptic format or as images with label maps:
 
     --config=configs/eval.py:custom --config.custom.images=photos --config.custom.panoptic_json=panoptic.json \
         --config.custom.panoptic_pngs=panoptic
@@ -20,13 +24,15 @@ from ml_collections.config_dict import placeholder
 from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, TASKS
 from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
+from fcclip_jax.world.panoptic import WORLD
+from fcclip_jax.world.scenes import SHAPE
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in (*BENCHMARKS, CUSTOM):
+    if variant not in (*BENCHMARKS, WORLD, CUSTOM):
         raise ValueError(
             f"configs/eval.py has no variant {variant!r}; name a benchmark, as in configs/eval.py:ade20k: one of"
-            f" {', '.join(BENCHMARKS)} or {CUSTOM}"
+            f" {', '.join(BENCHMARKS)}, {WORLD} or {CUSTOM}"
         )
     benchmark = BENCHMARKS.get(variant)
     config = ConfigDict()
@@ -37,6 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # The size in pixels to which images are resized for the network.
     config.short_side = benchmark.short_side if benchmark else SHORT_SIDE
     config.max_side = benchmark.max_side if benchmark else MAX_SIDE
+    if variant == WORLD:
+        config.short_side, config.max_side = SHAPE
     # Images per batch of one process, shared among its devices; by default one per device.
     config.batch_size = placeholder(int)
     # Computes a batch in one program; by default only on accelerators. False computes image by image, as CPUs do by default: the
@@ -64,6 +72,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # Draws this many of the images with the lowest scores next to their annotation, in WORKDIR/worst.html.
     config.worst = 20
 
+    # The designs of the emoji in the variant world: training, or kept_back, which no training uses.
+    config.world = ConfigDict({"designs": "training"})
     # Data of your own. For label maps, separate the words of classes with ; and their synonyms with a comma.
     names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
     config.custom = ConfigDict({name: placeholder(str) for name in names})

@@ -2,13 +2,18 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
+
+PLAN = "plan.json"
+"""The file in which `claim` identifies the data of a folder."""
 
 
 @contextlib.contextmanager
@@ -44,6 +49,24 @@ def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
                 pathlib.Path(stack.enter_context(replacing(path))).write_bytes(content)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def claim(folder: epath.Path, plan: Mapping[str, Any]) -> None:
+    """Records in an empty folder which data is being written there, so that a repeated command may resume.
+
+    plan: what identifies the data, in values that JSON can represent.
+
+    Raises:
+        ValueError: the folder has the record of other data, or files without a record.
+    """
+    record = folder / PLAN
+    if record.exists():
+        if json.loads(record.read_text()) != plan:
+            raise ValueError(f"{folder} contains other data, finished or not; empty it or choose another folder")
+        return
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} contains other files; choose an empty folder")
+    record.write_text(json.dumps(plan))
 
 
 def check_space(folder: str | os.PathLike[str], size: int) -> None:

@@ -74,6 +74,7 @@ def train_batches(
     start: int = 0,
     workers: int = 0,
     max_segments: int = 128,
+    jitter: tuple[float, float] = transforms.SCALES,
 ) -> TrainBatches:
     """Opens the stream at step `start`.
 
@@ -82,6 +83,7 @@ def train_batches(
     workers: processes that decode; 0 decodes in two threads of this process. Workers pass their batches through shared
         memory, up to three each: containers may need more of it than the usual 64 MB (docker run --shm-size).
     max_segments: segments per image, at most 255; the largest are kept.
+    jitter: the range of the scales that images are resized by, relative to the crop.
 
     Raises:
         ValueError: the processes cannot share the batch evenly, or a number is out of range.
@@ -94,7 +96,7 @@ def train_batches(
         raise ValueError(f"workers ({workers}), start ({start}) and seed ({seed}) must be at least 0")
     if not len(dataset):
         raise ValueError(f"the dataset {dataset.name} has no images")
-    stream = _Stream(dataset, seed, crop, max_segments)
+    stream = _Stream(dataset, seed, crop, max_segments, jitter)
     load = functools.partial(_load_step, stream, batch_size, process_index, process_count)
     steps = grain.MapDataset.range(start, _MAX_POSITION // batch_size).map(load)
     # One element is a whole batch; grain's default would buffer 500.
@@ -117,8 +119,9 @@ class _Row(NamedTuple):
 class _Stream:
     """Loads any position of the stream."""
 
-    def __init__(self, dataset: Dataset, seed: int, crop: int, max_segments: int):
+    def __init__(self, dataset: Dataset, seed: int, crop: int, max_segments: int, scales: tuple[float, float]):
         self._dataset, self._seed, self._crop, self._max_segments = dataset, seed, crop, max_segments
+        self._scales = scales
         self._class_of = {entry.id: index for index, entry in enumerate(dataset.vocabulary.classes)}
 
     def load(self, position: int) -> _Row:
@@ -133,7 +136,7 @@ class _Stream:
             except (OSError, ValueError) as error:
                 skipped.append(str(error))
                 _check_unreadable(skipped, len(self._dataset))
-        jitter = transforms.draw_jitter(np.random.default_rng([self._seed, position]))
+        jitter = transforms.draw_jitter(np.random.default_rng([self._seed, position]), self._scales)
         labels = np.full(self._max_segments, -1, np.int32)
         labels[: len(segments.categories)] = [self._class_of[category] for category in segments.categories.tolist()]
         return _Row(

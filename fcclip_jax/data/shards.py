@@ -15,9 +15,6 @@ from fcclip_jax.data import tfds_builder
 from fcclip_jax.data.datasets import is_prepared
 from fcclip_jax.data.folder import FolderDataset
 
-_PLAN = "plan.json"
-"""The file, in the folder, that identifies the data that is being written."""
-
 
 def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) -> int:
     """Writes the datasets, by the name of their split, to a folder that `tfds.builder_from_directory` opens.
@@ -31,7 +28,7 @@ def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) 
     """
     folder = epath.Path(output).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, {"digest": _digest(datasets), "images_per_shard": tfds_builder.IMAGES_PER_SHARD})
+    files.claim(folder, {"digest": _digest(datasets), "images_per_shard": tfds_builder.IMAGES_PER_SHARD})
     if is_prepared(folder):
         return 0
     builder = tfds_builder.FcclipPanoptic(datasets=datasets, data_dir=folder)
@@ -65,18 +62,6 @@ def _write_shard(
             writer.write(features.serialize_example(example))
             progress.update()
         writer.close()
-
-
-def _check_plan(folder: epath.Path, plan: dict) -> None:
-    """Raises ValueError if the folder has shards of other data, or of another size; records the plan otherwise."""
-    record = folder / _PLAN
-    if record.exists():
-        if json.loads(record.read_text()) != plan:
-            raise ValueError(f"{folder} contains other data, finished or not; empty it or choose another folder")
-        return
-    if any(folder.iterdir()):
-        raise ValueError(f"{folder} contains other files; choose an empty folder")
-    record.write_text(json.dumps(plan))
 
 
 def _digest(datasets: Mapping[str, FolderDataset]) -> str:

@@ -1,4 +1,4 @@
-"""Large-scale jitter, the augmentation of training: a flip, one scale in [0.1, 2], one crop, padding.
+"""Large-scale jitter, the augmentation of training: a flip, one scale, one crop, padding.
 
 The arithmetic is detectron2's (ResizeScale, FixedSizeCrop). The pixels are Pillow's, which the official results were
 computed with: shrinking uses Pillow itself, for its anti-aliasing; enlarging uses OpenCV, which differs by at most one
@@ -14,7 +14,8 @@ from jaxtyping import Int, UInt8
 from fcclip_jax.conventions import NO_SEGMENT
 from fcclip_jax.data import images
 
-MIN_SCALE, MAX_SCALE = 0.1, 2.0
+SCALES = (0.1, 2.0)
+"""The official range of scales."""
 PAD_VALUE = 128
 
 
@@ -28,10 +29,10 @@ class Jitter(NamedTuple):
     """The crop's place in the part that exceeds it, in [0, 1), for both axes alike."""
 
 
-def draw_jitter(rng: np.random.Generator) -> Jitter:
-    """Draws in the official order; the offset is drawn even if nothing will be cropped."""
+def draw_jitter(rng: np.random.Generator, scales: tuple[float, float] = SCALES) -> Jitter:
+    """Draws in the official order, the scale from a range; the offset is drawn even if nothing will be cropped."""
     flip = rng.uniform() < 0.5
-    return Jitter(flip=bool(flip), scale=rng.uniform(MIN_SCALE, MAX_SCALE), offset=rng.uniform())
+    return Jitter(flip=bool(flip), scale=rng.uniform(*scales), offset=rng.uniform())
 
 
 class Placement(NamedTuple):

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from fcclip_jax.conventions import IGNORE, IGNORE_8BIT, OVERLAP_THRESHOLD, TASKS
 from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
-from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic
+from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic, open_world
 from fcclip_jax.evaluation.paper_tables import SWEEPS
 from fcclip_jax.models.precision import check_precision
 from fcclip_jax.text.vocabulary import Vocabulary, shipped
+from fcclip_jax.world.panoptic import WORLD
 
 ENSEMBLE_MODES = ("geometric", "arithmetic")
 
@@ -62,7 +63,7 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
 
 
 def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
-    """Opens the benchmark or the user's own data, and selects `config.images` of its images.
+    """Opens the benchmark, the miniature world or the user's own data, and selects `config.images` of its images.
 
     Raises:
         ValueError: values contradict each other, or files do not fit together.
@@ -70,13 +71,21 @@ def open_examples(config: ConfigDict, tasks: Sequence[str]) -> Examples:
     """
     custom = config.custom
     given = {name for name, value in custom.items() if value not in (None, "") and (name, value) != ("first_label", 0)}
+    if config.benchmark != WORLD and config.world.designs != "training":
+        raise ValueError(
+            f"world.designs is for the miniature world, but the benchmark is {config.benchmark}: leave it out, or use"
+            " configs/eval.py:world"
+        )
     if config.benchmark != CUSTOM:
         if given:
             raise ValueError(
                 f"custom.{min(given)} is for data of your own, but the benchmark is {config.benchmark}: leave it out, or use"
                 " configs/eval.py:custom"
             )
-        examples = open_benchmark(config.benchmark, config.root, tasks)
+        if config.benchmark == WORLD:
+            examples = open_world(config.world.designs)
+        else:
+            examples = open_benchmark(config.benchmark, config.root, tasks)
     elif given == {"images", "panoptic_json", "panoptic_pngs"}:
         examples = open_panoptic(custom.images, custom.panoptic_json, custom.panoptic_pngs)
     elif {"images", "labels", "words"} <= given <= {"images", "labels", "words", "first_label", "ignore_label"}:

@@ -1,4 +1,4 @@
-"""Annotated photographs to evaluate on: one of the nine benchmarks, or data of the user's own."""
+"""Annotated photographs to evaluate on: one of the nine benchmarks, the miniature world, or data of the user's own."""
 
 import dataclasses
 import difflib
@@ -10,74 +10,20 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8, UInt16
 from tqdm import tqdm
 
 from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES
 from fcclip_jax.data import images
 from fcclip_jax.data.folder import FolderDataset, list_files
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
-from fcclip_jax.evaluation.ground_truth import (
-    LabelMap,
-    PanopticSource,
-    read_instance_ids,
-    read_instances,
-    semantic_from_panoptic,
-)
-from fcclip_jax.metrics.panoptic import Truth
+from fcclip_jax.evaluation.ground_truth import LabelMap, PanopticSource, read_instances
+from fcclip_jax.evaluation.rows import Example, RecordRow, Row, size_mismatch
 from fcclip_jax.text.vocabulary import Vocabulary
-
-
-class Example(NamedTuple):
-    """One photograph with its annotations, decoded."""
-
-    image: UInt8[np.ndarray, "H W 3"]
-    panoptic: Truth | None
-    semantic: UInt16[np.ndarray, "H W"]
-    """Class indices, from 0 in the vocabulary; ignored pixels are IGNORE."""
-    instance_ids: UInt16[np.ndarray, "H W"] | None
-    """Cityscapes' instance ids, as metrics.cityscapes reads them."""
-
-
-class Row(NamedTuple):
-    """One photograph with its annotations, on disk."""
-
-    image_id: int | str
-    image_path: epath.Path
-    panoptic: PanopticSource | None = None
-    labels: LabelMap | None = None
-    """None derives classes from `panoptic`."""
-    instance_ids: epath.Path | None = None
-    """Cityscapes' *_instanceIds.png."""
-
-    def maps(self) -> dict[str, epath.Path]:
-        """The files that have the photograph's size, by their names in error messages."""
-        paths = {
-            "panoptic map": self.panoptic and self.panoptic.png_path,
-            "label map": self.labels and self.labels.path,
-            "instance map": self.instance_ids,
-        }
-        return {name: path for name, path in paths.items() if path is not None}
-
-    def read(self, vocabulary: Vocabulary) -> Example:
-        """Decodes the photograph and its annotations.
-
-        Raises:
-            OSError, ValueError: a file cannot be read or does not fit the others; the message is one sentence.
-        """
-        image = images.load_image(os.fspath(self.image_path))
-        truth = self.panoptic and self.panoptic.read(vocabulary)
-        semantic = self.labels.read(vocabulary) if self.labels else semantic_from_panoptic(truth)
-        instance_ids = self.instance_ids and read_instance_ids(self.instance_ids)
-        maps = {"panoptic map": truth and truth.id_map, "label map": semantic, "instance map": instance_ids}
-        for name, array in maps.items():
-            if array is not None and array.shape != image.shape[:2]:
-                raise ValueError(_size_mismatch(self.image_path, image.shape[:2], name, array.shape))
-        return Example(image, truth, semantic, instance_ids)
+from fcclip_jax.world.panoptic import EVALUATED, WorldDataset, file_name
+from fcclip_jax.world.scenes import SHAPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +32,7 @@ class Examples:
 
     name: str
     vocabulary: Vocabulary
-    rows: Sequence[Row]
+    rows: Sequence[Row | RecordRow]
     sizes: Sequence[tuple[int, int]]
     """(height, width) of each photograph."""
     instances: dict | None
@@ -104,7 +50,7 @@ class Examples:
     @property
     def has_panoptic(self) -> bool:
         """True if the photographs have panoptic annotations."""
-        return self.rows[0].panoptic is not None
+        return self.rows[0].has_panoptic
 
     @property
     def digest(self) -> str:
@@ -149,6 +95,19 @@ def open_benchmark(name: str, root: epath.PathLike, tasks: Collection[str] | Non
     except FileNotFoundError as error:
         advice = f"; make it with {_command(benchmark, folder)}" if benchmark.prepared_by else ""
         raise FileNotFoundError(f"{error}{advice}") from None
+
+
+def open_world(designs: str) -> Examples:
+    """Opens the miniature world's test scenes, which are annotated with seen and unseen words.
+
+    designs: one of world.panoptic.DESIGNS.
+
+    Raises:
+        ValueError: there are no such designs.
+    """
+    dataset = WorldDataset("test", EVALUATED, seen_only=False, designs=designs)
+    rows = [RecordRow(index, epath.Path(file_name(index)), dataset, index) for index in range(len(dataset))]
+    return Examples(dataset.name, dataset.vocabulary, rows, [SHAPE] * len(rows), None, dataset.digest)
 
 
 def open_panoptic(images: epath.PathLike, panoptic_json: epath.PathLike, panoptic_pngs: epath.PathLike) -> Examples:
@@ -261,7 +220,7 @@ def _check_sizes(rows: Sequence[Row], instances: Mapping | None) -> list[tuple[i
             found["instance annotation"] = (entry["height"], entry["width"])
         for what, other in found.items():
             if other != size:
-                raise ValueError(_size_mismatch(row.image_path, size, what, other))
+                raise ValueError(size_mismatch(row.image_path, size, what, other))
         sizes.append(size)
     return sizes
 
@@ -327,7 +286,3 @@ def _command(benchmark: Benchmark, folder: epath.Path) -> str:
     """Returns the command that prepares the dataset. Its root is the folder above, with all datasets' sources."""
     root = folder.parent if folder.name == benchmark.folder else folder
     return f"{benchmark.prepared_by} --root {shlex.quote(str(root))}"
-
-
-def _size_mismatch(path: epath.Path, size: tuple[int, int], what: str, found: tuple[int, int]) -> str:
-    return f"{path} is {size[1]}x{size[0]} pixels, but its {what} is {found[1]}x{found[0]}"

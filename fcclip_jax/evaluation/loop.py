@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.config import EvalSettings
-from fcclip_jax.evaluation.examples import Example, Examples
+from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.paper_tables import SWEEPS
 from fcclip_jax.evaluation.predictions import names_of, save
+from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts, sweep_line
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result

@@ -8,9 +8,10 @@ import numpy as np
 
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.config import EvalSettings
-from fcclip_jax.evaluation.examples import Example, Examples
+from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.evaluation.loop import classes_in
+from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.evaluation.scores import panoptic_counts, total_confusion
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.engine import Engine

@@ -21,9 +21,10 @@ from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
 from fcclip_jax.conventions import IGNORE
-from fcclip_jax.evaluation.examples import Example, Examples
+from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
 from fcclip_jax.evaluation.paper_tables import Sweep
+from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.inference.result_files import instance_record
 from fcclip_jax.inference.results import Result
 from fcclip_jax.metrics import cityscapes, instance, panoptic, semantic

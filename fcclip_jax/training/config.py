@@ -6,10 +6,12 @@ import jax
 from ml_collections import ConfigDict
 
 from fcclip_jax.conventions import NO_SEGMENT, STRIDE
+from fcclip_jax.data.transforms import SCALES
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.losses.matcher import Matcher
 from fcclip_jax.training.optim import OptimSettings
 from fcclip_jax.training.step import StepSettings
+from fcclip_jax.world.panoptic import DESIGNS
 from pallas_kernels.deform_attn.api import PRECISIONS
 
 AT_LEAST = {
@@ -18,6 +20,7 @@ AT_LEAST = {
     "accumulate": 1,
     "seed": 0,
     "log_every": 1,
+    "data.world.images": 1,
     "data.crop": STRIDE,
     "data.max_segments": 1,
     "data.workers": 0,
@@ -37,6 +40,7 @@ AT_LEAST = {
 CHOICES = {
     "checkpoint.best": (None, "pq", "sq", "rq", "pq_things", "pq_stuff"),
     "compute_dtype": ("bfloat16", "float32", "float64"),
+    "data.world.designs": tuple(DESIGNS),
     "deform_attn_precision": (None, *PRECISIONS),
     "losses.matcher": typing.get_args(Matcher),
 }
@@ -56,6 +60,10 @@ def step_settings(config: ConfigDict) -> StepSettings:
             raise ValueError(f"{name} is {_value(config, name)!r}; choose one of {', '.join(map(str, choices))}")
     if config.data.crop % STRIDE:
         raise ValueError(f"data.crop is {config.data.crop}; it must be a multiple of {STRIDE}")
+    if len(config.data.jitter) != 2 or not 0 < config.data.jitter[0] <= config.data.jitter[1]:
+        raise ValueError(
+            f"data.jitter is {config.data.jitter}; it must be the smallest and the largest scale, such as {SCALES}"
+        )
     if config.data.max_segments > NO_SEGMENT:
         raise ValueError(
             f"data.max_segments is {config.data.max_segments}; the limit is {NO_SEGMENT}, since segment maps have 8 bits"

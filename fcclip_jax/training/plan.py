@@ -28,6 +28,8 @@ from fcclip_jax.training.optim import optimizer
 from fcclip_jax.training.parameters import is_trainable
 from fcclip_jax.training.starting_model import model_description
 from fcclip_jax.training.step import StepSettings, TrainState, frozen_dtype, make_train_step, skeleton
+from fcclip_jax.world import words
+from fcclip_jax.world.panoptic import WORLD
 from pallas_kernels.compile_tpu import devices
 
 GIB = 2**30
@@ -250,6 +252,8 @@ def _size(shapes: str, started: bool) -> int:
 def _vocabulary(config: ConfigDict) -> Vocabulary:
     if config.data.dataset == CUSTOM:
         return open_dataset(CUSTOM, config.data.root, "train", **config.data.train).vocabulary
+    if config.data.dataset == WORLD:
+        return words.vocabulary(seen_only=True)
     if config.data.dataset not in DATASETS:
         open_dataset(config.data.dataset)
     return Vocabulary.load(DATASETS[config.data.dataset]["train"].vocabulary)

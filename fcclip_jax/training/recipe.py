@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fcclip_jax.conventions import MAX_SIDE, RANDOM_WEIGHTS, SHORT_SIDE
+from fcclip_jax.data.transforms import SCALES
 from fcclip_jax.models.descriptions import CLIP_MODELS, SMALL, HeadDescription
 from fcclip_jax.training.losses.criterion import LossSettings
 from fcclip_jax.training.optim import OptimSettings
@@ -30,7 +31,10 @@ def base_config(variant: str = "") -> ConfigDict:
     config.data.root = "datasets"  # the unpacked dataset, or one that `fcclip prepare` or TFDS wrote
     for split in ("train", "val"):  # paths of the dataset "custom", instead of the root
         config.data[split] = ConfigDict({n: placeholder(str) for n in ("images", "panoptic_json", "panoptic_pngs")})
+    # The dataset "world" has no files: the number of its training scenes, and the designs of its emoji.
+    config.data.world = ConfigDict({"images": 50_000, "designs": "training"})
     config.data.crop = 1024
+    config.data.jitter = SCALES  # the smallest and the largest scale of images, relative to the crop
     config.data.max_segments = 128  # of each image, the largest
     config.data.workers = 8  # processes that decode and augment, in each process of a pod
 

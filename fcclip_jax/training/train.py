@@ -15,6 +15,7 @@ from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.records import Dataset
+from fcclip_jax.data.transforms import SCALES
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
 from fcclip_jax.process_memory import return_free_memory
@@ -29,6 +30,7 @@ from fcclip_jax.training.step import TrainState, frozen_dtype, initial_state, ma
 from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.validate import Validator, on_host
 from fcclip_jax.training.watch import Watch, announce
+from fcclip_jax.world.panoptic import EVALUATED, WORLD, WorldDataset
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
@@ -75,6 +77,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             "batch_size": config.batch_size,
             "seed": config.seed,
             "crop": config.data.crop,
+            "jitter": list(config.data.jitter),
         }
         if checkpoints.latest is not None:
             _check_same_stream(workdir, checkpoints.read_about(checkpoints.latest)["stream"], stream)
@@ -96,6 +99,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             start=done,
             workers=config.data.workers,
             max_segments=config.data.max_segments,
+            jitter=tuple(config.data.jitter),
         )
         stack.callback(batches.close)
         log = RunLog(workdir, config.to_dict(), first_step=done, wandb=config.wandb)
@@ -168,6 +172,9 @@ def open_datasets(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
         ValueError, OSError: one cannot be opened, or their categories differ.
     """
     data = config.data
+    if data.dataset == WORLD:
+        dataset = WorldDataset("train", data.world.images, seen_only=True, designs=data.world.designs)
+        return dataset, WorldDataset("val", EVALUATED, seen_only=True, designs=data.world.designs)
     dataset = open_dataset(data.dataset, data.root, "train", **data.train)
     if not config.eval.every:
         return dataset, None
@@ -209,6 +216,7 @@ def _result(start: Checkpoint, state: TrainState) -> Checkpoint:
 
 
 def _check_same_stream(workdir: epath.Path, saved: Mapping[str, Any], configured: Mapping[str, Any]) -> None:
+    saved = {"jitter": list(SCALES), **saved}  # runs that are older than this value have the official one
     for name, value in configured.items():
         if saved[name] != value:
             raise ValueError(

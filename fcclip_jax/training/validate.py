@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
-from fcclip_jax.data.decoding import decode_ids, decode_image
+from fcclip_jax.data.decoding import decode_image
 from fcclip_jax.data.records import Dataset, Record
-from fcclip_jax.inference.results import Result, truth_result
+from fcclip_jax.inference.results import Result, read_truth, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.metrics import panoptic
-from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
-from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.starting_model import full_model
 
@@ -101,18 +100,6 @@ def scores(counts: PanopticCounts, things: np.ndarray) -> dict[str, float]:
         if not suffix:
             found |= {"sq": 100 * average.sq, "rq": 100 * average.rq}
     return found
-
-
-def read_truth(record: Record, vocabulary: Vocabulary) -> Truth:
-    """Reads a record's annotation; areas are counted in its map.
-
-    Raises:
-        ValueError: the PNG is damaged.
-    """
-    class_of = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
-    ids, categories, crowds = record.segments.T
-    classes = np.asarray([class_of[category] for category in categories.tolist()], np.int64)
-    return Truth(decode_ids(record.panoptic), ids, classes, crowds.astype(bool))
 
 
 def beside(left: Result, right: Result) -> UInt8[np.ndarray, "H W 3"]:

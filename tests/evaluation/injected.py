@@ -18,9 +18,10 @@ import numpy as np
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.config import EvalSettings
-from fcclip_jax.evaluation.examples import Example, Examples, open_benchmark
+from fcclip_jax.evaluation.examples import Examples, open_benchmark
 from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import segment_and_score
+from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.evaluation.scores import summarize
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.postprocess import postprocess

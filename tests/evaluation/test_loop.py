@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from fcclip_jax.evaluation.config import EvalSettings
-from fcclip_jax.evaluation.examples import Example, Examples, open_semantic
+from fcclip_jax.evaluation.examples import Examples, open_semantic
 from fcclip_jax.evaluation.log import EvaluationLog
 from fcclip_jax.evaluation.loop import Speed, decode_ahead, score_behind, segment_and_score
+from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.inference.results import Result
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.evaluation import layouts

@@ -29,8 +29,9 @@ from torch.nn import functional
 from configs.eval import get_config
 from fcclip_jax.conventions import IGNORE, RANDOM_WEIGHTS, TASKS
 from fcclip_jax.evaluation.evaluate import evaluate
-from fcclip_jax.evaluation.examples import Example, Examples, Row
+from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.paper_tables import SWEEPS
+from fcclip_jax.evaluation.rows import Example, Row
 from fcclip_jax.evaluation.scores import image_line, sweep_line
 from fcclip_jax.inference.buckets import canvas
 from fcclip_jax.inference.postprocess import postprocess

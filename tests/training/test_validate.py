@@ -13,8 +13,9 @@ import pytest
 
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
+from fcclip_jax.inference.results import read_truth
 from fcclip_jax.metrics.panoptic import PanopticCounts
-from fcclip_jax.training.validate import Validator, read_truth, scores
+from fcclip_jax.training.validate import Validator, scores
 from tests.data import tiny
 from tests.ports import free_address
 from tests.training.validating import oracle_validator

@@ -1,0 +1,75 @@
+"""Writes scenes as a folder in COCO's panoptic format, which configs/custom.py reads like anyone's own data."""
+
+import json
+from collections.abc import Mapping
+
+from etils import epath
+from tqdm import tqdm
+
+from fcclip_jax import files
+from fcclip_jax.data.annotations.pixels import area_and_box
+from fcclip_jax.data.decoding import decode_ids
+from fcclip_jax.data.records import Record
+from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.world.panoptic import WorldDataset
+
+
+def write_folder(datasets: Mapping[str, WorldDataset], output: epath.PathLike) -> int:
+    """Writes the datasets by the name of their split: SPLIT/ with images, panoptic_SPLIT/ with maps, panoptic_SPLIT.json.
+
+    Images are PNGs, so that training on the folder sees the very pixels of the scenes that are composed while training;
+    they take about 100 kB each. A repeated call keeps finished files and writes the others. Returns the number of images
+    that this call wrote.
+
+    Raises:
+        ValueError: the folder contains other data.
+        OSError: the folder cannot be written.
+    """
+    folder = epath.Path(output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    files.claim(folder, {split: dataset.digest for split, dataset in datasets.items()})
+    written = 0
+    with tqdm(desc="composing", total=sum(map(len, datasets.values())), unit="image", disable=None) as progress:
+        for split, dataset in datasets.items():
+            images, annotations = [], []
+            for index in range(len(dataset)):
+                record = dataset[index]
+                written += _write(record, folder / split, folder / f"panoptic_{split}")
+                annotation, (height, width) = _annotation(record)
+                annotations.append(annotation)
+                images.append({"id": index, "file_name": record.file_name, "height": height, "width": width})
+                progress.update()
+            content = {"images": images, "annotations": annotations, "categories": _categories(dataset.vocabulary)}
+            with files.replacing(folder / f"panoptic_{split}.json", sole_writer=True) as partial:
+                partial.write_text(json.dumps(content))
+    return written
+
+
+def _write(record: Record, images: epath.Path, maps: epath.Path) -> bool:
+    """Writes what is missing of a record's two files; returns whether it wrote the image."""
+    missing = {
+        path: content
+        for path, content in ((maps / record.file_name, record.panoptic), (images / record.file_name, record.image))
+        if not path.exists()
+    }
+    for path, content in missing.items():
+        with files.replacing(path, sole_writer=True) as partial:
+            partial.write_bytes(content)
+    return images / record.file_name in missing
+
+
+def _annotation(record: Record) -> tuple[dict, tuple[int, int]]:
+    """Returns a record's entry in the json, and its (height, width)."""
+    ids = decode_ids(record.panoptic)
+    segments = [
+        {"id": id, "category_id": category, "iscrowd": crowd, **area_and_box(ids == id)}
+        for id, category, crowd in record.segments.tolist()
+    ]
+    return {"image_id": record.image_id, "file_name": record.file_name, "segments_info": segments}, ids.shape
+
+
+def _categories(vocabulary: Vocabulary) -> list[dict]:
+    return [
+        {"id": entry.id, "name": ", ".join(entry.names), "isthing": int(entry.is_thing), "color": entry.color}
+        for entry in vocabulary.classes
+    ]
