@@ -1,1 +1,1 @@
-"""The miniature world: emoji on procedural backgrounds, in which the whole task happens at the size of a toy."""
+"""A miniature world of emoji, in which training from a pre-trained CLIP to open-vocabulary segmentation takes minutes."""
