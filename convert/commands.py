@@ -15,7 +15,7 @@ from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.parameters import is_statistic, is_trainable
 from fcclip_jax.training.run_folder import read_model
 
-from . import PROG, fcclip, rules, weight_files
+from . import PROG, fcclip, open_clip, rules, weight_files
 from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, table_of
 
 
@@ -69,7 +69,10 @@ def to_torch(arguments: argparse.Namespace) -> None:
     weight_files.check_free(arguments.output, overwrite=arguments.overwrite)
     print(f"reading {arguments.checkpoint}", flush=True)
     contents = checkpoint.read(arguments.checkpoint)
-    tensors = rules.to_torch(contents.parameters, table_of(contents.description).rules, contents.ignored)
+    description = contents.description
+    clip = description.clip if isinstance(description, ModelDescription) else description
+    parameters = open_clip.with_official_sizes(contents.parameters, clip)
+    tensors = rules.to_torch(parameters, table_of(description).rules, contents.ignored)
     print(f"writing {len(tensors)} tensors, {in_units(sum(a.nbytes for a in tensors.values()))}", flush=True)
     weight_files.write(arguments.output, tensors)
     print(f"wrote {arguments.output}")

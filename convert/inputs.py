@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from fcclip_jax import checkpoint
-from fcclip_jax.models import descriptions
+from fcclip_jax.models import description_json, descriptions
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary, shipped
 
@@ -81,7 +81,7 @@ def read_description(model: str, override: bool | None, quick_gelu: bool) -> Mod
     try:
         record = json.loads(pathlib.Path(model).read_text())
         whole = isinstance(record, dict) and "clip" in record
-        description = descriptions.model_from_json(record) if whole else descriptions.clip_from_json(record)
+        description = description_json.model_from_json(record) if whole else description_json.clip_from_json(record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{model}: {error}") from None
     if override is None:

@@ -1,4 +1,11 @@
-"""The conversion table of OpenCLIP's keys."""
+"""The conversion table of OpenCLIP's keys, and the sizes that OpenCLIP's models have."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fcclip_jax.conventions import END_ID
+from fcclip_jax.models.descriptions import ClipDescription
 
 from .rules import Ignored, Rule, conv, depthwise, linear, same
 
@@ -109,6 +116,36 @@ IGNORED = [
     ),
     Ignored("attn_mask", "the causal mask, which the model computes"),
 ]
+
+
+OFFICIAL_KERNEL = 7
+"""The side of depthwise kernels in every ConvNeXt of timm's."""
+
+
+def with_official_sizes(parameters: Mapping[str, np.ndarray], clip: ClipDescription) -> dict[str, np.ndarray]:
+    """Returns parameters of the same function with the sizes of OpenCLIP's models.
+
+    Depthwise kernels are padded with zeros to 7 x 7, and the rows of a shorter table of token embeddings are put where
+    CLIP's ids have them, among zeros.
+
+    Raises:
+        ValueError: a depthwise kernel is larger.
+    """
+    parameters = dict(parameters)
+    if clip.image.family == "convnext":
+        for stage, size in enumerate(clip.image.kernel_sizes):
+            if size > OFFICIAL_KERNEL:
+                raise ValueError(
+                    f"stage {stage} has {size}x{size} kernels, but those of the official keys are"
+                    f" {OFFICIAL_KERNEL}x{OFFICIAL_KERNEL}: this model cannot be converted to them"
+                )
+            name, border = f"clip.image.stages.{stage}.blocks.stacked.conv_dw.weight", (OFFICIAL_KERNEL - size) // 2
+            parameters[name] = np.pad(parameters[name], ((0, 0), (border, border), (border, border), (0, 0)))
+    if clip.text.token_ids is not None:
+        table = np.zeros((END_ID + 1, clip.text.width), np.float32)
+        table[list(clip.text.token_ids)] = parameters["clip.text.token_embedding"]
+        parameters["clip.text.token_embedding"] = table
+    return parameters
 
 
 def rules(family: str) -> list[Rule]:

@@ -16,6 +16,9 @@ OVERLAP_THRESHOLD = 0.8
 PRECISIONS = ("float32", "tf32", "bfloat16")
 """The precisions that a network can run in; `models.precision` defines them."""
 
+START_ID, END_ID = 49406, 49407
+"""CLIP's tokens of a text's start and end, the two with the largest ids. Padding is 0."""
+
 RANDOM_WEIGHTS = "random"
 """The name of a model with random weights, which stands in for a checkpoint to try things out."""
 

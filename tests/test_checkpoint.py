@@ -1,5 +1,6 @@
 """Checkpoint directories: the round trip, damage, and what may be overwritten."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from fcclip_jax import checkpoint
 from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.conventions import END_ID, START_ID
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.convert.tiny import CLIPS, model_description
@@ -170,7 +172,11 @@ def write(name, text):
             "an entry of the description is missing or malformed",
         ),
         (lambda path: rewrite(path, training_vocabulary={}), ValueError, "the vocabulary needs"),
-        (lambda path: rewrite(path, description={"clip": 1}), ValueError, "ModelDescription in the model description"),
+        (
+            lambda path: rewrite(path, description={"clip": 1}),
+            ValueError,
+            "the model description has 1 where ClipDescription is",
+        ),
         (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is malformed"),
     ],
 )
@@ -268,5 +274,10 @@ def test_fingerprint_is_of_all_that_the_text_tower_answers_by():
     name = "clip.text.ln_final.weight"
     assert fingerprint(**{name: base.parameters[name] + np.float32(1e-6)}) != base.text_sha256
     assert fingerprint(**{"clip.logit_scale": np.float32(9)}) == base.text_sha256
+    # As computed before descriptions had token_ids: cached embeddings stay valid.
+    assert base.text_sha256 == "3987a6d0f033d34fcacd3878d25d599ec00dde1083febbe33337aa0068ba7056"
+    ids = (*range(18), START_ID, END_ID)
+    some = dataclasses.replace(base.description.text, token_ids=ids)
+    assert fingerprint(dataclasses.replace(base.description, text=some)) != base.text_sha256
     whole = contents()
     assert text_fingerprint(whole.description, whole.parameters) == whole.text_sha256

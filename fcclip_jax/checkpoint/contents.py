@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fcclip_jax.models import descriptions
+from fcclip_jax.models import description_json
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -41,7 +41,11 @@ def text_fingerprint(
 ) -> str:
     """Returns the sha256 of everything that affects the text tower's results: the key of cached embeddings."""
     clip = description.clip if isinstance(description, ModelDescription) else description
-    digest = hashlib.sha256(json.dumps(descriptions.to_json(clip)["text"], sort_keys=True).encode())
+    sizes = description_json.to_json(clip)["text"]
+    if sizes["token_ids"] is None:
+        # Fingerprints from before the field existed stay valid.
+        del sizes["token_ids"]
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for name in sorted(parameters):
         if name.startswith("clip.text."):
             array = np.ascontiguousarray(parameters[name])

@@ -11,7 +11,7 @@ from etils import epath
 
 from fcclip_jax.checkpoint.contents import Checkpoint, Origin
 from fcclip_jax.command_line import first_line
-from fcclip_jax.models import descriptions
+from fcclip_jax.models import description_json
 from fcclip_jax.models.descriptions import ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -87,7 +87,7 @@ def _to_json(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": "fcclip" if isinstance(checkpoint.description, ModelDescription) else "clip",
-        "description": descriptions.to_json(checkpoint.description),
+        "description": description_json.to_json(checkpoint.description),
         "source": checkpoint.source._asdict(),
         "clip_source": checkpoint.clip_source and checkpoint.clip_source._asdict(),
         "text_sha256": checkpoint.text_sha256,
@@ -121,7 +121,7 @@ def _from_json(record: Any) -> Checkpoint:
             "ignored": dict(ignored),
             "files": {**files},
         } if files and (kind == "fcclip") == (vocabulary is not None):
-            parse = descriptions.model_from_json if kind == "fcclip" else descriptions.clip_from_json
+            parse = description_json.model_from_json if kind == "fcclip" else description_json.clip_from_json
             return Checkpoint(
                 description=parse(description),
                 parameters={},

@@ -15,10 +15,10 @@ from fcclip_jax.models.padding import valid_mask
 
 
 class Block(nnx.Module):
-    """ConvNeXt's residual block: x + gamma * fc2(gelu(fc1(norm(depthwise 7x7(x)))))."""
+    """ConvNeXt's residual block: x + gamma * fc2(gelu(fc1(norm(depthwise(x)))))."""
 
-    def __init__(self, dim: int, eps: float, *, rngs: nnx.Rngs):
-        self.conv_dw = Depthwise(dim, rngs=rngs)
+    def __init__(self, dim: int, kernel_size: int, eps: float, *, rngs: nnx.Rngs):
+        self.conv_dw = Depthwise(dim, kernel_size, rngs=rngs)
         self.norm = LayerNorm(dim, eps=eps, rngs=rngs)
         self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
@@ -34,10 +34,10 @@ class Block(nnx.Module):
 
 
 class Depthwise(nnx.Module):
-    """A 7x7 convolution of each channel on its own. `weight` is [7, 7, C]."""
+    """A k x k convolution of each channel on its own, 7 x 7 in the official models. `weight` is [k, k, C]."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(torch_default(rngs.params(), (7, 7, 1, dim))[:, :, 0])
+    def __init__(self, dim: int, kernel_size: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(torch_default(rngs.params(), (kernel_size, kernel_size, 1, dim))[:, :, 0])
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
@@ -47,10 +47,10 @@ class Depthwise(nnx.Module):
 class Stage(nnx.Module):
     """Halves the resolution (except in the first stage), then applies equal blocks."""
 
-    def __init__(self, in_dim: int, dim: int, depth: int, eps: float, *, first: bool, rngs: nnx.Rngs):
+    def __init__(self, in_dim: int, dim: int, depth: int, kernel_size: int, eps: float, *, first: bool, rngs: nnx.Rngs):
         self.downsample_norm = None if first else LayerNorm(in_dim, eps=eps, rngs=rngs)
         self.downsample_conv = None if first else Conv(in_dim, dim, 2, stride=2, rngs=rngs)
-        self.blocks = Stack(lambda rngs: Block(dim, eps, rngs=rngs), depth, rngs=rngs)
+        self.blocks = Stack(lambda rngs: Block(dim, kernel_size, eps, rngs=rngs), depth, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W I"], mask: Float[Array, "B h w 1"]) -> Float[Array, "B h w C"]:
         if self.downsample_norm is not None:
@@ -67,8 +67,8 @@ class ConvNeXt(nnx.Module):
         self.stem_norm = LayerNorm(dims[0], eps=eps, rngs=rngs)
         self.stages = nnx.List(
             [
-                Stage(dims[max(i - 1, 0)], dims[i], depth, eps, first=i == 0, rngs=rngs)
-                for i, depth in enumerate(description.depths)
+                Stage(dims[max(i - 1, 0)], dims[i], depth, kernel_size, eps, first=i == 0, rngs=rngs)
+                for i, (depth, kernel_size) in enumerate(zip(description.depths, description.kernel_sizes, strict=True))
             ]
         )
         self.head_norm = LayerNorm(dims[-1], eps=eps, rngs=rngs)

@@ -5,7 +5,9 @@ The CLIP sizes are OpenCLIP's model configurations; the head's are the official 
 
 import dataclasses
 import difflib
-from typing import Any, Literal
+from typing import Literal
+
+from fcclip_jax.conventions import END_ID, START_ID
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,14 @@ class ConvNeXtDescription:
     head: Literal["mlp", "linear"]
     """mlp: a hidden layer of 2 x embed_dim (the `_d` models); linear: one matrix."""
     norm_eps: float = 1e-6
+    kernel_sizes: tuple[int, int, int, int] = dataclasses.field(default=(7, 7, 7, 7), repr=False)
+    """The sides of each stage's depthwise kernels, which are odd. Not in the repr, from which the logs of earlier
+    evaluations computed their checksum of the model."""
     family: Literal["convnext"] = "convnext"
+
+    def __post_init__(self):
+        if any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes are {self.kernel_sizes}; give positive odd numbers")
 
     @property
     def feature_dims(self) -> tuple[int, int, int, int]:
@@ -61,9 +70,23 @@ class TextDescription:
     """True if x * sigmoid(1.702 x) replaces the exact GELU: a property of the weights (OpenAI's)."""
     context_length: int = 77
     vocab_size: int = 49408
+    """The number of rows in the table of token embeddings."""
+    token_ids: tuple[int, ...] | None = dataclasses.field(default=None, repr=False)
+    """The tokens that the table has rows for, sorted by CLIP's ids; None if the ids are the rows. Not in the repr, for
+    the reason given at `kernel_sizes`."""
 
     def __post_init__(self):
         _check_heads(self.width, self.heads)
+        ids = self.token_ids
+        if ids is None:
+            return
+        if len(ids) != self.vocab_size:
+            raise ValueError(f"token_ids are {len(ids)}, but vocab_size is {self.vocab_size}; they must be equal")
+        # The end token must have the last row: the tower finds it by its number, the largest in a text.
+        if list(ids) != sorted(set(ids)) or ids[0] != 0 or ids[-2:] != (START_ID, END_ID):
+            raise ValueError(
+                f"token_ids must ascend, begin with 0, which is the padding, and end with {START_ID} and {END_ID}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,67 +219,3 @@ def clip_description(name: str, *, quick_gelu: bool = False) -> ClipDescription:
 def fcclip_description(clip: ClipDescription) -> ModelDescription:
     """Adds the official head and ensemble to a CLIP model (configs/coco/panoptic-segmentation/fcclip/*.yaml)."""
     return ModelDescription(clip=clip, ensemble=EnsembleDescription(valid_masks_only=clip.image.family == "resnet"))
-
-
-def to_json(description: ModelDescription | ClipDescription) -> dict[str, Any]:
-    """Returns plain dictionaries and lists, for the description inside a checkpoint."""
-    return dataclasses.asdict(description)
-
-
-def clip_from_json(data: dict[str, Any]) -> ClipDescription:
-    """Reads the description of a CLIP that `to_json` wrote.
-
-    Raises:
-        ValueError: a field is missing, unknown or of the wrong type.
-    """
-    families = {"convnext": ConvNeXtDescription, "resnet": ResNetDescription}
-    _check_fields(ClipDescription, data)
-    family = data["image"].get("family") if isinstance(data["image"], dict) else None
-    if family not in families:
-        raise ValueError(f"the model description has the trunk family {family!r}; choose from {', '.join(families)}")
-    return ClipDescription(
-        image=_from_json(families[family], data["image"]), text=_from_json(TextDescription, data["text"])
-    )
-
-
-def model_from_json(data: dict[str, Any]) -> ModelDescription:
-    """Reads the description of a whole FC-CLIP that `to_json` wrote.
-
-    Raises:
-        ValueError: as `clip_from_json`.
-    """
-    _check_fields(ModelDescription, data)
-    return ModelDescription(
-        clip=clip_from_json(data["clip"]),
-        head=_from_json(HeadDescription, data["head"]),
-        ensemble=_from_json(EnsembleDescription, data["ensemble"]),
-    )
-
-
-def _check_fields(cls: type, data: Any) -> None:
-    if not isinstance(data, dict):
-        raise ValueError(f"the model description has {data!r:.80} where {cls.__name__} is expected")
-    expected = {field.name for field in dataclasses.fields(cls)}
-    if set(data) != expected:
-        raise ValueError(
-            f"{cls.__name__} in the model description has fields {sorted(data)}, expected {sorted(expected)}"
-        )
-
-
-def _from_json(cls: type, data: Any) -> Any:
-    _check_fields(cls, data)
-    values = {}
-    for field in dataclasses.fields(cls):
-        value = data[field.name]
-        if isinstance(value, list):
-            value = tuple(value)
-        options = getattr(field.type, "__args__", None) if getattr(field.type, "__origin__", None) is Literal else None
-        if options is not None and value not in options:
-            raise ValueError(f"{cls.__name__}.{field.name} is {value!r} in the model description, not one of {options}")
-        plain = {int: int, float: (int, float), bool: bool}.get(field.type)
-        numbers = value if isinstance(value, tuple) else ()
-        wrong_tuple = not options and plain is None and not (numbers and all(type(v) is int for v in numbers))
-        if wrong_tuple or (plain is not None and (not isinstance(value, plain) or (plain is int and value is True))):
-            raise ValueError(f"{cls.__name__}.{field.name} is {value!r} in the model description, not {field.type}")
-        values[field.name] = value
-    return cls(**values)

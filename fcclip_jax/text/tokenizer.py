@@ -12,9 +12,10 @@ import regex
 from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fcclip_jax.conventions import END_ID, START_ID
+
 CONTEXT_LENGTH = 77
 START, END = "<start_of_text>", "<end_of_text>"
-START_ID, END_ID = 49406, 49407
 # CLIP's ids are 256 bytes, 256 final bytes, merges, START, END. The file has more merges.
 NUM_MERGES = END_ID + 1 - 2 * 256 - 2
 

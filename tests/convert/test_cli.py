@@ -17,7 +17,7 @@ from convert.__main__ import main
 from convert.weight_files import read
 from fcclip_jax import checkpoint
 from fcclip_jax.checkpoint import directory
-from fcclip_jax.models import descriptions
+from fcclip_jax.models import description_json, descriptions
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.convert.tiny import CLIPS, HEAD, model_description, official_tensors
 
@@ -75,7 +75,7 @@ def tensors(family):
 def model(family, tmp_path):
     """A file that describes CLIP only: the head is derived from the shapes."""
     path = tmp_path / "clip.json"
-    path.write_text(json.dumps(descriptions.to_json(CLIPS[family])))
+    path.write_text(json.dumps(description_json.to_json(CLIPS[family])))
     return path
 
 
@@ -166,7 +166,7 @@ def test_a_description_file_may_hold_any_head(tmp_path, files):
     model = dataclasses.replace(model_description("convnext"), head=dataclasses.replace(HEAD, heads=2))
     # The same shapes fit other numbers of heads and points: only the description has them.
     model = dataclasses.replace(model, head=dataclasses.replace(model.head, sampling_points=12))
-    (tmp_path / "model.json").write_text(json.dumps(descriptions.to_json(model)))
+    (tmp_path / "model.json").write_text(json.dumps(description_json.to_json(model)))
     weights = write_weights(tmp_path / "w.safetensors", official_tensors(model))
     vocabulary = Vocabulary.from_words(["cat", "sky"], stuff=["sky"])
     (tmp_path / "words.json").write_text(vocabulary.to_json())
@@ -216,7 +216,7 @@ def test_quick_gelu_of_a_description_file(tmp_path, described, resnet):
     clip = write_weights(tmp_path / "clip.safetensors", clip_part(tensors))
     whole = write_weights(tmp_path / "whole.safetensors", tensors)
     model = tmp_path / "model.json"
-    model.write_text(json.dumps(descriptions.to_json(model_description("resnet"))))
+    model.write_text(json.dumps(description_json.to_json(model_description("resnet"))))
     for flags, expected in (([], False), (["--quick-gelu"], True)):
         assert described("fcclip", "--checkpoint", whole, *options[:2], *flags).clip.text.quick_gelu == expected
         assert described("fcclip", "--checkpoint", whole, "--model", model, *flags).clip.text.quick_gelu == expected
@@ -269,7 +269,7 @@ def refused(tmp_path, capfd):
 @pytest.fixture
 def resnet(tmp_path):
     """A valid checkpoint's tensors, and the options of its conversions."""
-    (tmp_path / "clip.json").write_text(json.dumps(descriptions.to_json(CLIPS["resnet"])))
+    (tmp_path / "clip.json").write_text(json.dumps(description_json.to_json(CLIPS["resnet"])))
     options = ["--model", tmp_path / "clip.json", "--output", tmp_path / "made"]
     return official_tensors(model_description("resnet")), options
 
