@@ -73,6 +73,21 @@ class Batch(NamedTuple):
     """Index of each row in the endless stream of training images; it seeds the row's random choices."""
 
 
+class CaptionBatch(NamedTuple):
+    """The input of one step of contrastive pre-training.
+
+    Names are 31-bit hashes; -1 fills the rows. N: texts, a multiple of B.
+    """
+
+    images: UInt8[AnyArray, "B H W 3"]
+    image_names: Int[AnyArray, "B M"]
+    """Everything that is known to be in each image."""
+    tokens: Int[AnyArray, "N L"]
+    """Rows of the text tower's embedding table."""
+    text_names: Int[AnyArray, "N M"]
+    """What each text names: it is true of the images that have all of it."""
+
+
 def checked(struct: Struct) -> Struct:
     """Returns the NamedTuple after testing each field's dtype and shape against its annotation.
 

@@ -6,8 +6,8 @@ depend on the number of processes or workers, and the iterator's whole state is 
 """
 
 import functools
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import Generic, NamedTuple, TypeVar
 
 import cv2
 import grain
@@ -22,6 +22,8 @@ from fcclip_jax.structs import Batch, Targets
 
 MAX_UNREADABLE = 0.01
 """The largest share of unreadable images in a dataset; above it, training stops."""
+Step = TypeVar("Step")
+"""One process's part of one step."""
 _MAX_POSITION = np.iinfo(np.int32).max
 
 
@@ -36,31 +38,48 @@ class TrainExample(NamedTuple):
     """The number of segments left out because an image had more than max_segments."""
 
 
-class TrainBatches:
-    """An endless iterator of TrainExample; `close` stops its background threads and processes."""
+class StepStream(Generic[Step]):
+    """An endless iterator of steps; `close` stops its background threads and processes."""
 
     def __init__(self, steps: grain.IterDataset, size: int):
-        self._iterator: Iterator[TrainExample] | None = iter(steps)
+        """size: the number of images in the dataset."""
+        self._iterator: Iterator[Step] | None = iter(steps)
         self._size = size
         self._unreadable: set[str] = set()
 
-    def __iter__(self) -> "TrainBatches":
+    def __iter__(self) -> "StepStream[Step]":
         return self
 
-    def __next__(self) -> TrainExample:
+    def __next__(self) -> Step:
         """Raises ValueError if more than 1 % of the images have been unreadable so far."""
         if self._iterator is None:
             raise StopIteration
-        example = next(self._iterator)
-        self._unreadable.update(example.skipped)
+        step = next(self._iterator)
+        self._unreadable.update(step.skipped)
         _check_unreadable(self._unreadable, self._size)
-        return example
+        return step
 
     def close(self) -> None:
         """Ends the stream. Without it, grain's threads print errors when the program ends."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+def open_stream(load: Callable[[int], Step], start: int, stop: int, workers: int, size: int) -> StepStream[Step]:
+    """Loads the steps from `start` on in the background, in `workers` processes or, without any, in two threads.
+
+    load: returns a step, which has the field `skipped`, by its number.
+    size: the number of images in the dataset.
+    """
+    steps = grain.MapDataset.range(start, stop).map(load)
+    # One element is a whole batch; grain's default would buffer 500.
+    steps = steps.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
+    if workers:
+        _parse_flags()
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        steps = steps.mp_prefetch(options, worker_init_fn=_one_thread)
+    return StepStream(steps, size)
 
 
 def train_batches(
@@ -75,7 +94,7 @@ def train_batches(
     workers: int = 0,
     max_segments: int = 128,
     jitter: tuple[float, float] = transforms.SCALES,
-) -> TrainBatches:
+) -> StepStream[TrainExample]:
     """Opens the stream at step `start`.
 
     crop: pixels of the square that images are cropped or padded to.
@@ -98,14 +117,7 @@ def train_batches(
         raise ValueError(f"the dataset {dataset.name} has no images")
     stream = _Stream(dataset, seed, crop, max_segments, jitter)
     load = functools.partial(_load_step, stream, batch_size, process_index, process_count)
-    steps = grain.MapDataset.range(start, _MAX_POSITION // batch_size).map(load)
-    # One element is a whole batch; grain's default would buffer 500.
-    steps = steps.to_iter_dataset(grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=2))
-    if workers:
-        _parse_flags()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        steps = steps.mp_prefetch(options, worker_init_fn=_one_thread)
-    return TrainBatches(steps, len(dataset))
+    return open_stream(load, start, _MAX_POSITION // batch_size, workers, len(dataset))
 
 
 class _Row(NamedTuple):
@@ -128,7 +140,7 @@ class _Stream:
         skipped: list[str] = []
         while True:
             epoch, place = divmod(position + len(skipped), len(self._dataset))
-            index = int(_order(self._seed, epoch, len(self._dataset))[place])
+            index = int(order(self._seed, epoch, len(self._dataset))[place])
             try:
                 record = self._dataset[index]
                 image, segments = decoding.decode(record, self._max_segments)
@@ -163,7 +175,7 @@ def _load_step(stream: _Stream, batch_size: int, process_index: int, process_cou
 
 
 @functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " N"]:
+def order(seed: int, epoch: int, size: int) -> Int[np.ndarray, " N"]:
     """Returns an epoch's order of images. The seed has three numbers, the jitter's two: the draws are independent."""
     return np.random.default_rng([seed, epoch, 1]).permutation(size)
 

@@ -1,0 +1,1 @@
+"""Contrastive pre-training of a CLIP on images with captions."""

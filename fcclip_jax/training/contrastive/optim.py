@@ -1,0 +1,95 @@
+"""The optimiser of contrastive pre-training: Muon for matrices, Adam for everything else.
+
+On the miniature world, Muon (Jordan et al., 2024) names as many objects after 10,000 pictures as AdamW after 100,000.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_proj|downsample_conv|stem_conv)\.weight|.*(in_proj_weight|text_projection)")  # fmt: skip
+"""Parameters that multiply vectors; the last two axes are inputs and outputs. A depthwise kernel is none."""
+
+
+class ContrastiveOptimSettings(NamedTuple):
+    """The rates are those of the first step after the warm-up; a cosine lowers them to a fiftieth."""
+
+    learning_rate: float = 0.03
+    """Muon's, of matrices: the spectral norm of a step for a square one."""
+    adam_learning_rate: float = 2e-3
+    """Adam's, of the image tower's other parameters and the logit scale."""
+    text_multiplier: float = 0.3
+    """Multiplies Adam's rate in the text tower, whose embeddings all texts share."""
+    weight_decay: float = 0.05
+    """Of matrices."""
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+
+
+def learning_share(settings: ContrastiveOptimSettings, steps: int) -> optax.Schedule:
+    """Returns the factor of both rates at each step, counted from 0."""
+
+    def share(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = step.astype(jnp.float32)
+        warm = jnp.minimum(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+        return warm * (0.02 + 0.98 * cosine)
+
+    return share
+
+
+def optimizer(
+    shapes: Mapping[str, tuple[int, ...]], settings: ContrastiveOptimSettings, steps: int
+) -> optax.GradientTransformation:
+    """Returns the optimiser of a CLIP's parameters for a run of so many steps.
+
+    shapes: of all parameters, by the names that `named_variables` gives them.
+    """
+    axes = {name: _axes(name, shape) for name, shape in shapes.items() if MATRIX.fullmatch(name)}
+    stretch = {
+        name: math.sqrt(max(1.0, shapes[name][-1] / math.prod(shapes[name][axis] for axis in numbers.reduction_axis)))
+        for name, numbers in axes.items()
+    }
+    slowed = {
+        name: settings.text_multiplier if name.startswith("clip.text.") else 1.0 for name in shapes if name not in axes
+    }
+    clip = optax.clip_by_global_norm(settings.clip_norm)
+    muon, adam = scale_by_muon(weight_dimension_numbers=axes), optax.scale_by_adam(0.9, 0.98)
+    share = learning_share(settings, steps)
+
+    def init(parameters: Mapping[str, Array]) -> PyTree:
+        return {
+            "muon": muon.init({name: parameters[name] for name in axes}),
+            "adam": adam.init({name: parameters[name] for name in slowed}),
+            "step": jnp.zeros((), jnp.int32),
+        }
+
+    def update(gradients: Mapping[str, Array], state: PyTree, parameters: Mapping[str, Array] | None = None):
+        # Optax mixes dtypes, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            gradients, _ = clip.update(dict(gradients), clip.init(gradients))
+            steps_of_matrices, muon_state = muon.update({name: gradients[name] for name in axes}, state["muon"])
+            steps_of_others, adam_state = adam.update({name: gradients[name] for name in slowed}, state["adam"])
+            now = share(state["step"])
+            updates = {
+                name: -now * settings.learning_rate * (stretch[name] * step + settings.weight_decay * parameters[name])
+                for name, step in steps_of_matrices.items()
+            } | {
+                name: -now * settings.adam_learning_rate * slowed[name] * step for name, step in steps_of_others.items()
+            }
+        return updates, {"muon": muon_state, "adam": adam_state, "step": state["step"] + 1}
+
+    return optax.GradientTransformation(init, update)
+
+
+def _axes(name: str, shape: tuple[int, ...]) -> MuonDimensionNumbers:
+    """Returns which axes of a parameter are inputs and outputs; stacked layers have a leading axis that is neither."""
+    first = int(".stacked." in name)
+    return MuonDimensionNumbers(reduction_axis=tuple(range(first, len(shape) - 1)), output_axis=len(shape) - 1)

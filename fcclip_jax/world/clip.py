@@ -1,0 +1,43 @@
+"""The CLIP of the miniature world: OpenCLIP's ConvNeXt in small, with embeddings of the tokens that occur."""
+
+import numpy as np
+
+from fcclip_jax.conventions import END_ID, START_ID
+from fcclip_jax.models.descriptions import ClipDescription, ConvNeXtDescription, TextDescription
+from fcclip_jax.text.prompts import PROMPT_TEMPLATES
+from fcclip_jax.text.tokenizer import tokenize
+from fcclip_jax.world import words
+
+CONTEXT_LENGTH = 32
+"""Tokens of the longest text; three things on two backgrounds need 27."""
+
+
+def clip_description() -> ClipDescription:
+    """Returns the sizes of both towers. Late stages have small kernels: their features then stay local."""
+    tokens = token_ids()
+    return ClipDescription(
+        image=ConvNeXtDescription(
+            depths=(1, 1, 3, 1),
+            dims=(32, 64, 128, 256),
+            kernel_sizes=(5, 5, 3, 1),
+            embed_dim=128,
+            head="linear",
+        ),
+        text=TextDescription(
+            width=96,
+            heads=3,
+            layers=2,
+            embed_dim=128,
+            quick_gelu=False,
+            context_length=CONTEXT_LENGTH,
+            vocab_size=len(tokens),
+            token_ids=tokens,
+        ),
+    )
+
+
+def token_ids() -> tuple[int, ...]:
+    """Returns CLIP's ids of all tokens in the world's captions and prompts, sorted."""
+    texts = [template.format(word) for template in PROMPT_TEMPLATES for word in words.WORDS]
+    texts.append("a cat, a dog and a cow on grass and snow.")
+    return tuple(int(token) for token in np.unique(np.append(tokenize(texts), [0, START_ID, END_ID])))
