@@ -69,13 +69,26 @@ def test_read_gives_what_was_saved(tmp_path, family, clip_alone):
 def test_load_fills_the_model(saved):
     before = contents()
     loaded = checkpoint.load(str(saved))
-    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256)
+    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256, None)
     abstract = named_variables(abstract_model(before.description))
     variables = named_variables(loaded.model)
     assert variables.keys() == abstract.keys()
     for name, variable in variables.items():
         assert type(variable) is type(abstract[name]) and isinstance(variable.get_value(), jax.Array)
         np.testing.assert_array_equal(variable.get_value(), before.parameters[name])
+
+
+def test_known_words(damaged, tmp_path):
+    checkpoint.save(tmp_path / "model", contents()._replace(known_words=("cat", "night sky")))
+    assert checkpoint.read(tmp_path / "model").known_words == ("cat", "night sky")
+    assert checkpoint.load(tmp_path / "model").known_words == ("cat", "night sky")
+    record = json.loads((damaged / "fcclip.json").read_text())
+    del record["known_words"]  # as earlier versions wrote it
+    (damaged / "fcclip.json").write_text(json.dumps(record))
+    assert checkpoint.read(damaged).known_words is None
+    rewrite(damaged, known_words=[])
+    with pytest.raises(ValueError, match=r"fcclip.json: known_words is \[\], not a list of words"):
+        checkpoint.read(damaged)
 
 
 def test_load_compiles_nothing(saved):

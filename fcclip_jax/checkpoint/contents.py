@@ -34,6 +34,8 @@ class Checkpoint(NamedTuple):
     """The origin of CLIP's weights, if they were not in `source`."""
     ignored: Mapping[str, np.ndarray]
     """PyTorch tensors that the model does not use, kept for converting back."""
+    known_words: tuple[str, ...] | None = None
+    """The only words that CLIP was trained with; None for a CLIP that takes any words."""
 
 
 def text_fingerprint(

@@ -30,6 +30,7 @@ class Loaded(NamedTuple):
     description: ModelDescription
     training_vocabulary: Vocabulary
     text_sha256: str
+    known_words: tuple[str, ...] | None
 
 
 def resolve(path: str | os.PathLike[str]) -> epath.Path:
@@ -133,7 +134,13 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     arrays = _restore(folder, variables, ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=device))
     for name, variable in variables.items():
         variable.set_value(arrays[name])
-    return Loaded(cast(FCCLIP, model), contents.description, contents.training_vocabulary, contents.text_sha256)
+    return Loaded(
+        cast(FCCLIP, model),
+        contents.description,
+        contents.training_vocabulary,
+        contents.text_sha256,
+        contents.known_words,
+    )
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -100,6 +100,7 @@ def _to_json(checkpoint: Checkpoint) -> dict[str, Any]:
             }
             for key, array in checkpoint.ignored.items()
         },
+        "known_words": checkpoint.known_words,
     }
 
 
@@ -130,8 +131,17 @@ def _from_json(record: Any) -> Checkpoint:
                 source=_origin(source),
                 clip_source=clip_source and _origin(clip_source),
                 ignored={key: _parse_array(key, value) for key, value in ignored.items()},
+                known_words=_parse_words(record.get("known_words")),  # missing in checkpoints of earlier versions
             )
     raise ValueError("an entry of the description is missing or malformed; convert the checkpoint again")
+
+
+def _parse_words(words: Any) -> tuple[str, ...] | None:
+    if words is None:
+        return None
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"known_words is {words!r:.80}, not a list of words; convert the checkpoint again")
+    return tuple(words)
 
 
 def _origin(record: Mapping[str, str]) -> Origin:

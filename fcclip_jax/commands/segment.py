@@ -152,6 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fcclip_jax import caching
     from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
+    from fcclip_jax.text.known_words import check_known
 
     shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
     exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
@@ -171,6 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter = Segmenter.random(**options)
         else:
             segmenter = Segmenter.load(arguments.weights, **options)
+        check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
         segmenter.set_classes(words)
         results = segmenter.stream(paths, tasks=arguments.task, overlap_threshold=arguments.overlap_threshold)
         done = _export_all(results, photos, exporter)

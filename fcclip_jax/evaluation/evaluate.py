@@ -38,6 +38,7 @@ class Opened(NamedTuple):
     description: ModelDescription
     text_fingerprint: str
     """Identifies the text tower's weights."""
+    known_words: tuple[str, ...] | None
 
 
 def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
@@ -119,9 +120,9 @@ def open_model(checkpoint_path: str, seed: int) -> Opened:
     if checkpoint_path == RANDOM_WEIGHTS:
         model = random_model(SMALL, seed)
         model.clip.text = random_model(SMALL, 0).clip.text
-        return Opened(model, Vocabulary.load("coco_panoptic"), SMALL, "random 0")
+        return Opened(model, Vocabulary.load("coco_panoptic"), SMALL, "random 0", None)
     loaded = checkpoint.load(checkpoint_path)
-    return Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256)
+    return Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256, loaded.known_words)
 
 
 def make_segmenter(config: ConfigDict, opened: Opened) -> Segmenter:
@@ -134,6 +135,7 @@ def make_segmenter(config: ConfigDict, opened: Opened) -> Segmenter:
         opened.model,
         opened.training_vocabulary,
         fingerprint=opened.text_fingerprint,
+        known_words=opened.known_words,
         short_side=config.short_side,
         max_side=config.max_side,
         batch_size=batch_size,

@@ -21,6 +21,7 @@ from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.embeddings import TextEncoder
+from fcclip_jax.text.known_words import check_known
 from fcclip_jax.text.vocabulary import Vocabulary
 
 
@@ -43,6 +44,7 @@ class Segmenter:
         training_vocabulary: Vocabulary,
         *,
         fingerprint: str,
+        known_words: Sequence[str] | None = None,
         short_side: int = SHORT_SIDE,
         max_side: int = MAX_SIDE,
         buckets: Sequence[tuple[int, int]] | None = None,
@@ -56,6 +58,7 @@ class Segmenter:
 
         training_vocabulary: the classes that the model was trained on; they count as seen.
         fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`, if any.
+        known_words: the only words that the model knows; None if it takes any.
         short_side, max_side: pixels; images are resized to this shorter side, or smaller, so that the longer side is at most
             `max_side`.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
@@ -74,6 +77,7 @@ class Segmenter:
             ValueError: a size, the batch, the buckets or the precision do not fit.
         """
         self.training_vocabulary = training_vocabulary
+        self.known_words = None if known_words is None else tuple(known_words)
         self.engine = Engine(
             model,
             Feeder(short_side, max_side, buckets),
@@ -113,6 +117,7 @@ class Segmenter:
             loaded.model,
             loaded.training_vocabulary,
             fingerprint=loaded.text_sha256,
+            known_words=loaded.known_words,
             short_side=short_side,
             max_side=max_side,
             buckets=buckets,
@@ -160,7 +165,8 @@ class Segmenter:
         Separate synonyms with a comma: "cat, kitten". Words are things unless `stuff` names them.
 
         Raises:
-            ValueError: the list is empty, or the words do not fit; see `Vocabulary.from_words`.
+            ValueError: the list is empty, the words do not fit (see `Vocabulary.from_words`), or a synonym is not among
+                `known_words`.
         """
         if isinstance(classes, (str, Vocabulary)):
             if stuff:
@@ -170,6 +176,7 @@ class Segmenter:
             vocabulary = Vocabulary.from_words(classes, stuff)
         if not vocabulary.classes:
             raise ValueError(f"the vocabulary {vocabulary.name!r} has no classes")
+        check_known(vocabulary, self.known_words, listed="segmenter.known_words")
         text = self._encoder.classifier(vocabulary, self.training_vocabulary)
         is_thing = np.zeros(text.seen.shape, bool)
         is_thing[: len(vocabulary.classes)] = vocabulary.thing_mask

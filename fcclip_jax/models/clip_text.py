@@ -32,10 +32,14 @@ class ResidualAttentionBlock(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Maps token ids to features in CLIP's joint space, not normalised."""
+    """Maps tokens to features in CLIP's joint space, not normalised.
+
+    Tokens are rows of the embedding table: CLIP's ids, or `text.tokenizer.table_rows` of them if the tower has `token_ids`.
+    """
 
     def __init__(self, description: TextDescription, *, rngs: nnx.Rngs):
         width = description.width
+        self.token_ids = description.token_ids
         normal = nnx.initializers.normal(0.02)
         self.token_embedding = nnx.Param(normal(rngs.params(), (description.vocab_size, width)))
         self.positional_embedding = nnx.Param(normal(rngs.params(), (description.context_length, width)))
@@ -46,7 +50,7 @@ class TextTower(nnx.Module):
         self.text_projection = nnx.Param(normal(rngs.params(), (width, description.embed_dim)))
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N E"]:
-        """Returns the features at each text's end token, which has the largest id.
+        """Returns the features at each text's end token, which has the largest row.
 
         Attention is causal, so cutting the rows after the longest text's end token changes nothing.
         """

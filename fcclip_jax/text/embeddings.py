@@ -15,7 +15,7 @@ from fcclip_jax.files import replacing
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.prompts import PROMPT_TEMPLATES
-from fcclip_jax.text.tokenizer import tokenize
+from fcclip_jax.text.tokenizer import table_rows, tokenize
 from fcclip_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class TextEncoder:
         graphdef, self._state = nnx.split(tower)
         self._embed_dim = tower.text_projection.shape[1]
         self._context_length = tower.positional_embedding.shape[0]
+        self._token_ids = tower.token_ids
 
         def run(state: nnx.State, tokens: Int[Array, "B T"]) -> Float[Array, "B C"]:
             # In float32 on all platforms, because they share the embeddings on disk.
@@ -68,8 +69,14 @@ class TextEncoder:
         return cached
 
     def encode(self, prompts: list[str]) -> Float[np.ndarray, "N C"]:
-        """Returns the tower's features, not normalised, in the order of the prompts."""
+        """Returns the tower's features, not normalised, in the order of the prompts.
+
+        Raises:
+            ValueError: a prompt has a token that the tower has no embedding of.
+        """
         tokens = tokenize(prompts, self._context_length)
+        if self._token_ids is not None:
+            tokens = table_rows(tokens, self._token_ids, prompts)
         lengths = np.argmax(tokens, axis=1) + 1
         features = np.empty((len(prompts), self._embed_dim), np.float32)
         with tqdm(total=len(prompts), desc="embedding prompts", unit="", leave=False, disable=None) as progress:

@@ -36,6 +36,27 @@ def tokenize(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Int[
     return ids
 
 
+def table_rows(
+    tokens: Int[np.ndarray, "N L"], token_ids: Sequence[int], texts: Sequence[str]
+) -> Int[np.ndarray, "N L"]:
+    """Returns the rows of tokens in an embedding table that has only these `token_ids`, sorted.
+
+    texts: the tokens' sources, for the error.
+
+    Raises:
+        ValueError: a text has a token that the table lacks.
+    """
+    ids = np.asarray(token_ids)
+    rows = np.searchsorted(ids, tokens)
+    missing = (ids[np.minimum(rows, len(ids) - 1)] != tokens).any(axis=1)
+    if missing.any():
+        raise ValueError(
+            f"the text {texts[np.argmax(missing)]!r} has a token that this model has no embedding of; use the words that it"
+            " was trained with"
+        )
+    return rows.astype(np.int32)
+
+
 def _clean(text: str) -> str:
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

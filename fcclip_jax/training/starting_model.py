@@ -82,6 +82,7 @@ def starting_point(
         source=Origin("trained by fcclip_jax", ""),
         clip_source=found.clip_source or found.source,
         ignored={**found.ignored, EMPTY_WEIGHT: weights},
+        known_words=found.known_words,
     )
 
 

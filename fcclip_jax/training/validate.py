@@ -47,6 +47,7 @@ class Validator:
             full_model(start),
             start.training_vocabulary,
             fingerprint=start.text_sha256,
+            known_words=start.known_words,
             short_side=short_side,
             max_side=max_side,
             precision="float32",  # as in an evaluation, so that both give the same scores

@@ -13,6 +13,8 @@ from tests.inference.fake_results import fake_result
 class FakeSegmenter:
     """Reads photographs as the real one does, and returns the same result for all of them."""
 
+    known_words = None
+
     def __init__(self, weights, *, interrupt_at, **options):
         self.weights, self.interrupt_at, self.options = weights, interrupt_at, options
 

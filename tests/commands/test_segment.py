@@ -72,6 +72,18 @@ def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
     assert len(read_json(tmp_path / "out/instances.json")) == 4
 
 
+def test_words_that_the_model_does_not_know(segment, photos, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(FakeSegmenter, "known_words", ("cat", "sofa", "soda", "dog"))
+    assert segment(photos, classes="cat, Sofa") == 0
+    capsys.readouterr()
+    error = fails(capsys, segment(photos, classes="cat, sofas", output=tmp_path / "none"))
+    assert error == (
+        "error: this model knows 4 words; 'sofas' is not one of them; nearest: sofa, soda; `fcclip vocabularies world`"
+        " lists them all"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_random_weights_are_called_random(segment, photos, capsys):
     assert segment(photos, weights="random") == 0
     assert "weights are random" in capsys.readouterr().err

@@ -147,6 +147,17 @@ def test_fewer_tasks(segmenter):
         segmenter(make_photo((200, 300)), overlap_threshold=5.0)
 
 
+def test_words_that_the_model_does_not_know():
+    segmenter = Segmenter(
+        random_model(SMALL), Vocabulary.load("coco_panoptic"), fingerprint="", known_words=["cat", "night sky"]
+    )
+    assert segmenter.known_words == ("cat", "night sky")
+    segmenter.set_classes(["Night  sky"])
+    with pytest.raises(ValueError, match="'kitten' is not one of them; segmenter.known_words lists them all"):
+        segmenter.set_classes(["cat, kitten"])
+    assert [entry.name for entry in segmenter.vocabulary.classes] == ["Night  sky"]
+
+
 def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     segmenter.set_classes(WORDS)

@@ -2,9 +2,13 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from fcclip_jax.models.building import named_variables, with_values
+from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text import embeddings
@@ -91,6 +95,20 @@ def test_quick_gelu_is_another_function(tower):
     towers = tower, random_model(model).clip.text
     exact, quick = (TextEncoder(t, fingerprint="", cache_dir=None).encode(["a cat"]) for t in towers)
     assert 1e-3 < np.abs(exact - quick).max() / np.abs(exact).max() < 0.5
+
+
+def test_a_table_of_few_tokens(tower):
+    """The tower with only the prompts' tokens gives the same features, and refuses other tokens."""
+    ids = tuple(np.unique(tokenize(WORDS.prompts())).tolist())
+    text = dataclasses.replace(SMALL.clip.text, token_ids=ids, vocab_size=len(ids))
+    small = TextTower(text, rngs=nnx.Rngs(0))
+    values = {name: jnp.asarray(variable[...]) for name, variable in named_variables(tower).items()}
+    small = with_values(small, values | {"token_embedding": values["token_embedding"][jnp.asarray(ids)]})
+    encoder = TextEncoder(small, fingerprint="a", cache_dir=None)
+    whole = TextEncoder(tower, fingerprint="a", cache_dir=None)
+    np.testing.assert_array_equal(encoder.encode(WORDS.prompts()), whole.encode(WORDS.prompts()))
+    with pytest.raises(ValueError, match="the text 'a photo of an astronaut.' has a token that this model has no"):
+        encoder.encode(["a photo of a cat.", "a photo of an astronaut."])
 
 
 def test_class_buckets():

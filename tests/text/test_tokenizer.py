@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcclip_jax.text.tokenizer import END_ID, START_ID, WORD, tokenize
+from fcclip_jax.text.tokenizer import END_ID, START_ID, WORD, table_rows, tokenize
 
 # The ids of OpenCLIP's SimpleTokenizer, without the start and end tokens around them.
 CASES = {
@@ -71,6 +71,15 @@ def test_official_prompts(shared, prompts, count):
         texts, expected = golden[f"{prompts}_texts"].tolist(), golden[prompts]
     assert len(texts) == count
     np.testing.assert_array_equal(tokenize(texts), expected)
+
+
+def test_rows_of_a_short_table():
+    tokens = np.array([[START_ID, 320, 2368, END_ID, 0], [START_ID, 2368, END_ID, 0, 0]], np.int32)
+    rows = table_rows(tokens, (0, 320, 999, 2368, START_ID, END_ID), ["a cat", "cat"])
+    assert rows.tolist() == [[4, 1, 3, 5, 0], [4, 3, 5, 0, 0]] and rows.dtype == np.int32
+    for ids in ((0, 2368, START_ID, END_ID), (0, 2367, 2368, START_ID, END_ID)):  # the next id is larger, or the last
+        with pytest.raises(ValueError, match="the text 'a cat' has a token that this model has no embedding of"):
+            table_rows(tokens[::-1], ids, ["cat", "a cat"])
 
 
 def test_every_code_point_splits_as_in_open_clip(open_clip_tokenizer):
