@@ -76,9 +76,13 @@ def _run(argv: list[str]) -> int:
         return evaluate(config, CHECKPOINT.value, WORKDIR.value)
 
     from fcclip_jax import caching
+    from fcclip_jax.training.contrastive.pretrain import pretrain
     from fcclip_jax.training.train import train
 
     caching.keep_compiled_programs()
+    if "pretrain" in config:
+        pretrain(config, WORKDIR.value)
+        return command_line.DONE
     train(config, WORKDIR.value)
     return command_line.DONE
 

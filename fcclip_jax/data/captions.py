@@ -123,12 +123,9 @@ def _load_step(
     for position in range(before + process_index * local, before + (process_index + 1) * local):
         examples.append(_load(source, seed, position, size.side, skipped))
     # An image with fewer captions repeats them, so that every image has as many rows.
-    captions = [
-        example.captions[i % len(example.captions)] for example in examples for i in range(size.texts)
-    ]
+    captions = [example.captions[i % len(example.captions)] for example in examples for i in range(size.texts)]
     image_names = [
-        example.names + tuple(caption.text for caption in example.captions if not caption.names)
-        for example in examples
+        example.names + tuple(caption.text for caption in example.captions if not caption.names) for example in examples
     ]
     batch = CaptionBatch(
         images=np.stack([example.image for example in examples]),

@@ -1,6 +1,7 @@
 """The values that a configuration may have, checked before anything is read or computed."""
 
 import typing
+from collections.abc import Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -52,9 +53,7 @@ def step_settings(config: ConfigDict) -> StepSettings:
     Raises:
         ValueError: a value is impossible; the message names it, whether it concerns a step or not.
     """
-    for name, least in AT_LEAST.items():
-        if not _value(config, name) >= least:
-            raise ValueError(f"{name} is {_value(config, name)}; it must be at least {least}")
+    check_least(config, AT_LEAST)
     for name, choices in CHOICES.items():
         if _value(config, name) not in choices:
             raise ValueError(f"{name} is {_value(config, name)!r}; choose one of {', '.join(map(str, choices))}")
@@ -89,6 +88,13 @@ def step_settings(config: ConfigDict) -> StepSettings:
         average=config.average,
         seed=config.seed,
     )
+
+
+def check_least(config: ConfigDict, at_least: Mapping[str, float]) -> None:
+    """Raises ValueError if a value, named by its dotted path, is less than it may be."""
+    for name, least in at_least.items():
+        if not _value(config, name) >= least:
+            raise ValueError(f"{name} is {_value(config, name)}; it must be at least {least}")
 
 
 def _value(config: ConfigDict, name: str) -> object:

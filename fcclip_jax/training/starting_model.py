@@ -12,12 +12,13 @@ from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.models import descriptions
 from fcclip_jax.models.building import abstract_model, named_variables, with_values
-from fcclip_jax.models.descriptions import HeadDescription, ModelDescription
+from fcclip_jax.models.descriptions import ClipDescription, HeadDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.world.clip import clip_description
 
 EMPTY_WEIGHT = "criterion.empty_weight"
 """The official checkpoint's key for the classes' weights in the loss."""
@@ -26,13 +27,26 @@ EMPTY_WEIGHT = "criterion.empty_weight"
 def model_description(clip: str, head: HeadDescription) -> ModelDescription:
     """Returns the description of a configuration's model.
 
-    clip: OpenCLIP's name of the towers, or "small", which only has random weights.
+    clip: as in `clip_of_config`.
 
     Raises:
         ValueError: no CLIP has that name.
     """
-    towers = descriptions.SMALL.clip if clip == "small" else descriptions.clip_description(clip)
+    towers = clip_of_config(clip)
     return ModelDescription(clip=towers, head=head, ensemble=descriptions.fcclip_description(towers).ensemble)
+
+
+def clip_of_config(name: str) -> ClipDescription:
+    """Returns the description of a configuration's towers.
+
+    name: OpenCLIP's, "world" for the CLIP of the miniature world, or "small", which only has random weights.
+
+    Raises:
+        ValueError: no CLIP has that name.
+    """
+    if name == "world":
+        return clip_description()
+    return descriptions.SMALL.clip if name == "small" else descriptions.clip_description(name)
 
 
 def starting_point(

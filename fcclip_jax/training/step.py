@@ -84,6 +84,26 @@ class StepMetrics(NamedTuple):
     gradient_squares: Float[Array, " N"]
     """Each parameter's sum of squared gradients, in the order of sorted names."""
 
+    def losses(self) -> dict[str, float]:
+        """Returns the losses by the names that messages give them."""
+        return {
+            f"{name} of output {output}": float(value)
+            for name in ("cross_entropy", "mask", "dice")
+            for output, value in enumerate(getattr(self, name))
+        }
+
+    def measurements(self) -> dict[str, float]:
+        """Returns what the log shows."""
+        names = ("cross_entropy", "mask", "dice")
+        return {
+            "loss": float(self.loss),
+            **{name: float(getattr(self, name).sum()) for name in names},
+            **{f"{name}/{output}": float(value) for name in names for output, value in enumerate(getattr(self, name))},
+            "segments": float(self.segments),
+            "gradient_norm": float(self.gradient_norm),
+            "learning_rate": float(self.learning_rate),
+        }
+
 
 def skeleton(description: ModelDescription, settings: StepSettings) -> FCCLIP:
     """Returns the model without values and without the text tower, which only runs before the first step."""

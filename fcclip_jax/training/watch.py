@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -11,9 +12,23 @@ from tqdm import tqdm
 
 from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.training.run_log import RunLog
-from fcclip_jax.training.step import StepMetrics
 
-LOSSES = ("cross_entropy", "mask", "dice")
+
+class Metrics(Protocol):
+    """A step's measurements."""
+
+    loss: Any
+    gradient_norm: Any
+    gradient_squares: Any
+    """Each parameter's sum of squared gradients, in the order of sorted names."""
+
+    def losses(self) -> dict[str, float]:
+        """Returns the losses by the names that messages give them."""
+        ...
+
+    def measurements(self) -> dict[str, float]:
+        """Returns what the log shows."""
+        ...
 
 
 class Watch:
@@ -25,7 +40,7 @@ class Watch:
         names: the trained parameters, sorted.
         """
         self._log, self._names, self._every = log, names, every
-        self._pending: tuple[int, StepMetrics] | None = None
+        self._pending: tuple[int, Metrics] | None = None
         self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
         self.skipped, self.over_budget = 0, 0
         self._progress = tqdm(
@@ -39,7 +54,7 @@ class Watch:
         yield
         self._waited += time.perf_counter() - begin
 
-    def add(self, step: int, metrics: StepMetrics, skipped: tuple[str, ...], over_budget: int) -> None:
+    def add(self, step: int, metrics: Metrics, skipped: tuple[str, ...], over_budget: int = 0) -> None:
         """Takes a step that has been dispatched, and checks the one before it.
 
         skipped: the reasons why images were skipped for this step's batch.
@@ -81,18 +96,13 @@ class Watch:
     def close(self) -> None:
         self._progress.close()
 
-    def _write(self, step: int, values: StepMetrics) -> None:
+    def _write(self, step: int, values: Metrics) -> None:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         rate, waiting = self._steps / seconds, self._waited / seconds
         self._waited, self._steps = 0.0, 0
         measured = {
-            "loss": values.loss,
-            **{name: getattr(values, name).sum() for name in LOSSES},
-            **{f"{name}/{output}": value for name in LOSSES for output, value in enumerate(getattr(values, name))},
-            "segments": values.segments,
-            "gradient_norm": values.gradient_norm,
-            "learning_rate": values.learning_rate,
+            **values.measurements(),
             "steps_per_second": rate,
             "data_wait_share": waiting,
             "memory_gib": _peak_memory() / 2**30,
@@ -107,7 +117,7 @@ class Watch:
         )
 
 
-def check_finite(step: int, values: StepMetrics, names: list[str]) -> None:
+def check_finite(step: int, values: Metrics, names: list[str]) -> None:
     """Checks that every loss and gradient of a step is finite.
 
     names: the trained parameters, sorted.
@@ -115,11 +125,7 @@ def check_finite(step: int, values: StepMetrics, names: list[str]) -> None:
     Raises:
         ValueError: the first loss and the first parameter's gradient that are not.
     """
-    losses = [
-        f"{name} of output {output}"
-        for name in LOSSES
-        for output in np.flatnonzero(~np.isfinite(getattr(values, name)))
-    ]
+    losses = [name for name, loss in values.losses().items() if not np.isfinite(loss)]
     gradients = [names[i] for i in np.flatnonzero(~np.isfinite(values.gradient_squares))]
     if not losses and not gradients and np.isfinite(values.loss):
         return

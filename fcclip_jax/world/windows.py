@@ -44,9 +44,7 @@ class Windows:
             objects, backgrounds, sizes = 1, 1, LARGE
         else:
             objects, backgrounds, sizes = int(rng.integers(1, 4)), int(rng.integers(1, 3)), MIDDLE
-        scene = self._world.compose(
-            rng, shape=(side, side), objects=objects, backgrounds=backgrounds, sizes=sizes
-        )
+        scene = self._world.compose(rng, shape=(side, side), objects=objects, backgrounds=backgrounds, sizes=sizes)
         things = [name for name in dict.fromkeys(scene.names) if name not in words.STUFF]
         stuff = [name for name in scene.names if name in words.STUFF]
         rng.shuffle(things)

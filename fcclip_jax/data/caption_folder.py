@@ -1,0 +1,77 @@
+"""Images with captions of your own: a file of json lines beside the images."""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from fcclip_jax.data import images
+from fcclip_jax.data.captions import Caption, CaptionExample
+
+SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
+"""The share of an image that a crop has, and its ratio of width to height (OpenCLIP fine-tunes with a share above 0.9)."""
+
+
+class CaptionFolder:
+    """A CaptionSource: a line {"image": PATH, "captions": [TEXT, ...], "names": [NAME, ...]} for each image.
+
+    Paths are relative to the file. names is optional: what is known to be in the image. A caption that is one of the names
+    is then true of every image that has it; other captions are true of the images with an equal one.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        """Reads the lines, not the images.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: a line is not of that form.
+        """
+        path = epath.Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"the captions {path} do not exist; give a file of json lines")
+        self.name, self._folder = str(path), path.parent
+        self._rows = [
+            _parse(line, f"{path}, line {number}")
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+            if line.strip()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def example(self, index: int, rng: np.random.Generator, side: int) -> CaptionExample:
+        file, texts, names = self._rows[index]
+        image = _random_crop(images.load_image(self._folder / file), rng, side)
+        known = {name.lower() for name in names}
+        captions = [Caption(text, (text,) if text.lower() in known else ()) for text in texts]
+        rng.shuffle(captions)
+        return CaptionExample(image, names, tuple(captions))
+
+
+def _random_crop(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, side: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Cuts a rectangle of random size, shape and place, and resizes it to a square."""
+    height, width = image.shape[:2]
+    area, ratio = height * width * rng.uniform(*SCALE), np.exp(rng.uniform(*np.log(RATIO)))
+    crop_width = int(np.clip(round(np.sqrt(area * ratio)), 1, width))
+    crop_height = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
+    top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
+    return images.resize(image[top : top + crop_height, left : left + crop_width], (side, side))
+
+
+def _parse(line: str, where: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: it is not JSON ({error})") from None
+    match row:
+        case {"image": str(file), "captions": [_, *_] as captions} if all(
+            isinstance(text, str) and text.strip() for text in captions
+        ):
+            names = row.get("names", [])
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return file, tuple(captions), tuple(names)
+    raise ValueError(
+        f'{where}: expected {{"image": PATH, "captions": [TEXT, ...]}}, optionally with "names": [NAME, ...], got {line:.80}'
+    )
