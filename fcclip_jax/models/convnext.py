@@ -1,6 +1,5 @@
 """The ConvNeXt trunk of a CLIP model, with its visual head (timm's ConvNeXt under OpenCLIP's TimmModel)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -10,7 +9,7 @@ from fcclip_jax.models.classifiers import mask_pool
 from fcclip_jax.models.depthwise import depthwise_conv
 from fcclip_jax.models.descriptions import ConvNeXtDescription
 from fcclip_jax.models.features import Features
-from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, by_rows, torch_default
+from fcclip_jax.models.layers import Conv, LayerNorm, Linear, Stack, add_dims, by_rows, gelu, torch_default
 from fcclip_jax.models.padding import valid_mask
 
 
@@ -30,7 +29,7 @@ class Block(nnx.Module):
 
     def mlp(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
         """Mixes the channels of each position."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Depthwise(nnx.Module):
@@ -103,5 +102,5 @@ class ConvNeXt(nnx.Module):
         inside = masks & valid_mask(valid_hw, masks.shape[1:3], STRIDE)[..., None]
         x = self.head_norm(mask_pool(clip_dense, inside))
         if self.head_kind == "mlp":
-            return self.head_fc2(jax.nn.gelu(self.head_fc1(x), approximate=False), wide=True)
+            return self.head_fc2(gelu(self.head_fc1(x)), wide=True)
         return self.head_proj(x, wide=True)

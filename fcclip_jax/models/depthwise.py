@@ -86,7 +86,7 @@ def _gradient_of_weight(
     fuse. That takes a fifth to a twentieth of the time at ConvNeXt's shapes. The branch is the one of `_shifted_sum`:
     without it, the computation of the input would be copied into each tap.
     """
-    batch, height, width, channels = x.shape
+    height, width, channels = x.shape[1:]
     wide, size = wide_dtype(x), weight.shape[0]
     rows = min(ROWS, height)
     below = -height % rows  # rows of zeros, so that all groups are full

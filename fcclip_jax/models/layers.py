@@ -246,10 +246,35 @@ def by_rows(
     rows = ceil_div(count, min(ceil_div(count, ROWS), MOST_PARTS))  # of almost equal parts
 
     def some_at_a_time(x: Float[Array, "N C"]) -> Float[Array, "N D"]:
-        return jnp.concatenate([function(x[start : start + rows]) for start in range(0, count, rows)])
+        # Not slices, whose gradients would be padded to the whole and added.
+        return jnp.concatenate([function(part) for part in jnp.split(x, list(range(rows, count, rows)))])
 
     y = jax.lax.platform_dependent(flat, cpu=some_at_a_time, default=function)
     return y.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns x times the standard normal distribution function of x.
+
+    The gradient recomputes everything from `x`. JAX's own keeps four arrays of that size for it, and writing and reading
+    them takes longer: with it, an MLP of dimension 32 takes twice the time in training on a CPU.
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x: Float[Array, "*shape"]):
+    return gelu(x), x
+
+
+def _gelu_backward(x: Float[Array, "*shape"], gradient: Float[Array, "*shape"]):
+    wide = x.astype(wide_dtype(x))
+    distribution = 0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5)
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * np.pi) ** -0.5
+    return ((gradient.astype(wide.dtype) * (distribution + wide * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def wide_dtype(x: Float[Array, "..."]) -> np.dtype:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from fcclip_jax.models.building import name_before_unroll, named_variables, split_for_inference, without_text
 from fcclip_jax.models.descriptions import SMALL
-from fcclip_jax.models.layers import MOST_PARTS, ROWS, Stack, by_rows
+from fcclip_jax.models.layers import MOST_PARTS, ROWS, Stack, by_rows, gelu
 from fcclip_jax.models.precision import FLOAT32
 from fcclip_jax.models.random_weights import random_model
 
@@ -67,3 +67,24 @@ def test_rows_are_all_computed_and_in_order(shape):
     some = sizes[: min(-(-count // ROWS), MOST_PARTS)]
     assert sum(some) == count and max(some) - min(some) < len(some)
     assert max(some) <= ROWS or len(some) == MOST_PARTS
+
+
+def test_gelu_has_the_value_and_gradient_of_the_exact_formula():
+    with jax.enable_x64(True):
+        x = jnp.linspace(-9.0, 9.0, 181)
+
+        def plain(x):
+            return jax.nn.gelu(x, approximate=False)
+
+        np.testing.assert_array_equal(gelu(x), plain(x))
+        found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * x))(x) for f in (gelu, plain))
+        # Values up to 18; the rounding of 1 + erf remains where the gradient vanishes.
+        np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_the_gradient_of_gelu_is_computed_in_float32():
+    x = jnp.linspace(-3, 3, 61).astype(jnp.bfloat16)
+    found = jax.vmap(jax.grad(gelu))(x)
+    assert found.dtype == jnp.bfloat16
+    expected = jax.vmap(jax.grad(gelu))(x.astype(jnp.float32))
+    np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))  # rounded once
