@@ -5,6 +5,7 @@ bfloat16, except for statistics and the softmax, which are in float32 (`precisio
 position belongs to the image and 0 where it is padding of the bucket.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable
@@ -79,12 +80,52 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
-        wide = x.astype(wide_dtype(x))
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
-        centred = wide - mean
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normal * add_dims(self.weight[...], wide) + add_dims(self.bias[...], wide)).astype(x.dtype)
+        return layer_norm(x, self.weight[...], self.bias[...], self.eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*batch C"], weight: Float[Array, " C"], bias: Float[Array, " C"], eps: float
+) -> Float[Array, "*batch C"]:
+    """Normalises the last axis, in at least float32.
+
+    The gradient recomputes everything from `x`, as `gelu`'s does.
+    """
+    wide = x.astype(wide_dtype(x))
+    normal, _ = _normal(wide, eps)
+    return (normal * add_dims(weight, wide) + add_dims(bias, wide)).astype(x.dtype)
+
+
+def _normal(
+    wide: Float[Array, "*batch C"], eps: float
+) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch 1"]]:
+    """Returns `wide` with mean 0 and variance 1 along the last axis, and the factor that it was multiplied by."""
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    centred = wide - mean
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(variance + eps)
+    return centred * factor, factor
+
+
+def _layer_norm_forward(
+    x: Float[Array, "*batch C"], weight: Float[Array, " C"], bias: Float[Array, " C"], eps: float
+):
+    return layer_norm(x, weight, bias, eps), (x, weight, bias)
+
+
+def _layer_norm_backward(eps: float, residuals: tuple[Array, Array, Array], gradient: Float[Array, "*batch C"]):
+    x, weight, bias = residuals
+    wide, of_output = x.astype(wide_dtype(x)), gradient.astype(wide_dtype(x))
+    normal, factor = _normal(wide, eps)
+    scaled = of_output * add_dims(weight, wide)
+    along = jnp.mean(scaled * normal, axis=-1, keepdims=True)
+    of_x = factor * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normal * along)
+    positions = tuple(range(x.ndim - 1))
+    of_weight, of_bias = jnp.sum(of_output * normal, axis=positions), jnp.sum(of_output, axis=positions)
+    return of_x.astype(x.dtype), of_weight.astype(weight.dtype), of_bias.astype(bias.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Conv(nnx.Module):
