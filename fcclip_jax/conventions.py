@@ -23,6 +23,8 @@ START_ID, END_ID = 49406, 49407
 
 RANDOM_WEIGHTS = "random"
 """The name of a model with random weights, which stands in for a checkpoint to try things out."""
+WORLD_WEIGHTS = "world"
+"""The name of the small trained model inside this package, unless the working folder has a path of that name."""
 
 IGNORE = 65535
 """The value of ignored pixels in maps of class indices."""

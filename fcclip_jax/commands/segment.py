@@ -23,6 +23,7 @@ from fcclip_jax.conventions import (
     SHORT_SIDE,
     STRIDE,
     TASKS,
+    WORLD_WEIGHTS,
     check_tasks,
 )
 
@@ -74,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="a checkpoint directory written by fcclip-convert or by training, local or gs://; or"
-        f" {RANDOM_WEIGHTS!r}, a small model with random weights, to try the command",
+        f" {WORLD_WEIGHTS!r}, the small trained model inside this package; or {RANDOM_WEIGHTS!r}, a small model with random"
+        " weights, to try the command",
     )
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="the folder for results")
     parser.add_argument(
@@ -143,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--short-side {short_side} is more than --max-side {max_side}; raise --max-side too")
     words = read_classes(arguments.classes, arguments.stuff)
     if not arguments.weights.strip():
-        raise ValueError(f"--weights is empty; give a checkpoint directory, or {RANDOM_WEIGHTS}")
+        raise ValueError(f"--weights is empty; give a checkpoint directory, {WORLD_WEIGHTS} or {RANDOM_WEIGHTS}")
     output = arguments.output
     files.check_writable(output, f"--output {output}")
     paths = find_photos(arguments.photos, output=output)

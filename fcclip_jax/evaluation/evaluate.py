@@ -47,7 +47,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
 
-    checkpoint_path: a folder that training or convert wrote, or "random".
+    checkpoint_path: a folder that training or convert wrote, "world" (see `checkpoint.find`) or "random".
 
     Returns:
         0, or 1 if images could not be read.

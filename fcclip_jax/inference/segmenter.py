@@ -111,6 +111,8 @@ class Segmenter:
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
 
+        path: "world" is the small trained model inside this package, unless the working folder has a path of that name.
+
         The options are the constructor's; the checkpoint has the defaults of its own.
 
         Raises:

@@ -46,7 +46,8 @@ def starting_point(
 ) -> Checkpoint:
     """Returns the whole model before the first step, in host memory.
 
-    init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept; or "random".
+    init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept, such as
+        "world" (see `checkpoint.find`); or "random".
 
     Raises:
         FileNotFoundError: the checkpoint `init` does not exist.
