@@ -21,7 +21,7 @@ Reported for the ConvNeXt-L checkpoint (PQ / AP / mIoU): COCO 54.4 / 44.6 / 63.7
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, TASKS
+from fcclip_jax.conventions import MAX_SIDE, SHORT_SIDE, TASKS
 from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.world.panoptic import WORLD
@@ -54,7 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.precision = "float32"
     for task in TASKS:
         config[task] = benchmark is None or task in benchmark.tasks
-    config.overlap_threshold = OVERLAP_THRESHOLD  # the minimum share of its own mask that a panoptic segment must keep
+    # The minimum share of its own mask that a panoptic segment must keep; by default the checkpoint's, 0.8 officially.
+    config.overlap_threshold = placeholder(float)
     # Forms class scores before masks are resized, as the official code does where it evaluates semantic maps alone.
     config.semantic_before_resize = benchmark is not None and benchmark.panoptic is None
     config.grounding = False  # offer each image only the classes that its annotation has (table 7)

@@ -3,6 +3,7 @@
 python -m convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output DIR
 python -m convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output DIR
 python -m convert torch --checkpoint DIR --output fcclip.safetensors
+python -m convert half --checkpoint DIR --output DIR
 python -m convert run --run runs/coco --step best --output DIR
 
 In an installed package the command is fcclip-convert.
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.ArgumentParser(
         prog=PROG, description="Converts weights to this project's checkpoints, and back."
     )
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="{openclip,fcclip,torch,run}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="{openclip,fcclip,torch,half,run}")
 
     command = subparsers.add_parser("openclip", help="convert a CLIP of OpenCLIP's")
     command.add_argument(
@@ -78,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_overwrite(command)
     command.set_defaults(run=commands.to_torch)
+
+    command = subparsers.add_parser("half", help="store a checkpoint as float16, in half the space")
+    command.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a checkpoint of this project, local or gs://"
+    )
+    _add_output(command)
+    command.set_defaults(run=commands.halve)
 
     command = subparsers.add_parser("run", help="make a checkpoint of a training run, at one of its steps")
     command.add_argument("--run", required=True, metavar="WORKDIR", dest="workdir", help="the run's --workdir")

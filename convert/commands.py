@@ -1,4 +1,4 @@
-"""The four commands, each a function of its parsed arguments."""
+"""The commands, each a function of its parsed arguments."""
 
 import argparse
 import dataclasses
@@ -75,6 +75,16 @@ def to_torch(arguments: argparse.Namespace) -> None:
     tensors = rules.to_torch(parameters, table_of(description).rules, contents.ignored)
     print(f"writing {len(tensors)} tensors, {in_units(sum(a.nbytes for a in tensors.values()))}", flush=True)
     weight_files.write(arguments.output, tensors)
+    print(f"wrote {arguments.output}")
+
+
+def halve(arguments: argparse.Namespace) -> None:
+    """Writes a checkpoint again, with parameters of float16."""
+    checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
+    contents = checkpoint.read(arguments.checkpoint)
+    size = sum(array.nbytes for array in contents.parameters.values()) // 2
+    print(f"writing {len(contents.parameters)} parameters, {in_units(size)}", flush=True)
+    checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite, dtype="float16")
     print(f"wrote {arguments.output}")
 
 

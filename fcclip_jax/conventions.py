@@ -12,6 +12,8 @@ SHORT_SIDE, MAX_SIDE = 800, 1333
 """The official test size in pixels (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)."""
 OVERLAP_THRESHOLD = 0.8
 """The minimum share of its own mask that a panoptic segment keeps (MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD)."""
+INSTANCE_THRESHOLD = 0.5
+"""The minimum score of an instance that is drawn or exported, unless the user or the checkpoint chooses another."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 """The precisions that a network can run in; `models.precision` defines them."""
@@ -21,6 +23,8 @@ START_ID, END_ID = 49406, 49407
 
 RANDOM_WEIGHTS = "random"
 """The name of a model with random weights, which stands in for a checkpoint to try things out."""
+WORLD_WEIGHTS = "world"
+"""The name of the small trained model inside this package, unless the working folder has a path of that name."""
 
 IGNORE = 65535
 """The value of ignored pixels in maps of class indices."""

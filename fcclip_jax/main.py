@@ -31,8 +31,8 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder: checkpoints, metrics and the trained model, or an evaluation's log and report."
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The checkpoint that configs/eval.py evaluates: a folder that training or convert wrote, or"
-    " \"random\" for a small model with random weights, to test the setup."
+    "checkpoint", None, "The checkpoint that configs/eval.py evaluates: a folder that training or convert wrote;"
+    " \"world\", the small trained model inside this package; or \"random\" for a small model with random weights, to test the setup."
 )  # fmt: skip
 COMPILE_ONLY = flags.DEFINE_string(
     "compile_only", None, "Compiles the training step for a TPU topology, such as v5e:4x4, prints the memory that it needs,"

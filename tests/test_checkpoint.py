@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
+import fcclip_jax
 from fcclip_jax import checkpoint
-from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.checkpoint import Checkpoint, Origin, directory, text_fingerprint
 from fcclip_jax.conventions import END_ID, START_ID
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -91,8 +93,61 @@ def test_known_words(damaged, tmp_path):
         checkpoint.read(damaged)
 
 
-def test_load_compiles_nothing(saved):
-    compiled = []
+def stored_bytes(path):
+    return sum(file.stat().st_size for file in (path / "params").rglob("d/*"))
+
+
+def test_half_the_space(saved, tmp_path):
+    before, path = contents(), tmp_path / "half"
+    checkpoint.save(path, before, dtype="float16")
+    assert stored_bytes(path) < 0.6 * stored_bytes(saved)
+    after, loaded = checkpoint.read(path), checkpoint.load(path)
+    variables = named_variables(loaded.model)
+    assert after.parameters.keys() == variables.keys() == before.parameters.keys()
+    for name, array in before.parameters.items():
+        rounded = array.astype(np.float16).astype(np.float32)
+        for found in (after.parameters[name], np.asarray(variables[name][...])):
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, rounded)
+    # Cached embeddings of the exact weights are not those of the rounded ones.
+    assert before.text_sha256 != after.text_sha256 == text_fingerprint(after.description, after.parameters)
+    checkpoint.save(tmp_path / "again", after)
+    assert checkpoint.read(tmp_path / "again").text_sha256 == after.text_sha256
+
+
+def test_values_too_large_for_half(tmp_path):
+    array = np.full(12, 65504, np.float32)
+    checkpoint.save(
+        tmp_path / "fits", contents()._replace(parameters=without("x") | {"void_embedding": array}), dtype="float16"
+    )
+    array[3] = -1e6
+    with pytest.raises(ValueError, match="^void_embedding has values up to 1e\\+06, but float16 holds 65504 at most"):
+        checkpoint.save(
+            tmp_path / "model",
+            contents()._replace(parameters=without("x") | {"void_embedding": array}),
+            dtype="float16",
+        )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["fits"]
+
+
+def test_the_packages_own_checkpoint(tmp_path, monkeypatch):
+    assert directory.PACKAGED_WORLD == epath.Path(fcclip_jax.__path__[0]) / "world" / "checkpoint"
+    monkeypatch.setattr(directory, "PACKAGED_WORLD", epath.Path(tmp_path / "package"))
+    monkeypatch.chdir(tmp_path)
+    for reader in (checkpoint.load, checkpoint.read):
+        with pytest.raises(FileNotFoundError, match="^this installation has no weights named world$"):
+            reader("world")
+    checkpoint.save(tmp_path / "package", contents(), dtype="float16")
+    assert checkpoint.load("world").text_sha256 == checkpoint.read("world").text_sha256 != contents().text_sha256
+    # A path of that name wins.
+    checkpoint.save("world", contents())
+    assert checkpoint.load("world").text_sha256 == checkpoint.read("world").text_sha256 == contents().text_sha256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_load_compiles_nothing(tmp_path, dtype):
+    saved, compiled = tmp_path / "model", []
+    checkpoint.save(saved, contents(), dtype=dtype)
 
     def listener(event, duration, **_):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -127,8 +182,8 @@ def without(name):
             r"void_embedding is float32\[13\] instead of float32\[12\]",
         ),
         (
-            lambda: without("x") | {"void_embedding": np.zeros(12, np.float16)},
-            r"void_embedding is float16\[12\] instead of float32\[12\]",
+            lambda: without("x") | {"void_embedding": np.zeros(12, np.float64)},
+            r"void_embedding is float64\[12\] instead of float32\[12\]",
         ),
         (lambda: {"only": np.zeros(1)}, r"is missing, .* and \d+ more;"),
     ],

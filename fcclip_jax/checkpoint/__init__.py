@@ -4,11 +4,11 @@
     params/       orbax: a flat dictionary of arrays by `models.building.named_variables`
 
 A `clip` checkpoint contains the two CLIP towers alone, an `fcclip` checkpoint the whole model; names are the same in
-both.
+both. Arrays are stored as float32 or, in half the space, as float16; they are float32 once read.
 """
 
 from fcclip_jax.checkpoint.contents import Checkpoint, Origin, text_fingerprint
-from fcclip_jax.checkpoint.directory import Loaded, check_free, load, read, resolve, save
+from fcclip_jax.checkpoint.directory import Loaded, check_free, find, load, read, resolve, save
 from fcclip_jax.checkpoint.record import convert_command
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Origin",
     "check_free",
     "convert_command",
+    "find",
     "load",
     "read",
     "resolve",

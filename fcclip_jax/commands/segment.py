@@ -15,6 +15,7 @@ from fcclip_jax import command_line, files
 from fcclip_jax.commands.class_lists import read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import (
+    INSTANCE_THRESHOLD,
     MAX_SIDE,
     OVERLAP_THRESHOLD,
     PRECISIONS,
@@ -22,6 +23,7 @@ from fcclip_jax.conventions import (
     SHORT_SIDE,
     STRIDE,
     TASKS,
+    WORLD_WEIGHTS,
     check_tasks,
 )
 
@@ -73,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="a checkpoint directory written by fcclip-convert or by training, local or gs://; or"
-        f" {RANDOM_WEIGHTS!r}, a small model with random weights, to try the command",
+        f" {WORLD_WEIGHTS!r}, the small trained model inside this package; or {RANDOM_WEIGHTS!r}, a small model with random"
+        " weights, to try the command",
     )
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="the folder for results")
     parser.add_argument(
@@ -86,32 +89,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=_share,
-        default=0.5,
         metavar="SCORE",
-        help="the lowest score of an instance that is written and drawn (default: %(default)s); 0 writes up to 100 per"
+        help="the lowest score of an instance that is written and drawn (default: the checkpoint's,"
+        f" {INSTANCE_THRESHOLD} officially); 0 writes up to 100 per"
         " image, which COCO's average precision needs",
     )
     parser.add_argument(
         "--overlap-threshold",
         type=_share,
-        default=OVERLAP_THRESHOLD,
         metavar="SHARE",
         help="the lowest share of its own mask that a panoptic segment may keep when others cover it; segments that keep"
-        " less are dropped (default: %(default)s)",
+        f" less are dropped (default: the checkpoint's, {OVERLAP_THRESHOLD} officially)",
     )
     parser.add_argument(
         "--short-side",
         type=_count,
-        default=SHORT_SIDE,
         metavar="PIXELS",
-        help="the shorter side of the resized images that the network reads (default: %(default)s)",
+        help="the shorter side of the resized images that the network reads (default: the checkpoint's,"
+        f" {SHORT_SIDE} officially)",
     )
     parser.add_argument(
         "--max-side",
         type=_count,
-        default=MAX_SIDE,
         metavar="PIXELS",
-        help="the longest that their longer side may become; it limits the shorter side too (default: %(default)s)",
+        help="the longest that their longer side may become; it limits the shorter side too (default: the checkpoint's,"
+        f" {MAX_SIDE} officially)",
     )
     parser.add_argument(
         "--buckets",
@@ -138,13 +140,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # All arguments are checked before a model is loaded.
-    if arguments.short_side > arguments.max_side:
-        raise ValueError(
-            f"--short-side {arguments.short_side} is more than --max-side {arguments.max_side}; raise --max-side too"
-        )
+    short_side, max_side = arguments.short_side, arguments.max_side
+    if short_side is not None and max_side is not None and short_side > max_side:
+        raise ValueError(f"--short-side {short_side} is more than --max-side {max_side}; raise --max-side too")
     words = read_classes(arguments.classes, arguments.stuff)
     if not arguments.weights.strip():
-        raise ValueError(f"--weights is empty; give a checkpoint directory, or {RANDOM_WEIGHTS}")
+        raise ValueError(f"--weights is empty; give a checkpoint directory, {WORLD_WEIGHTS} or {RANDOM_WEIGHTS}")
     output = arguments.output
     files.check_writable(output, f"--output {output}")
     paths = find_photos(arguments.photos, output=output)
@@ -155,12 +156,11 @@ def run(arguments: argparse.Namespace) -> int:
     from fcclip_jax.text.known_words import check_known
 
     shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
-    exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=arguments.threshold)
     photos = result_files.name_photos(paths)
 
     options = {
-        "short_side": arguments.short_side,
-        "max_side": arguments.max_side,
+        "short_side": short_side,
+        "max_side": max_side,
         "buckets": shapes,
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
@@ -172,6 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter = Segmenter.random(**options)
         else:
             segmenter = Segmenter.load(arguments.weights, **options)
+        threshold = segmenter.defaults.instance_threshold if arguments.threshold is None else arguments.threshold
+        exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=threshold)
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
         segmenter.set_classes(words)
         results = segmenter.stream(paths, tasks=arguments.task, overlap_threshold=arguments.overlap_threshold)

@@ -23,8 +23,9 @@ class EvalSettings(NamedTuple):
     """The computation for each image. The log records these values; a changed value makes a different evaluation."""
 
     tasks: tuple[str, ...] = TASKS
-    overlap_threshold: float = OVERLAP_THRESHOLD
-    """The minimum share of its own mask that a panoptic segment must keep, from 0 to 1."""
+    overlap_threshold: float | None = OVERLAP_THRESHOLD
+    """The minimum share of its own mask that a panoptic segment must keep, from 0 to 1. None stands for the
+    checkpoint's, until that is read."""
     semantic_before_resize: bool = False
     """Forms class scores at the network's size, as the official code does where it evaluates semantic maps alone."""
     grounding: bool = False
@@ -144,7 +145,7 @@ def _check_values(config: ConfigDict) -> None:
     if config.max_side < config.short_side:
         raise ValueError(f"max_side is {config.max_side}; it must be at least short_side, {config.short_side}")
     check_precision(config.precision)
-    if not 0 <= config.overlap_threshold <= 1:
+    if config.overlap_threshold is not None and not 0 <= config.overlap_threshold <= 1:
         raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it must be from 0 to 1")
     for name in ("alpha", "beta"):
         if config.ensemble[name] is not None and not 0 <= config.ensemble[name] <= 1:

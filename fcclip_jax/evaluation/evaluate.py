@@ -47,7 +47,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
 
-    checkpoint_path: a folder that training or convert wrote, or "random".
+    checkpoint_path: a folder that training or convert wrote, "world" (see `checkpoint.find`) or "random".
 
     Returns:
         0, or 1 if images could not be read.
@@ -60,6 +60,12 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     if settings.sweep and not examples.has_panoptic:
         raise ValueError(f"a sweep measures PQ, but {examples.name} has no panoptic annotation")
     folder = pathlib.Path(workdir).expanduser()
+    caching.keep_compiled_programs()
+    opened = open_model(checkpoint_path, seed=0)
+    if settings.overlap_threshold is None:
+        settings = settings._replace(overlap_threshold=opened.description.defaults.overlap_threshold)
+    segmenter = make_segmenter(config, opened)
+    engine = segmenter.engine
     about = {
         "benchmark": config.benchmark,
         "images": examples.digest,
@@ -68,12 +74,6 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "size": [config.short_side, config.max_side],
         "precision": config.precision,
         **settings._asdict(),
-    }
-    caching.keep_compiled_programs()
-    opened = open_model(checkpoint_path, seed=0)
-    segmenter = make_segmenter(config, opened)
-    engine = segmenter.engine
-    about |= {
         "ensemble": dataclasses.asdict(engine.ensemble),
         "checkpoint": weights_digest(opened.model, opened.description),
         "training_vocabulary": vocabulary_digest(opened.training_vocabulary),

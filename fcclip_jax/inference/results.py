@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from fcclip_jax.conventions import ceil_div
+from fcclip_jax.conventions import INSTANCE_THRESHOLD, ceil_div
 from fcclip_jax.data.decoding import decode_ids
 from fcclip_jax.data.records import Record
 from fcclip_jax.inference.postprocess import Instances, Postprocessed, Segments
@@ -52,7 +52,7 @@ class Result:
         held = {"panoptic": self._panoptic, "semantic": self._semantic, "instances": self._instances}
         return tuple(task for task, value in held.items() if value is not None)
 
-    def draw(self, task: str | None = None, *, threshold: float = 0.5) -> Image.Image:
+    def draw(self, task: str | None = None, *, threshold: float = INSTANCE_THRESHOLD) -> Image.Image:
         """Returns the image with its segments coloured and named; the plain image if nothing was found.
 
         task: panoptic, semantic or instances; by default the first of these that the result holds.

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from fcclip_jax import caching, checkpoint
-from fcclip_jax.conventions import MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, TASKS
+from fcclip_jax.conventions import TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.feeding import Feeder
 from fcclip_jax.inference.programs import Words
 from fcclip_jax.inference.results import Result
-from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS, SMALL, DefaultsDescription
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
@@ -45,8 +45,9 @@ class Segmenter:
         *,
         fingerprint: str,
         known_words: Sequence[str] | None = None,
-        short_side: int = SHORT_SIDE,
-        max_side: int = MAX_SIDE,
+        defaults: DefaultsDescription = OFFICIAL_DEFAULTS,
+        short_side: int | None = None,
+        max_side: int | None = None,
         buckets: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
         batched: bool | None = None,
@@ -59,8 +60,9 @@ class Segmenter:
         training_vocabulary: the classes that the model was trained on; they count as seen.
         fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`, if any.
         known_words: the only words that the model knows; None if it takes any.
+        defaults: what the model segments with where an argument is None.
         short_side, max_side: pixels; images are resized to this shorter side, or smaller, so that the longer side is at most
-            `max_side`.
+            `max_side`. By default those of `defaults`.
         buckets: (height, width) of the arrays that images are padded into; by default a few that follow the sides.
         batch_size: images in a batch; more than one is faster on accelerators.
         batched: True computes a batch in one program, in equal parts on the devices. False computes image by image, with a
@@ -80,12 +82,17 @@ class Segmenter:
         self.known_words = None if known_words is None else tuple(known_words)
         self.engine = Engine(
             model,
-            Feeder(short_side, max_side, buckets),
+            Feeder(
+                defaults.short_side if short_side is None else short_side,
+                defaults.max_side if max_side is None else max_side,
+                buckets,
+            ),
             batch_size=batch_size,
             batched=batched,
             devices=devices,
             precision=precision,
         )
+        self.defaults = defaults
         # Only the text encoder holds the text tower.
         self._encoder = TextEncoder(model.clip.text, fingerprint=fingerprint, cache_dir=cache_dir)
 
@@ -94,8 +101,8 @@ class Segmenter:
         cls,
         path: str | os.PathLike[str],
         *,
-        short_side: int = SHORT_SIDE,
-        max_side: int = MAX_SIDE,
+        short_side: int | None = None,
+        max_side: int | None = None,
         buckets: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
         batched: bool | None = None,
@@ -104,7 +111,9 @@ class Segmenter:
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
 
-        The options are the constructor's.
+        path: "world" is the small trained model inside this package, unless the working folder has a path of that name.
+
+        The options are the constructor's; the checkpoint has the defaults of its own.
 
         Raises:
             FileNotFoundError: the path holds no checkpoint.
@@ -118,6 +127,7 @@ class Segmenter:
             loaded.training_vocabulary,
             fingerprint=loaded.text_sha256,
             known_words=loaded.known_words,
+            defaults=loaded.description.defaults,
             short_side=short_side,
             max_side=max_side,
             buckets=buckets,
@@ -133,8 +143,8 @@ class Segmenter:
         cls,
         seed: int = 0,
         *,
-        short_side: int = SHORT_SIDE,
-        max_side: int = MAX_SIDE,
+        short_side: int | None = None,
+        max_side: int | None = None,
         buckets: Sequence[tuple[int, int]] | None = None,
         batch_size: int = 1,
         batched: bool | None = None,
@@ -212,12 +222,12 @@ class Segmenter:
         images: ImageLike | Sequence[ImageLike],
         *,
         tasks: Collection[str] = TASKS,
-        overlap_threshold: float = OVERLAP_THRESHOLD,
+        overlap_threshold: float | None = None,
     ) -> Result | list[Result]:
         """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
 
         tasks: any of panoptic, semantic, instances; fewer are faster.
-        overlap_threshold: the minimum share of its own mask that a panoptic segment keeps.
+        overlap_threshold: the minimum share of its own mask that a panoptic segment keeps; by default the checkpoint's.
 
         Raises:
             OSError: an image cannot be read.
@@ -237,14 +247,15 @@ class Segmenter:
         images: Iterable[ImageLike],
         *,
         tasks: Collection[str] = TASKS,
-        overlap_threshold: float = OVERLAP_THRESHOLD,
+        overlap_threshold: float | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
         For an image that cannot be read it yields the error, and continues with the others. The classes are those
         that are set when the first result is requested.
         """
-        return self.engine.segment(images, tasks=tasks, overlap_threshold=overlap_threshold)
+        threshold = self.defaults.overlap_threshold if overlap_threshold is None else overlap_threshold
+        return self.engine.segment(images, tasks=tasks, overlap_threshold=threshold)
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
         """Returns every class's score at every pixel of one image: a large array, compiled for each number of classes.

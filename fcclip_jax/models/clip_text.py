@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from fcclip_jax.models.descriptions import TextDescription
-from fcclip_jax.models.layers import Attention, LayerNorm, Linear, Stack
+from fcclip_jax.models.layers import Attention, LayerNorm, Linear, Stack, gelu
 
 
 class ResidualAttentionBlock(nnx.Module):
@@ -27,7 +27,7 @@ class ResidualAttentionBlock(nnx.Module):
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, causal)
         y = self.c_fc(self.ln_2(x))
-        y = y * jax.nn.sigmoid(1.702 * y) if self.quick_gelu else jax.nn.gelu(y, approximate=False)
+        y = y * jax.nn.sigmoid(1.702 * y) if self.quick_gelu else gelu(y)
         return x + self.c_proj(y)
 
 

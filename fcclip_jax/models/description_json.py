@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fcclip_jax.models.descriptions import (
     ClipDescription,
     ConvNeXtDescription,
+    DefaultsDescription,
     EnsembleDescription,
     HeadDescription,
     ModelDescription,
@@ -47,7 +48,11 @@ def model_from_json(data: Any) -> ModelDescription:
     _check_fields(ModelDescription, data)
     parts = {
         name: _from_json(cls, data[name])
-        for name, cls in {"head": HeadDescription, "ensemble": EnsembleDescription}.items()
+        for name, cls in {
+            "head": HeadDescription,
+            "ensemble": EnsembleDescription,
+            "defaults": DefaultsDescription,
+        }.items()
         if name in data
     }
     return ModelDescription(clip=clip_from_json(data["clip"]), **parts)

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 from typing import Literal
 
-from fcclip_jax.conventions import END_ID, START_ID
+from fcclip_jax.conventions import END_ID, INSTANCE_THRESHOLD, MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, START_ID
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,27 @@ class EnsembleDescription:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DefaultsDescription:
+    """How the model segments photographs unless the user says otherwise. The official values are the defaults."""
+
+    short_side: int = SHORT_SIDE
+    max_side: int = MAX_SIDE
+    """Images are resized to this shorter side in pixels, or smaller, so that the longer side is at most `max_side`."""
+    overlap_threshold: float = OVERLAP_THRESHOLD
+    """The minimum share of its own mask that a panoptic segment keeps."""
+    instance_threshold: float = INSTANCE_THRESHOLD
+    """The minimum score of an instance that `fcclip segment` draws and writes."""
+
+    def __post_init__(self):
+        thresholds = self.overlap_threshold, self.instance_threshold
+        if not 1 <= self.short_side <= self.max_side or not all(0 <= value <= 1 for value in thresholds):
+            raise ValueError(f"{self} does not fit; choose 1 <= short_side <= max_side, and thresholds from 0 to 1")
+
+
+OFFICIAL_DEFAULTS = DefaultsDescription()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipDescription:
     """Both towers of a CLIP model."""
 
@@ -140,6 +161,8 @@ class ModelDescription:
     clip: ClipDescription
     head: HeadDescription = HeadDescription()
     ensemble: EnsembleDescription = EnsembleDescription()
+    defaults: DefaultsDescription = dataclasses.field(default=OFFICIAL_DEFAULTS, repr=False)
+    """Not in the repr, for the reason given at `ConvNeXtDescription.kernel_sizes`."""
 
 
 def _convnext(depths, dims, embed_dim, head, text_heads, text_layers, norm_eps=1e-6) -> ClipDescription:

@@ -41,7 +41,7 @@ def base_config(variant: str = "") -> ConfigDict:
     config.model = ConfigDict()
     config.model.clip = "convnext_large_d_320"
     config.model.head = ConfigDict(dataclasses.asdict(HeadDescription()))
-    config.init = ""  # a checkpoint of that CLIP, or of an FC-CLIP to fine-tune; or "random"
+    config.init = ""  # a checkpoint of that CLIP, or of an FC-CLIP to fine-tune, such as "world"; or "random"
     config.train_trunk = False
 
     config.compute_dtype = "bfloat16"  # trunk and mask decoder; the pixel decoder and the losses are float32

@@ -1,5 +1,6 @@
 """The model that training starts from: CLIP's weights under a new head, or a whole FC-CLIP to fine-tune."""
 
+import dataclasses
 import os
 
 import jax
@@ -59,7 +60,8 @@ def starting_point(
 ) -> Checkpoint:
     """Returns the whole model before the first step, in host memory.
 
-    init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept; or "random".
+    init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept, such as
+        "world" (see `checkpoint.find`); or "random".
 
     Raises:
         FileNotFoundError: the checkpoint `init` does not exist.
@@ -85,6 +87,9 @@ def starting_point(
         found = checkpoint.read(init)
         _check_description(init, found, description)
     whole = isinstance(found.description, ModelDescription)
+    if whole:
+        # A fine-tuned model segments as the model that it was.
+        description = dataclasses.replace(description, defaults=found.description.defaults)
     parameters = dict(found.parameters) if whole else {**found.parameters, **initial_head(description, seed)}
     weights = np.ones(len(vocabulary.classes) + 1, np.float32)
     weights[-1] = void_weight

@@ -1,6 +1,7 @@
 """Training, top to bottom."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -197,7 +198,8 @@ def _start(workdir: epath.Path, config: ConfigDict, description: ModelDescriptio
     folder = workdir / START
     if folder.exists():
         start = checkpoint.read(folder)
-        if start.description != description or start.training_vocabulary != dataset.vocabulary:
+        same_model = start.description == dataclasses.replace(description, defaults=start.description.defaults)
+        if not same_model or start.training_vocabulary != dataset.vocabulary:
             raise ValueError(f"{workdir} holds a run with a different model or vocabulary; choose another workdir")
         return start
     start = starting_point(

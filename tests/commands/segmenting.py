@@ -7,6 +7,7 @@ from PIL import Image
 
 from fcclip_jax.data.images import load_image, resized_shape
 from fcclip_jax.inference import buckets
+from fcclip_jax.models.descriptions import DefaultsDescription
 from tests.inference.fake_results import fake_result
 
 
@@ -14,6 +15,7 @@ class FakeSegmenter:
     """Reads photographs as the real one does, and returns the same result for all of them."""
 
     known_words = None
+    defaults = DefaultsDescription(instance_threshold=0.5)
 
     def __init__(self, weights, *, interrupt_at, **options):
         self.weights, self.interrupt_at, self.options = weights, interrupt_at, options

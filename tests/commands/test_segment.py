@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fcclip_jax import caching, cli
+from fcclip_jax.models.descriptions import DefaultsDescription
 from tests.commands.segmenting import FakeSegmenter, fails, files_in, read_json, write_photo
 
 ALL = [
@@ -43,13 +44,13 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
     (made,) = fake
     assert made.weights == "weights"
     assert made.options == {
-        "short_side": 800,
-        "max_side": 1333,
+        "short_side": None,
+        "max_side": None,
         "buckets": None,
         "batch_size": 1,
         "precision": None,
         "tasks": ("panoptic", "semantic", "instances"),
-        "overlap_threshold": 0.8,
+        "overlap_threshold": None,
     }
 
 
@@ -70,6 +71,14 @@ def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
     assert made.vocabulary.thing_mask == (True, False)
     assert files_in(tmp_path / "out") == [name for name in ALL if "semantic" not in name]
     assert len(read_json(tmp_path / "out/instances.json")) == 4
+
+
+def test_the_threshold_is_the_checkpoints_by_default(segment, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr(FakeSegmenter, "defaults", DefaultsDescription(instance_threshold=0.25))
+    assert segment(photos) == 0
+    assert len(read_json(tmp_path / "out/instances.json")) == 4
+    assert segment(photos, "--threshold", 0.5) == 0
+    assert len(read_json(tmp_path / "out/instances.json")) == 2
 
 
 def test_words_that_the_model_does_not_know(segment, photos, monkeypatch, capsys, tmp_path):
@@ -137,7 +146,7 @@ def test_photographs_larger_than_all_buckets_are_skipped(segment, photos, capsys
     [
         (["--buckets", "800"], "bucket '800' is not HEIGHTxWIDTH"),
         (["--buckets", "800x1088,100x200"], "bucket 100x200 has a side that is not a multiple of 32; try 128x224"),
-        (["--short-side", "2000"], "--short-side 2000 is more than --max-side 1333"),
+        (["--short-side", "2000", "--max-side", "1333"], "--short-side 2000 is more than --max-side 1333"),
     ],
 )
 def test_sizes_that_make_no_sense(segment, fake, photos, tmp_path, capsys, arguments, message):

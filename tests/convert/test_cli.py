@@ -471,6 +471,19 @@ def test_interrupted(tmp_path, resnet, capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n" and sorted(tmp_path.iterdir()) == before
 
 
+def test_half(tmp_path, files, refused, resnet):
+    tensors, _ = resnet
+    weights = write_weights(tmp_path / "w.safetensors", tensors)
+    made = files("fcclip", "made", checkpoint=weights, model=tmp_path / "clip.json")
+    half = files("half", "half", checkpoint=made)
+    whole, rounded = checkpoint.read(made), checkpoint.read(half)
+    for name, array in whole.parameters.items():
+        np.testing.assert_array_equal(rounded.parameters[name], array.astype(np.float16).astype(np.float32))
+    empty = {"parameters": {}, "ignored": {}, "text_sha256": ""}
+    assert rounded._replace(**empty) == whole._replace(**empty)
+    refused("exists already", "half", "--checkpoint", made, "--output", half)
+
+
 def test_usage(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["fcclip", "--output", "x"])

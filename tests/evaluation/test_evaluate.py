@@ -29,6 +29,7 @@ from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panopt
 from fcclip_jax.evaluation.loop import Outcome
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.models.descriptions import SMALL as SMALL_MODEL
+from fcclip_jax.models.descriptions import DefaultsDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.data import tiny
 from tests.evaluation import layouts
@@ -457,6 +458,19 @@ def test_the_same_weights_in_another_model_are_another_evaluation(straight, data
         ValueError, match="has an evaluation with " + {"exponents": "ensemble", "norms": "checkpoint"}[other]
     ):
         evaluate(config("ade20k", data), "random", str(straight))
+
+
+def test_the_overlap_threshold_is_the_checkpoints_by_default(data, cache, tmp_path, monkeypatch):
+    model = dataclasses.replace(SMALL_MODEL, defaults=DefaultsDescription(overlap_threshold=0.25))
+    monkeypatch.setattr(evaluate_module, "SMALL", model)
+    chosen = config("ade20k", data, images=2, worst=0)
+    chosen.overlap_threshold = None
+    for _ in range(2):  # the second time it resumes
+        assert evaluate(chosen, "random", str(tmp_path)) == 0
+        assert report(tmp_path)["about"]["overlap_threshold"] == 0.25
+    chosen.overlap_threshold = 0.5
+    with pytest.raises(ValueError, match="has an evaluation with overlap_threshold = 0.25, but this one has 0.5"):
+        evaluate(chosen, "random", str(tmp_path))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

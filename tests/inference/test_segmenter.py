@@ -9,7 +9,7 @@ from fcclip_jax import caching
 from fcclip_jax.inference import engine
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.models.building import named_variables
-from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.descriptions import SMALL, DefaultsDescription
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.photo_sizes import PHOTO_SIZES
@@ -145,6 +145,25 @@ def test_fewer_tasks(segmenter):
         segmenter(make_photo((200, 300)), tasks=["semantic", "masks"])
     with pytest.raises(ValueError, match="overlap_threshold is 5.0; it is a share, from 0 to 1"):
         segmenter(make_photo((200, 300)), overlap_threshold=5.0)
+
+
+def test_defaults_of_the_checkpoint(monkeypatch):
+    used = []
+    monkeypatch.setattr(engine.Engine, "segment", lambda self, images, **options: used.append(options) or iter(()))
+    defaults = DefaultsDescription(short_side=96, max_side=160, overlap_threshold=0.25)
+    model, words = random_model(SMALL), Vocabulary.load("coco_panoptic")
+
+    def make(**options):
+        made = Segmenter(model, words, fingerprint="", defaults=defaults, **options)
+        return made, (made.engine.feeder.short_side, made.engine.feeder.max_side)
+
+    segmenter, sides = make()
+    assert sides == (96, 160)
+    assert make(short_side=64)[1] == (64, 160) and make(max_side=128)[1] == (96, 128)
+    list(segmenter.stream([]))
+    segmenter([])
+    segmenter([], overlap_threshold=0.0)
+    assert [options["overlap_threshold"] for options in used] == [0.25, 0.25, 0.0]
 
 
 def test_words_that_the_model_does_not_know():

@@ -8,7 +8,7 @@ import pytest
 from fcclip_jax.conventions import END_ID, START_ID
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.description_json import clip_from_json, model_from_json, to_json
-from fcclip_jax.models.descriptions import SMALL, HeadDescription
+from fcclip_jax.models.descriptions import SMALL, DefaultsDescription, HeadDescription
 
 IDS = (0, 7, 300, START_ID, END_ID)
 
@@ -51,7 +51,20 @@ def test_wrong_tokens(ids, size, complaint):
         changed("text", token_ids=ids, vocab_size=size)
 
 
-@pytest.mark.parametrize("description", [SMALL, SIZES, WORDS])
+DEFAULTS = dataclasses.replace(
+    SMALL, defaults=DefaultsDescription(short_side=256, max_side=320, overlap_threshold=0.6, instance_threshold=0.25)
+)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"short_side": 0}, {"max_side": 799}, {"overlap_threshold": 1.5}, {"instance_threshold": -0.1}]
+)
+def test_wrong_defaults(wrong):
+    with pytest.raises(ValueError, match="choose 1 <= short_side <= max_side, and thresholds from 0 to 1"):
+        DefaultsDescription(**wrong)
+
+
+@pytest.mark.parametrize("description", [SMALL, SIZES, WORDS, DEFAULTS])
 def test_there_and_back(description):
     assert model_from_json(json.loads(json.dumps(to_json(description)))) == description
     assert clip_from_json(json.loads(json.dumps(to_json(description.clip)))) == description.clip
@@ -59,7 +72,7 @@ def test_there_and_back(description):
 
 def test_a_description_from_before_a_field_existed():
     record = to_json(SMALL)
-    del record["clip"]["image"]["kernel_sizes"], record["clip"]["text"]["token_ids"]
+    del record["clip"]["image"]["kernel_sizes"], record["clip"]["text"]["token_ids"], record["defaults"]
     assert model_from_json(record) == SMALL
     del record["head"]
     assert model_from_json(record).head == HeadDescription()
@@ -87,6 +100,7 @@ def test_wrong_json(part, field, value, complaint):
 
 def test_the_repr_is_that_of_earlier_versions():
     """An evaluation resumes only if its log has the same checksum, which is of the repr and the weights."""
+    assert repr(DEFAULTS) == repr(SMALL) and "defaults" not in repr(SMALL)
     assert repr(WORDS.clip.text) == (
         "TextDescription(width=64, heads=2, layers=2, embed_dim=64, quick_gelu=False, context_length=77, vocab_size=5)"
     )

@@ -3,6 +3,7 @@
 python -m tests.training.validating IMAGES JSON PNGS HOST:PORT INDEX SHARE
 """
 
+import dataclasses
 import json
 import sys
 import types
@@ -17,7 +18,7 @@ from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.results import Result, read_truth, truth_result
 from fcclip_jax.inference.segments import Panoptic
-from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.descriptions import SMALL, DefaultsDescription
 from fcclip_jax.training import sharding, validate
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.validate import Validator
@@ -42,8 +43,8 @@ class Oracle:
     def set_weights(self, weights) -> None:
         self._kept = float(weights["kept"].mean())
 
-    def segment(self, images: Iterable[np.ndarray], *, tasks) -> Iterator[tuple[int, Result]]:
-        assert tasks == ("panoptic",)
+    def segment(self, images: Iterable[np.ndarray], *, tasks, overlap_threshold) -> Iterator[tuple[int, Result]]:
+        assert tasks == ("panoptic",) and overlap_threshold == 0.7  # the checkpoint's
         truths = [read_truth(self._dataset[i], self._dataset.vocabulary) for i in range(len(self._dataset))]
         for index, image in reversed(list(enumerate(images))):
             (truth,) = (t for t in truths if t.id_map.shape == image.shape[:2])
@@ -55,7 +56,8 @@ class Oracle:
 def oracle_validator(dataset: Dataset) -> Validator:
     """Returns a validator of three images, with the oracle as its model."""
     segmenter = types.SimpleNamespace(set_classes=lambda vocabulary: None, engine=Oracle(dataset))
-    start = Checkpoint(SMALL, {}, dataset.vocabulary, "", Origin("", ""), None, {})
+    description = dataclasses.replace(SMALL, defaults=DefaultsDescription(overlap_threshold=0.7))
+    start = Checkpoint(description, {}, dataset.vocabulary, "", Origin("", ""), None, {})
     with (
         mock.patch.object(validate, "full_model", lambda start: None),
         mock.patch.object(validate, "Segmenter", lambda *arguments, **options: segmenter),
