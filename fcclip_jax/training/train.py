@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             start=done,
             workers=config.data.workers,
             max_segments=config.data.max_segments,
-            jitter=tuple(config.data.jitter),
+            jitter=tuple(map(float, config.data.jitter)),
         )
         stack.callback(batches.close)
         log = RunLog(workdir, config.to_dict(), first_step=done, wandb=config.wandb)

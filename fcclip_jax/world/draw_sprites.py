@@ -8,7 +8,6 @@ set as SVG, and chars.json with the name of each code point. The archives in fcc
 these versions, Pillow 12.0 and libwebp 1.6 the result is the same byte for byte.
 """
 
-import argparse
 import dataclasses
 import io
 import json
