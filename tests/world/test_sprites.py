@@ -44,9 +44,9 @@ def test_sprites_are_cut_out_tightly(design):
         assert max(sprite.shape[:2]) == 128, word
         alpha = sprite[..., 3]
         rows, columns = np.nonzero((alpha > 127).any(1))[0], np.nonzero((alpha > 127).any(0))[0]
-        # The mask of the large drawing touches every edge; a thin tip covers less than half of a small pixel.
-        assert rows[0] <= 1 and columns[0] <= 1, word
-        assert rows[-1] >= sprite.shape[0] - 2 and columns[-1] >= sprite.shape[1] - 2, word
+        # The mask of the large drawing touches every edge; shrinking loses thin tips, of two pixels at most.
+        assert rows[0] <= 2 and columns[0] <= 2, word
+        assert rows[-1] >= sprite.shape[0] - 3 and columns[-1] >= sprite.shape[1] - 3, word
         # A thing, neither a speck nor a picture that fills a square.
         assert 0.1 < (alpha > 127).mean(), word
         # Edges are smooth, and only edges: half-transparent drawings would have vague masks.
