@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is d
 
 
 @pytest.mark.parametrize("name, variant", [("coco", ""), ("coco", "debug"), ("coco", "trainable_clip"), ("coco", "RN50x4"),
-                                           ("coco_rn50", ""), ("ade20k", ""), ("custom", "debug")])  # fmt: skip
+                                           ("coco_rn50", ""), ("ade20k", ""), ("custom", "debug"), ("world", ""),
+                                           ("world", "trainable_clip")])  # fmt: skip
 def test_configurations(name, variant):
     config = tiny_runs.load_config(name, variant)
     settings = step_settings(config)
@@ -39,6 +40,12 @@ def test_the_official_recipe():
     assert settings.optim.milestones == (327_778, 355_092)
     assert (settings.optim.learning_rate, settings.optim.weight_decay, settings.optim.clip_norm) == (1e-4, 0.05, 0.01)
     assert settings.losses.num_points == 12_544
+    assert config.data.jitter == (0.1, 2.0)
+
+
+def test_the_world_configuration_has_two_variants():
+    with pytest.raises(ValueError, match=re.escape("configs/world.py has no variant 'RN50'; leave it out, or choose")):
+        tiny_runs.load_config("world", "RN50")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +55,11 @@ def test_the_official_recipe():
         ("data.crop", 100, "data.crop is 100; it must be a multiple of 32"),
         ("data.max_segments", 300, "data.max_segments is 300; the limit is 255"),
         ("data.workers", -1, "data.workers is -1; it must be at least 0"),
+        ("data.jitter", (0.0, 2.0), "data.jitter is (0.0, 2.0); it must be the smallest and the largest scale"),
+        ("data.jitter", (2.0, 1.0), "data.jitter is (2.0, 1.0); it must be the smallest and the largest scale"),
+        ("data.jitter", (1.0,), "data.jitter is (1.0,); it must be the smallest and the largest scale"),
+        ("data.world.images", 0, "data.world.images is 0; it must be at least 1"),
+        ("data.world.designs", "noto", "data.world.designs is 'noto'; choose one of training, kept_back"),
         ("losses.matcher", "greedy", "losses.matcher is 'greedy'; choose one of optax, scipy"),
         ("compute_dtype", "float16", "compute_dtype is 'float16'; choose one of bfloat16"),
         ("deform_attn_precision", "fast", "deform_attn_precision is 'fast'; choose one of None, float32, bfloat16"),
@@ -87,7 +99,7 @@ def test_a_process_of_its_own(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "error: the configuration nowhere.py does not exist; the project has configs/ade20k.py, configs/coco.py,"
-        " configs/coco_rn50.py, configs/custom.py, configs/eval.py\n"
+        " configs/coco_rn50.py, configs/custom.py, configs/eval.py, configs/world.py\n"
     )
 
 

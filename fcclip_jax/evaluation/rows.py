@@ -11,7 +11,7 @@ from fcclip_jax.data import images
 from fcclip_jax.data.decoding import decode_image
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.evaluation.ground_truth import LabelMap, PanopticSource, read_instance_ids, semantic_from_panoptic
-from fcclip_jax.inference.results import read_truth
+from fcclip_jax.inference.truth import read_truth
 from fcclip_jax.metrics.panoptic import Truth
 from fcclip_jax.text.vocabulary import Vocabulary
 

@@ -9,8 +9,6 @@ from PIL import Image
 from scipy import ndimage
 
 from fcclip_jax.conventions import INSTANCE_THRESHOLD, ceil_div
-from fcclip_jax.data.decoding import decode_ids
-from fcclip_jax.data.records import Record
 from fcclip_jax.inference.postprocess import Instances, Postprocessed, Segments
 from fcclip_jax.inference.segments import Instance, Panoptic, Segment
 from fcclip_jax.metrics.panoptic import Truth
@@ -92,18 +90,6 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
         mask_bits = np.asarray(output.mask_bits[:, :width, : ceil_div(height, 8)])
         instances = _instances(output.instances, mask_bits, height, vocabulary)
     return Result(image, vocabulary, panoptic, semantic, instances)
-
-
-def read_truth(record: Record, vocabulary: Vocabulary) -> Truth:
-    """Reads a record's annotation; areas are counted in its map.
-
-    Raises:
-        ValueError: the PNG is damaged.
-    """
-    class_of = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
-    ids, categories, crowds = record.segments.T
-    classes = np.asarray([class_of[category] for category in categories.tolist()], np.int64)
-    return Truth(decode_ids(record.panoptic), ids, classes, crowds.astype(bool))
 
 
 def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary) -> Result:

@@ -100,7 +100,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             start=done,
             workers=config.data.workers,
             max_segments=config.data.max_segments,
-            jitter=tuple(config.data.jitter),
+            jitter=tuple(map(float, config.data.jitter)),
         )
         stack.callback(batches.close)
         log = RunLog(workdir, config.to_dict(), first_step=done, wandb=config.wandb)
@@ -172,20 +172,23 @@ def open_datasets(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
     Raises:
         ValueError, OSError: one cannot be opened, or their categories differ.
     """
-    data = config.data
-    if data.dataset == WORLD:
-        dataset = WorldDataset("train", data.world.images, seen_only=True, designs=data.world.designs)
-        return dataset, WorldDataset("val", EVALUATED, seen_only=True, designs=data.world.designs)
-    dataset = open_dataset(data.dataset, data.root, "train", **data.train)
+    dataset = _open_split(config.data, "train")
     if not config.eval.every:
         return dataset, None
-    val_dataset = open_dataset(data.dataset, data.root, "val", **data.val)
+    val_dataset = _open_split(config.data, "val")
     if val_dataset.vocabulary.classes != dataset.vocabulary.classes:
         raise ValueError(
             f"the categories of {val_dataset.name} are not those of {dataset.name}; give both splits the same, or set"
             " eval.every to 0"
         )
     return dataset, val_dataset
+
+
+def _open_split(data: ConfigDict, split: str) -> Dataset:
+    if data.dataset == WORLD:
+        images = data.world.images if split == "train" else EVALUATED
+        return WorldDataset(split, images, seen_only=True, designs=data.world.designs)
+    return open_dataset(data.dataset, data.root, split, **data[split])
 
 
 def best_parameters(state: TrainState) -> dict[str, jax.Array]:

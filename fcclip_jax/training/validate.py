@@ -12,8 +12,9 @@ from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_image
 from fcclip_jax.data.records import Dataset, Record
-from fcclip_jax.inference.results import Result, read_truth, truth_result
+from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.inference.truth import read_truth
 from fcclip_jax.metrics import panoptic
 from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.training.run_log import RunLog

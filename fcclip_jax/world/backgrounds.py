@@ -54,7 +54,7 @@ def texture(word: str, rng: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:
 
 def _grass(rng: np.random.Generator) -> Colours:
     base = np.array([rng.uniform(50, 105), rng.uniform(115, 155), rng.uniform(25, 55)])
-    image = np.clip(base * 0.75 + 14 * _noise(rng, 60)[..., None], 0, 255).astype(np.uint8)
+    image = np.clip(base * 0.75 + 14 * _noise(rng, 60.0)[..., None], 0, 255).astype(np.uint8)
     lean, length = rng.uniform(-0.5, 0.5), rng.uniform(9, 18)
     for _ in range(24):  # layers of blades, each of one shade
         feet = rng.uniform(-20, SIDE + 20, (260, 2))
@@ -70,10 +70,10 @@ def _grass(rng: np.random.Generator) -> Colours:
 def _sand(rng: np.random.Generator) -> Colours:
     base = rng.uniform(205, 238) * np.array([1, rng.uniform(0.83, 0.88), rng.uniform(0.55, 0.68)])
     across, along = _axes(rng.uniform(0, np.pi))
-    phase = 2 * np.pi * (across + 5 * _noise(rng, 70) + 1.5 * _noise(rng, 25)) / rng.uniform(14, 26)
+    phase = 2 * np.pi * (across + 5 * _noise(rng, 70.0) + 1.5 * _noise(rng, 25.0)) / rng.uniform(14, 26)
     # Ripples of wind: a steep and a gentle side, so that the light falls on one of them.
     light = rng.uniform(5, 11) * (np.sin(phase) + 0.35 * np.sin(2 * phase)) * (0.6 + 0.4 * np.sin(along / 60))
-    light += 5 * _noise(rng, 90) + rng.uniform(7, 12) * rng.standard_normal((SIDE, SIDE))
+    light += 5 * _noise(rng, 90.0) + rng.uniform(7, 12) * rng.standard_normal((SIDE, SIDE))
     image = base + light[..., None] * np.array([1, 0.95, 0.8])
     grains = rng.integers(0, SIDE, (2, 1500))
     image[grains[0], grains[1]] *= rng.uniform(0.55, 0.8, (1500, 1))
@@ -84,13 +84,13 @@ def _sea(rng: np.random.Generator) -> Colours:
     deep = np.array([rng.uniform(10, 40), rng.uniform(75, 125), rng.uniform(120, 170)])
     angle = rng.uniform(-0.5, 0.5)
     length = rng.uniform(13, 24)
-    bend = 4 * _noise(rng, 50)
+    bend = 4 * _noise(rng, 50.0)
     waves = np.zeros((SIDE, SIDE))
     for turn, scale in ((0, 1.0), (0.5, 0.7), (-0.6, 0.55), (0.25, 0.36)):
         across, _ = _axes(np.pi / 2 + angle + turn)
         waves += scale * np.sin(2 * np.pi * (across + bend) / (length * scale) + rng.uniform(0, 2 * np.pi))
-    crests = np.clip(waves - rng.uniform(1.0, 1.5), 0, 1) * np.clip(0.6 + 0.5 * _noise(rng, 40), 0, 1)
-    image = deep + (17 * waves + 8 * _noise(rng, 80))[..., None] * np.array([0.6, 1, 1])
+    crests = np.clip(waves - rng.uniform(1.0, 1.5), 0, 1) * np.clip(0.6 + 0.5 * _noise(rng, 40.0), 0, 1)
+    image = deep + (17 * waves + 8 * _noise(rng, 80.0))[..., None] * np.array([0.6, 1, 1])
     return image + crests[..., None] * (np.array([225, 240, 245]) - image)
 
 
@@ -111,13 +111,13 @@ def _brick_wall(rng: np.random.Generator) -> Colours:
     height = rng.uniform(11, 19)
     width, joint = height * rng.uniform(2.0, 2.6), rng.uniform(1.5, 2.8)
     x, y = _axes(rng.uniform(-0.12, 0.12))
-    x, y = x + SIDE + 0.7 * _noise(rng, 12), y + SIDE + 0.5 * _noise(rng, 12)
+    x, y = x + SIDE + 0.7 * _noise(rng, 12.0), y + SIDE + 0.5 * _noise(rng, 12.0)
     row = (y // height).astype(np.int64)
     x = x + (row % 2) * width / 2
     column = (x // width).astype(np.int64)
     shades = (
         13 * rng.standard_normal((97, 89))[row % 97, column % 89]
-        + 6 * _noise(rng, 6)
+        + 6 * _noise(rng, 6.0)
         + 5 * rng.standard_normal((SIDE, SIDE))
     )
     image = brick + shades[..., None] * np.array([1, 0.8, 0.7])
@@ -139,7 +139,7 @@ def _wooden_floor(rng: np.random.Generator) -> Colours:
     wander = 5 * np.sin(along / rng.uniform(30, 60) + 40 * rng.standard_normal(997)[board])
     grain = np.sin(2 * np.pi * (across + wander) / rng.uniform(3.5, 6) + 9 * rng.standard_normal(997)[board])
     shades = (
-        14 * rng.standard_normal(997)[board] + 9 * grain + 5 * _noise(rng, 20) + 3 * rng.standard_normal((SIDE, SIDE))
+        14 * rng.standard_normal(997)[board] + 9 * grain + 5 * _noise(rng, 20.0) + 3 * rng.standard_normal((SIDE, SIDE))
     )
     image = wood + shades[..., None] * np.array([1, 0.85, 0.65])
     image[(across % height < 1.6) | (along % length < 1.6)] *= 0.5
@@ -149,9 +149,9 @@ def _wooden_floor(rng: np.random.Generator) -> Colours:
 def _snow(rng: np.random.Generator) -> Colours:
     white = rng.uniform(212, 232) * np.array([1, rng.uniform(1.0, 1.02), rng.uniform(1.03, 1.07)])
     across, _ = _axes(rng.uniform(0, np.pi))
-    drift = np.sin(2 * np.pi * (across + 14 * _noise(rng, 90)) / rng.uniform(50, 90)) + 0.6 * _noise(rng, 45)
+    drift = np.sin(2 * np.pi * (across + 14 * _noise(rng, 90.0)) / rng.uniform(50, 90)) + 0.6 * _noise(rng, 45.0)
     image = white - np.clip(-drift, 0, 2)[..., None] * np.array([26, 18, 8]) * rng.uniform(0.7, 1.2)
-    image += (5 * _noise(rng, 5) + 5 * rng.standard_normal((SIDE, SIDE)))[..., None]
+    image += (5 * _noise(rng, 5.0) + 5 * rng.standard_normal((SIDE, SIDE)))[..., None]
     # Crystals glitter, with a shadow beside each.
     glints = rng.integers(0, SIDE - 1, (2, int(rng.uniform(1200, 2600))))
     image[glints[0], glints[1]] = 255
@@ -161,7 +161,7 @@ def _snow(rng: np.random.Generator) -> Colours:
 
 def _night_sky(rng: np.random.Generator) -> Colours:
     dark = np.array([rng.uniform(8, 22), rng.uniform(10, 24), rng.uniform(32, 58)])
-    haze = np.clip(_noise(rng, 80) + 0.5 * _noise(rng, 30), 0, 3)
+    haze = np.clip(_noise(rng, 80.0) + 0.5 * _noise(rng, 30.0), 0, 3)
     glow = np.array([rng.uniform(8, 30), rng.uniform(8, 22), rng.uniform(22, 42)])
     image = dark + haze[..., None] * glow + 2 * rng.standard_normal((SIDE, SIDE, 1))
     stars = int(rng.uniform(500, 1000))

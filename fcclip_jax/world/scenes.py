@@ -71,7 +71,7 @@ class World:
         shape: tuple[int, int],
         objects: int,
         backgrounds: int,
-        sizes: tuple[float, float],
+        sizes: tuple[int | float, int | float],
     ) -> Scene:
         """Composes a scene with draws from rng alone.
 
@@ -108,7 +108,7 @@ class World:
         return cv2.transform(self._backgrounds.crop(rng, word, shape), _colour_jitter(rng))
 
     def _object(
-        self, rng: np.random.Generator, name: str, shape: tuple[int, int], sizes: tuple[float, float]
+        self, rng: np.random.Generator, name: str, shape: tuple[int, int], sizes: tuple[int | float, int | float]
     ) -> _Object:
         """Draws a design, a size, a turn and colours; the smallest box around alpha > 127."""
         designs = self._sprites[name]

@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-TRAINING_DESIGNS: tuple[str, ...] = ("twemoji", "fluent", "openmoji", "emojione")
+TRAINING_DESIGNS: tuple[str, ...] = (
+    "twemoji",
+    "fluent",
+    "openmoji",
+    "emojione",
+    "emojione_v1",
+    "fxemoji",
+    "streamline",
+)
 KEPT_BACK = "noto"
 """The design that no training uses, for evaluation on drawings that are as new as the unseen words."""
 LONGEST_SIDE = 128

@@ -56,6 +56,10 @@ def test_draws_come_in_the_official_order():
     rng = Recorded(np.random.PCG64())
     assert transforms.draw_jitter(rng) == Jitter(flip=False, scale=1.25, offset=0.75)  # 0.5 does not flip
     assert rng.calls == [(), (0.1, 2.0), ()]
+    narrow = Recorded(np.random.PCG64())
+    narrow.calls, narrow.values = [], iter([0.5, 1.25, 0.75])
+    transforms.draw_jitter(narrow, (0.75, 1.35))
+    assert narrow.calls == [(), (0.75, 1.35), ()]
     draws = [transforms.draw_jitter(np.random.default_rng(seed)) for seed in range(200)]
     assert 70 < sum(draw.flip for draw in draws) < 130
     assert all(0.1 <= draw.scale < 2 and 0 <= draw.offset < 1 for draw in draws)

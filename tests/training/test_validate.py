@@ -13,7 +13,7 @@ import pytest
 
 from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
-from fcclip_jax.inference.results import read_truth
+from fcclip_jax.inference.truth import read_truth
 from fcclip_jax.metrics.panoptic import PanopticCounts
 from fcclip_jax.training.validate import Validator, scores
 from tests.data import tiny

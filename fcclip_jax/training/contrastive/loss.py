@@ -16,30 +16,52 @@ def true_pairs(image_names: Int[Array, "B M"], text_names: Int[Array, "N M"]) ->
     return jnp.all(found, axis=-1) & jnp.any(named, axis=-1)[None, :]
 
 
+def equal_texts(text_names: Int[Array, "N M"]) -> Float[Array, " N"]:
+    """Returns one over the number of texts in the batch that name the same things in the same order, for each."""
+    equal = jnp.all(text_names[:, None, :] == text_names[None, :, :], axis=-1)
+    return 1 / jnp.sum(equal, axis=1).astype(jnp.float32)
+
+
 def contrastive_loss(
     image_embeddings: Float[Array, "B E"],
     text_embeddings: Float[Array, "N E"],
     positives: Bool[Array, "B N"],
+    shares: Float[Array, " N"],
     logit_scale: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the losses from images to texts and from texts to images.
 
     InfoNCE (Radford et al., 2021, figure 3) for batches in which several texts may be true of an image: each positive pair
-    competes with the negatives alone, as other positives are no mistakes. An image's loss is the mean over its positives,
-    and images and texts without any do not count. If all images have one text, this is CLIP's loss.
+    competes with the negatives alone, as other positives are no mistakes. An image's loss is the mean over its positives.
+    Texts with the same names count as one: otherwise frequent words, which are learnt first, would outweigh all others.
+    If each image has one text, and no two are the same, this is CLIP's loss.
 
-    embeddings: of unit length. logit_scale: multiplies the cosine similarities.
+    embeddings: of unit length. shares: each text's weight, as `equal_texts` returns it. logit_scale: multiplies the cosine
+    similarities.
     """
     logits = logit_scale * (image_embeddings @ text_embeddings.T)
-    return _one_way(logits, positives), _one_way(logits.T, positives.T)
+    shares = shares.astype(logits.dtype)
+    to_texts = _one_way(logits, positives, shares)
+    to_images = _one_way(logits.T, positives.T, jnp.ones(logits.shape[0], logits.dtype))
+    images = jnp.any(positives, axis=1).astype(logits.dtype)
+    texts = jnp.any(positives, axis=0).astype(logits.dtype) * shares
+    return _mean(to_texts, images), _mean(to_images, texts)
 
 
-def _one_way(logits: Float[Array, "B N"], positives: Bool[Array, "B N"]) -> Float[Array, ""]:
-    """Returns the mean of -log(exp(positive) / (exp(positive) + sum over negatives of exp(negative)))."""
+def _one_way(
+    logits: Float[Array, "B N"], positives: Bool[Array, "B N"], weights: Float[Array, " N"]
+) -> Float[Array, " B"]:
+    """Returns each row's weighted mean over its positives of -log(exp(positive) / (exp(positive) + negatives)).
+
+    negatives: the weighted sum of exp(negative).
+    """
     # A row without negatives has the smallest finite sum instead of -inf, whose gradient would be NaN.
     smallest = jnp.asarray(jnp.finfo(logits.dtype).min / 2, logits.dtype)
-    negatives = jax.nn.logsumexp(jnp.where(positives, smallest, logits), axis=1, keepdims=True)
-    of_pair = jax.nn.softplus(negatives - logits) * positives
-    counts = jnp.sum(positives, axis=1)
-    of_row = jnp.sum(of_pair, axis=1) / jnp.maximum(counts, 1).astype(logits.dtype)
-    return jnp.sum(of_row) / jnp.maximum(jnp.sum(counts > 0), 1).astype(logits.dtype)
+    weighted = logits + jnp.log(weights)[None, :]
+    negatives = jax.nn.logsumexp(jnp.where(positives, smallest, weighted), axis=1, keepdims=True)
+    pairs = positives * weights[None, :]
+    return jnp.sum(jax.nn.softplus(negatives - logits) * pairs, axis=1) / jnp.maximum(jnp.sum(pairs, axis=1), 1e-6)
+
+
+def _mean(values: Float[Array, " N"], weights: Float[Array, " N"]) -> Float[Array, ""]:
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-6)

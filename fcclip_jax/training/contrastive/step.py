@@ -17,7 +17,7 @@ from fcclip_jax.models.descriptions import ClipDescription
 from fcclip_jax.models.fcclip import CLIP, normalize_images
 from fcclip_jax.structs import CaptionBatch, checked
 from fcclip_jax.training import sharding
-from fcclip_jax.training.contrastive.loss import contrastive_loss, true_pairs
+from fcclip_jax.training.contrastive.loss import contrastive_loss, equal_texts, true_pairs
 from fcclip_jax.training.contrastive.optim import ContrastiveOptimSettings, learning_share, optimizer
 from fcclip_jax.training.step import TrainState
 
@@ -106,7 +106,8 @@ def make_contrastive_step(
             # Every device compares its images with all texts.
             texts = jax.lax.with_sharding_constraint(texts, sharding.replicated(mesh))
             scale = jnp.minimum(jnp.exp(clip.logit_scale[...]), MAX_LOGIT_SCALE)
-            pair = contrastive_loss(images, texts, true_pairs(batch.image_names, batch.text_names), scale)
+            positives, shares = true_pairs(batch.image_names, batch.text_names), equal_texts(batch.text_names)
+            pair = contrastive_loss(images, texts, positives, shares, scale)
             return (pair[0] + pair[1]) / 2, (*pair, scale)
 
         (loss, (to_texts, to_images, scale)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
