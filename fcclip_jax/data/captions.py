@@ -82,6 +82,7 @@ def caption_batches(
     text: TextDescription,
     sizes: Sequence[Size],
     *,
+    first_steps: int = 0,
     process_index: int,
     process_count: int,
     seed: int,
@@ -91,6 +92,8 @@ def caption_batches(
     """Opens the stream at step `start`.
 
     text: the text tower that the captions are for.
+    sizes: read by turns, one a step.
+    first_steps: steps that read the first size alone, before.
     workers: processes that load; 0 loads in two threads of this process.
 
     Raises:
@@ -101,7 +104,7 @@ def caption_batches(
             raise ValueError(f"{size.images} images of {size.side} pixels do not divide over {process_count} processes")
     if not len(source):
         raise ValueError(f"{source.name} has no images")
-    load = functools.partial(_load_step, source, text, tuple(sizes), process_index, process_count, seed)
+    load = functools.partial(_load_step, source, text, tuple(sizes), first_steps, process_index, process_count, seed)
     return open_stream(load, start, np.iinfo(np.int32).max // max(size.images for size in sizes), workers, len(source))
 
 
@@ -109,15 +112,14 @@ def _load_step(
     source: CaptionSource,
     text: TextDescription,
     sizes: tuple[Size, ...],
+    first_steps: int,
     process_index: int,
     process_count: int,
     seed: int,
     step: int,
 ) -> CaptionStep:
-    turns, turn = divmod(step, len(sizes))
-    size = sizes[turn]
+    size, before = _place(step, sizes, first_steps)
     local = size.images // process_count
-    before = turns * sum(other.images for other in sizes) + sum(other.images for other in sizes[:turn])
     skipped: list[str] = []
     examples = []
     for position in range(before + process_index * local, before + (process_index + 1) * local):
@@ -134,6 +136,15 @@ def _load_step(
         text_names=_ids([caption.names or (caption.text,) for caption in captions]),
     )
     return CaptionStep(batch, tuple(skipped))
+
+
+def _place(step: int, sizes: tuple[Size, ...], first_steps: int) -> tuple[Size, int]:
+    """Returns the size that a step reads, and the number of images in all steps before it."""
+    if step < first_steps:
+        return sizes[0], step * sizes[0].images
+    turns, turn = divmod(step - first_steps, len(sizes))
+    before = first_steps * sizes[0].images + turns * sum(size.images for size in sizes)
+    return sizes[turn], before + sum(size.images for size in sizes[:turn])
 
 
 def _load(source: CaptionSource, seed: int, position: int, side: int, skipped: list[str]) -> CaptionExample:

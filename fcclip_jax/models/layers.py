@@ -96,9 +96,7 @@ def layer_norm(
     return (normal * add_dims(weight, wide) + add_dims(bias, wide)).astype(x.dtype)
 
 
-def _normal(
-    wide: Float[Array, "*batch C"], eps: float
-) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch 1"]]:
+def _normal(wide: Float[Array, "*batch C"], eps: float) -> tuple[Float[Array, "*batch C"], Float[Array, "*batch 1"]]:
     """Returns `wide` with mean 0 and variance 1 along the last axis, and the factor that it was multiplied by."""
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     centred = wide - mean
@@ -107,9 +105,7 @@ def _normal(
     return centred * factor, factor
 
 
-def _layer_norm_forward(
-    x: Float[Array, "*batch C"], weight: Float[Array, " C"], bias: Float[Array, " C"], eps: float
-):
+def _layer_norm_forward(x: Float[Array, "*batch C"], weight: Float[Array, " C"], bias: Float[Array, " C"], eps: float):
     return layer_norm(x, weight, bias, eps), (x, weight, bias)
 
 

@@ -14,6 +14,7 @@ AT_LEAST = {
     "seed": 0,
     "log_every": 1,
     "data.workers": 0,
+    "data.first_steps": 0,
     "optim.learning_rate": 0,
     "optim.adam_learning_rate": 0,
     "optim.text_multiplier": 0,
@@ -32,6 +33,8 @@ class ContrastiveSettings(NamedTuple):
 
     steps: int
     sizes: tuple[Size, ...]
+    first_steps: int
+    """Steps that read the first size alone."""
     optim: ContrastiveOptimSettings
     average: float
     """Decay of the parameters' exponential moving average, which is the result."""
@@ -58,4 +61,6 @@ def contrastive_settings(config: ConfigDict) -> ContrastiveSettings:
         raise ValueError(
             f"average is {config.average}; the moving average's decay must be between 0 and 1, such as 0.999"
         )
-    return ContrastiveSettings(config.steps, tuple(sizes), ContrastiveOptimSettings(**config.optim), config.average)
+    return ContrastiveSettings(
+        config.steps, tuple(sizes), config.data.first_steps, ContrastiveOptimSettings(**config.optim), config.average
+    )

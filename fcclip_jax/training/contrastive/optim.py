@@ -21,9 +21,9 @@ MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_pro
 class ContrastiveOptimSettings(NamedTuple):
     """The rates are those of the first step after the warm-up; a cosine lowers them to a fiftieth."""
 
-    learning_rate: float = 0.03
+    learning_rate: float = 0.02
     """Muon's, of matrices: the spectral norm of a step for a square one."""
-    adam_learning_rate: float = 2e-3
+    adam_learning_rate: float = 3e-3
     """Adam's, of the image tower's other parameters and the logit scale."""
     text_multiplier: float = 0.3
     """Multiplies Adam's rate in the text tower, whose embeddings all texts share."""

@@ -64,7 +64,12 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         state = initial_contrastive_state(start.parameters, settings.optim, settings.steps, mesh)
         checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_best=0, best=None)
         stack.callback(checkpoints.close)
-        stream = {"seed": config.seed, "images": len(source), "sizes": [list(size) for size in settings.sizes]}
+        stream = {
+            "seed": config.seed,
+            "images": len(source),
+            "sizes": [list(size) for size in settings.sizes],
+            "first_steps": settings.first_steps,
+        }
         if checkpoints.latest is not None:
             saved = checkpoints.read_about(checkpoints.latest)["stream"]
             if saved != stream:
@@ -84,6 +89,7 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             source,
             description.text,
             settings.sizes,
+            first_steps=settings.first_steps,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             seed=config.seed,
