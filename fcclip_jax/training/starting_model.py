@@ -19,7 +19,8 @@ from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.structs import TextClassifier
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.vocabulary import Vocabulary
-from fcclip_jax.world.clip import clip_description
+from fcclip_jax.world import clip as world_clip
+from fcclip_jax.world.panoptic import WORLD
 
 EMPTY_WEIGHT = "criterion.empty_weight"
 """The official checkpoint's key for the classes' weights in the loss."""
@@ -34,7 +35,9 @@ def model_description(clip: str, head: HeadDescription) -> ModelDescription:
         ValueError: no CLIP has that name.
     """
     towers = clip_of_config(clip)
-    return ModelDescription(clip=towers, head=head, ensemble=descriptions.fcclip_description(towers).ensemble)
+    ensemble = descriptions.fcclip_description(towers).ensemble
+    defaults = world_clip.DEFAULTS if clip == WORLD else descriptions.OFFICIAL_DEFAULTS
+    return ModelDescription(clip=towers, head=head, ensemble=ensemble, defaults=defaults)
 
 
 def clip_of_config(name: str) -> ClipDescription:
@@ -45,8 +48,8 @@ def clip_of_config(name: str) -> ClipDescription:
     Raises:
         ValueError: no CLIP has that name.
     """
-    if name == "world":
-        return clip_description()
+    if name == WORLD:
+        return world_clip.clip_description()
     return descriptions.SMALL.clip if name == "small" else descriptions.clip_description(name)
 
 

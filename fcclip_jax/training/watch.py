@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.training.run_log import RunLog
 
 
+@runtime_checkable
 class Metrics(Protocol):
     """A step's measurements."""
 

@@ -3,13 +3,16 @@
 import numpy as np
 
 from fcclip_jax.conventions import END_ID, START_ID
-from fcclip_jax.models.descriptions import ClipDescription, ConvNeXtDescription, TextDescription
+from fcclip_jax.models.descriptions import ClipDescription, ConvNeXtDescription, DefaultsDescription, TextDescription
 from fcclip_jax.text.prompts import PROMPT_TEMPLATES
 from fcclip_jax.text.tokenizer import tokenize
 from fcclip_jax.world import words
 
 CONTEXT_LENGTH = 32
 """Tokens of the longest text; three things on two backgrounds need 27."""
+
+DEFAULTS = DefaultsDescription(short_side=256, max_side=512, instance_threshold=0.3)
+"""How an FC-CLIP of the world segments: images keep the scenes' size, and its scores are lower than the official model's."""
 
 
 def clip_description() -> ClipDescription:

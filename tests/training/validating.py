@@ -18,12 +18,8 @@ from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segments import Panoptic
-<<<<<<< HEAD
-from fcclip_jax.models.descriptions import SMALL, DefaultsDescription
-=======
 from fcclip_jax.inference.truth import read_truth
-from fcclip_jax.models.descriptions import SMALL
->>>>>>> w_data
+from fcclip_jax.models.descriptions import SMALL, DefaultsDescription
 from fcclip_jax.training import sharding, validate
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.validate import Validator

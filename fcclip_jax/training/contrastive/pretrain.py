@@ -32,6 +32,7 @@ from fcclip_jax.training.starting_model import clip_of_config
 from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.validate import on_host
 from fcclip_jax.training.watch import Watch, announce
+from fcclip_jax.world import words
 from fcclip_jax.world.naming import Naming, held_out_scenes
 from fcclip_jax.world.sprites import KEPT_BACK
 from fcclip_jax.world.windows import Windows
@@ -193,6 +194,7 @@ def _start(workdir: epath.Path, config: ConfigDict) -> Checkpoint:
         source=Origin("trained by fcclip_jax", ""),
         clip_source=None,
         ignored={},
+        known_words=words.WORDS if config.data.captions == "world" else None,
     )
     if jax.process_index() == 0:
         checkpoint.save(folder, start)
