@@ -4,15 +4,16 @@ norm, and a learning rate that drops twice.
 All trees are flat dictionaries of the trainable parameters, by the names that `named_variables` gives them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from fcclip_jax.training.muon import scale_matrices
 from fcclip_jax.training.parameters import group_of
 
 
@@ -31,6 +32,9 @@ class OptimSettings(NamedTuple):
     drop: float = 0.1
     trunk_multiplier: float = 0.1
     """Multiplies the learning rate of CLIP's image trunk, where the trunk trains."""
+    muon_learning_rate: float | None = None
+    """If given, matrices take Muon's steps at this rate instead of Adam's: a short training of a small head gets further.
+    It follows the milestones and the multiplier as `learning_rate` does."""
 
 
 class Hyperparameters(NamedTuple):
@@ -74,10 +78,9 @@ def optimizer(names: Iterable[str], settings: OptimSettings) -> optax.GradientTr
         ValueError: one of the parameters never trains, or belongs to no group.
     """
     groups = {name: hyperparameters(name, settings) for name in names}
-    beta1, beta2 = settings.betas
     chain = optax.chain(
         clip_by_norm(settings.clip_norm),
-        optax.scale_by_adam(beta1, beta2, settings.eps),
+        _steps(settings, {name for name in groups if is_matrix(name)}),
         _decay({name: group.weight_decay for name, group in groups.items()}),
         _multiply({name: group.multiplier for name, group in groups.items()}),
         optax.scale_by_learning_rate(learning_rate(settings)),
@@ -89,6 +92,36 @@ def optimizer(names: Iterable[str], settings: OptimSettings) -> optax.GradientTr
             return chain.update(gradients, state, parameters)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def is_matrix(name: str) -> bool:
+    """Returns whether a trained parameter multiplies vectors: a linear layer's weight, or a convolution's of all channels."""
+    return group_of(name).decays and name.endswith("weight") and not name.endswith("conv_dw.weight")
+
+
+def _steps(settings: OptimSettings, matrices: Collection[str]) -> optax.GradientTransformation:
+    """Returns Adam's steps, or Muon's for matrices where the settings have a rate for it."""
+    adam = optax.scale_by_adam(*settings.betas, settings.eps)
+    if settings.muon_learning_rate is None:
+        return adam
+    muon = optax.chain(scale_matrices(), optax.scale(settings.muon_learning_rate / settings.learning_rate))
+
+    def split(tree: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        ours = {name: array for name, array in tree.items() if name in matrices}
+        return ours, {name: array for name, array in tree.items() if name not in matrices}
+
+    def init(parameters: Mapping[str, Array]) -> dict[str, PyTree]:
+        ours, others = split(parameters)
+        return {"muon": muon.init(ours), "adam": adam.init(others)}
+
+    def update(gradients: Mapping[str, Array], state: dict[str, PyTree], parameters=None):
+        del parameters
+        ours, others = split(gradients)
+        ours, muon_state = muon.update(ours, state["muon"])
+        others, adam_state = adam.update(others, state["adam"])
+        return {**ours, **others}, {"muon": muon_state, "adam": adam_state}
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:

@@ -50,7 +50,7 @@ def base_config(variant: str = "") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # data: -1 takes all devices
 
     config.losses = ConfigDict(LossSettings()._asdict())
-    config.optim = ConfigDict(OptimSettings()._asdict())
+    config.optim = ConfigDict({**OptimSettings()._asdict(), "muon_learning_rate": placeholder(float)})
     config.average = placeholder(float)  # decay of the parameters' moving average, such as 0.9999
 
     config.log_every = 50

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fcclip_jax.training import optim
-from fcclip_jax.training.optim import Hyperparameters, OptimSettings
+from fcclip_jax.training.optim import Hyperparameters, OptimSettings, is_matrix, optimizer
 
 SHAPES = {
     "mask_decoder.decoder_norm.weight": (5,),
@@ -92,3 +92,30 @@ def test_groups_by_hand():
         optim.optimizer(["clip.text.ln_final.weight"], OptimSettings())
     with pytest.raises(ValueError, match="the parameter stem.weight matches no group"):
         optim.optimizer(["stem.weight"], OptimSettings())
+
+
+def test_muon_steps_matrices_alone_and_by_its_own_rate():
+    square, norm = "mask_decoder.pool_proj.weight", "mask_decoder.decoder_norm.weight"
+    rng = np.random.default_rng(0)
+    parameters = {square: jnp.asarray(rng.standard_normal((8, 8), np.float32)), norm: jnp.ones(8)}
+    gradients = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), parameters)
+    settings = OptimSettings(learning_rate=1e-3, weight_decay=0.0, muon_learning_rate=0.02)
+    official = settings._replace(muon_learning_rate=None)
+    (with_muon, _), (with_adam, _) = (
+        (update := optimizer(parameters, s)).update(gradients, update.init(parameters), parameters)
+        for s in (settings, official)
+    )
+    np.testing.assert_array_equal(with_muon[norm], with_adam[norm])
+    # Five Newton-Schulz iterations bring singular values between about 0.7 and 1.2.
+    values = np.linalg.svd(np.asarray(with_muon[square]), compute_uv=False) / 0.02
+    assert 0.6 < values.min() and values.max() < 1.3
+    assert np.linalg.svd(np.asarray(with_adam[square]), compute_uv=False).max() < 0.5 * 0.02
+
+
+def test_matrices_are_weights_of_all_channels():
+    assert is_matrix("pixel_decoder.layers.stacked.linear1.weight") and is_matrix("pixel_decoder.fpn.conv.weight")
+    assert is_matrix("mask_decoder.layers.0.self_attn.in_proj_weight")
+    assert not is_matrix("clip.image.stages.0.blocks.stacked.conv_dw.weight")
+    assert not any(
+        map(is_matrix, ("mask_decoder.query_feat", "mask_decoder.pool_proj.bias", "pixel_decoder.fpn.norm.weight"))
+    )
