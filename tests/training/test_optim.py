@@ -105,7 +105,7 @@ def test_muon_steps_matrices_alone_and_by_its_own_rate():
         (update := optimizer(parameters, s)).update(gradients, update.init(parameters), parameters)
         for s in (settings, official)
     )
-    np.testing.assert_array_equal(with_muon[norm], with_adam[norm])
+    np.testing.assert_allclose(with_muon[norm], with_adam[norm], rtol=1e-6)  # the order of factors differs
     # Five Newton-Schulz iterations bring singular values between about 0.7 and 1.2.
     values = np.linalg.svd(np.asarray(with_muon[square]), compute_uv=False) / 0.02
     assert 0.6 < values.min() and values.max() < 1.3
