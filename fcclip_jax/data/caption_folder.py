@@ -26,7 +26,7 @@ class CaptionFolder:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: a line is not of that form.
+            ValueError: the file is not UTF-8, or a line is not of that form.
         """
         path = epath.Path(path).expanduser()
         if not path.is_file():
@@ -34,7 +34,7 @@ class CaptionFolder:
         self.name, self._folder = str(path), path.parent
         self._rows = [
             _parse(line, f"{path}, line {number}")
-            for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+            for number, line in enumerate(_read(path).splitlines(), start=1)
             if line.strip()
         ]
 
@@ -58,6 +58,13 @@ def _random_crop(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, si
     crop_height = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
     top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
     return images.resize(image[top : top + crop_height, left : left + crop_width], (side, side))
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it in this encoding") from None
 
 
 def _parse(line: str, where: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

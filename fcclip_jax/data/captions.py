@@ -126,14 +126,16 @@ def _load_step(
         examples.append(_load(source, seed, position, size.side, skipped))
     # An image with fewer captions repeats them, so that every image has as many rows.
     captions = [example.captions[i % len(example.captions)] for example in examples for i in range(size.texts)]
+    # The names of the step's own captions come first: they count even if an image has more names than MOST_NAMES.
     image_names = [
-        example.names + tuple(caption.text for caption in example.captions if not caption.names) for example in examples
+        tuple(dict.fromkeys([*_names(example.captions[: size.texts]), *example.names, *_names(example.captions)]))
+        for example in examples
     ]
     batch = CaptionBatch(
         images=np.stack([example.image for example in examples]),
         image_names=_ids(image_names),
         tokens=_tokens([caption.text for caption in captions], text),
-        text_names=_ids([caption.names or (caption.text,) for caption in captions]),
+        text_names=_ids([_names([caption]) for caption in captions]),
     )
     return CaptionStep(batch, tuple(skipped))
 
@@ -158,6 +160,11 @@ def _load(source: CaptionSource, seed: int, position: int, side: int, skipped: l
             skipped.append(str(error))
             if len(skipped) - first > 100:
                 raise ValueError(f"100 images in a row cannot be read, the last: {error}; repair the data") from None
+
+
+def _names(captions: Sequence[Caption]) -> tuple[str, ...]:
+    """Returns what captions name; one without names is its own name."""
+    return tuple(name for caption in captions for name in caption.names or (caption.text,))
 
 
 def _tokens(texts: list[str], description: TextDescription) -> Int[np.ndarray, "N L"]:

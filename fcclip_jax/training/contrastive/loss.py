@@ -59,7 +59,7 @@ def _one_way(
     smallest = jnp.asarray(jnp.finfo(logits.dtype).min / 2, logits.dtype)
     weighted = logits + jnp.log(weights)[None, :]
     negatives = jax.nn.logsumexp(jnp.where(positives, smallest, weighted), axis=1, keepdims=True)
-    pairs = positives * weights[None, :]
+    pairs = positives.astype(logits.dtype) * weights[None, :]
     return jnp.sum(jax.nn.softplus(negatives - logits) * pairs, axis=1) / jnp.maximum(jnp.sum(pairs, axis=1), 1e-6)
 
 
