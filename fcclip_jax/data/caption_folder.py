@@ -11,14 +11,14 @@ from fcclip_jax.data import images
 from fcclip_jax.data.captions import Caption, CaptionExample
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
-"""The share of an image that a crop has, and its ratio of width to height (OpenCLIP fine-tunes with a share above 0.9)."""
+"""The ranges of a crop's share of the image's area, and of its width over its height."""
 
 
 class CaptionFolder:
     """A CaptionSource: a line {"image": PATH, "captions": [TEXT, ...], "names": [NAME, ...]} for each image.
 
-    Paths are relative to the file. names is optional: what is known to be in the image. A caption that is one of the names
-    is then true of every image that has it; other captions are true of the images with an equal one.
+    Paths are relative to the file. "names", which is optional, lists what is known to be in the image. A caption that is one
+    of them is true of every image that has this name; another caption is true of the images that have an equal one.
     """
 
     def __init__(self, path: epath.PathLike):

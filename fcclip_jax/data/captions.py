@@ -1,7 +1,8 @@
 """Images with captions: what contrastive pre-training reads, and its endless stream of batches.
 
-Step t draws its examples with generators seeded by (seed, position), as `pipeline` does: the images of a step do not
-depend on the number of processes or workers, and the stream's whole state is the number of the step.
+Positions count the images of all steps. Position p is the image at place p mod n of epoch p // n, shuffled by (seed, epoch)
+as in `pipeline`, and drawn with a generator seeded by (seed, p). A step's images do not depend on the number of processes or
+workers, and the stream's whole state is the number of the step.
 """
 
 import functools
@@ -19,7 +20,7 @@ from fcclip_jax.structs import CaptionBatch
 from fcclip_jax.text.tokenizer import table_rows, tokenize
 
 MOST_NAMES = 16
-"""Names of an image, or of a text, that count; further ones are left out."""
+"""Names of an image, or of a text, that are compared; further ones are left out."""
 NO_NAME = -1
 
 
@@ -28,8 +29,8 @@ class Caption(NamedTuple):
 
     text: str
     names: tuple[str, ...] = ()
-    """What it names: the text is then true of every image that has these names. Without any, of images that have
-    the same caption."""
+    """What it names: the text is true of every image that has all of these names. A text without names is true of the
+    images that have the same caption, whatever its case."""
 
 
 class CaptionExample(NamedTuple):
@@ -44,7 +45,7 @@ class CaptionExample(NamedTuple):
 
 @runtime_checkable
 class CaptionSource(Protocol):
-    """Images with captions. `name` describes it in messages; the length is that of an epoch."""
+    """Images with captions. `name` is the source's in messages; its length is the number of images in an epoch."""
 
     name: str
 
@@ -91,13 +92,14 @@ def caption_batches(
 ) -> StepStream[CaptionStep]:
     """Opens the stream at step `start`.
 
-    text: the text tower that the captions are for.
-    sizes: read by turns, one a step.
-    first_steps: steps that read the first size alone, before.
+    text: the text tower that reads the captions.
+    sizes: the steps take them by turns.
+    first_steps: the number of steps, before the turns begin, that read the first size alone.
     workers: processes that load; 0 loads in two threads of this process.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly, or the source is empty.
+        ValueError: the processes cannot share a batch evenly, or the source is empty. Its steps raise ValueError if more
+            than 1 % of the images have been unreadable so far, or if the text tower lacks a token of a caption.
     """
     for size in sizes:
         if size.images % process_count:
@@ -150,6 +152,7 @@ def _place(step: int, sizes: tuple[Size, ...], first_steps: int) -> tuple[Size, 
 
 
 def _load(source: CaptionSource, seed: int, position: int, side: int, skipped: list[str]) -> CaptionExample:
+    """Loads a position's image, or the first readable one after it; adds a line to `skipped` for each that is not."""
     first = len(skipped)
     while True:
         epoch, place = divmod(position + len(skipped) - first, len(source))

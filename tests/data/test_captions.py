@@ -134,7 +134,9 @@ def test_data_that_cannot_be_used():
         take(1, Numbered(0))
     with pytest.raises(ValueError, match="2 images of 16 pixels do not divide over 4 processes"):
         take(1, process_count=4)
-    with pytest.raises(ValueError, match=r"100 images in a row cannot be read, the last: cannot read image \d+; repair"):
+    with pytest.raises(
+        ValueError, match=r"100 images in a row cannot be read, the last: cannot read image \d+; repair"
+    ):
         take(1, Numbered(bad=tuple(range(200))))
 
 
@@ -163,7 +165,10 @@ def test_a_folder_of_your_own(folder):
         assert example.image.shape == (32, 32, 3)
         # JPEG keeps a plain colour to a few levels.
         assert np.abs(example.image.mean(axis=(0, 1)) - 200 * np.eye(3)[index]).max() < 5
-        assert {caption.text for caption in example.captions} == {f"something {('red', 'green', 'blue')[index]}", "Paint"}
+        assert {caption.text for caption in example.captions} == {
+            f"something {('red', 'green', 'blue')[index]}",
+            "Paint",
+        }
     # "Paint" names something in the first two; in the last it is a caption like any other.
     named = [dict(source.example(index, np.random.default_rng(0), 32).captions)["Paint"] for index in range(3)]
     assert named == [("Paint",), ("Paint",), ()]
@@ -178,7 +183,9 @@ def test_a_name_as_caption_is_true_of_every_image_that_has_it(folder):
     folder.write_text("\n".join(map(json.dumps, rows[:2])))
     (step,) = take(1, CaptionFolder(folder), sizes=(Size(32, 2, 1),))
     paint = int(np.argmax(step.batch.images.mean(axis=(1, 2))[:, 0]))
-    found = [step.batch.text_names[row, 0] in step.batch.image_names[other] for row in (paint, 1 - paint) for other in (0, 1)]
+    found = [
+        step.batch.text_names[row, 0] in step.batch.image_names[other] for row in (paint, 1 - paint) for other in (0, 1)
+    ]
     assert found == [True, True, paint == 1, paint == 0]
 
 
@@ -222,7 +229,9 @@ def test_lines_that_are_refused(tmp_path, line, complaint):
 
 
 def test_files_that_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the captions .*nowhere.jsonl do not exist; give a file of json lines"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the captions .*nowhere.jsonl do not exist; give a file of json lines"
+    ):
         CaptionFolder(tmp_path / "nowhere.jsonl")
     (tmp_path / "latin.jsonl").write_bytes('{"image": "a.jpg", "captions": ["café"]}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.jsonl is not UTF-8"):
