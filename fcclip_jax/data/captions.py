@@ -136,7 +136,7 @@ def _load_step(
     batch = CaptionBatch(
         images=np.stack([example.image for example in examples]),
         image_names=_ids(image_names),
-        tokens=_tokens([caption.text for caption in captions], text),
+        tokens=_tokens([caption.text for caption in captions], text, cut=process_count == 1),
         text_names=_ids([_names([caption]) for caption in captions]),
     )
     return CaptionStep(batch, tuple(skipped))
@@ -170,14 +170,17 @@ def _names(captions: Sequence[Caption]) -> tuple[str, ...]:
     return tuple(name for caption in captions for name in caption.names or (caption.text,))
 
 
-def _tokens(texts: list[str], description: TextDescription) -> Int[np.ndarray, "N L"]:
-    """Tokenises captions, and cuts what is padding in all of them: attention is causal, so nothing after the end matters.
+def _tokens(texts: list[str], description: TextDescription, cut: bool) -> Int[np.ndarray, "N L"]:
+    """Tokenises captions.
 
-    Lengths are multiples of 8, so that the steps have few programs.
+    cut: removes what is padding in all of them: attention is causal, so nothing after the end matters. Lengths are
+        multiples of 8, so that the steps have few programs. Processes must have the same length, so several cannot cut.
     """
     tokens = tokenize(texts, description.context_length)
     if description.token_ids is not None:
         tokens = table_rows(tokens, description.token_ids, texts)
+    if not cut:
+        return tokens
     longest = int(np.argmax(tokens, axis=1).max()) + 1
     return tokens[:, : min(round_up(longest, 8), description.context_length)]
 

@@ -1,5 +1,6 @@
 """Whole runs of contrastive pre-training: they learn, resume to the last bit, and give the same on any devices."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -94,11 +95,10 @@ def test_a_run_asked_to_stop_saves_and_resumes_to_the_last_bit(captions, straigh
     class Stopping(CaptionFolder):
         """Asks its own process to stop when the fifth step is loaded."""
 
-        loaded = 0
+        loaded = itertools.count()
 
         def example(self, index, rng, side):
-            Stopping.loaded += 1
-            if Stopping.loaded == 4 * 8 + 1:
+            if next(self.loaded) == 4 * 8:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().example(index, rng, side)
 
