@@ -43,7 +43,7 @@ class CaptionFolder:
 
     def example(self, index: int, rng: np.random.Generator, side: int) -> CaptionExample:
         file, texts, names = self._rows[index]
-        image = _random_crop(images.load_image(self._folder / file), rng, side)
+        image = _random_crop(images.load_image(str(self._folder / file)), rng, side)
         known = {name.lower() for name in names}
         captions = [Caption(text, (text,) if text.lower() in known else ()) for text in texts]
         rng.shuffle(captions)
