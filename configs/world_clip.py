@@ -6,7 +6,8 @@ The pictures are composed for each step, in four designs, and show all words; no
 names the segments of held-out scenes, in these designs and in one that is kept back.
 
 Pictures with captions of your own, in a file with a line {"image": "a.jpg", "captions": ["a red car in the rain"]} for each:
---config.data.captions=FILE.jsonl, with --config.init and --config.model.clip to adapt a CLIP that exists.
+--config.data.captions=FILE.jsonl, with --config.init and --config.model.clip to adapt a CLIP that exists
+(fcclip_jax/training/README.md).
 """
 
 from ml_collections import ConfigDict

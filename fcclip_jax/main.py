@@ -121,6 +121,10 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         raise ValueError("give a checkpoint to evaluate, such as --checkpoint=runs/coco/final")
     if evaluates and COMPILE_ONLY.value:
         raise ValueError("--compile_only concerns training; give it a configuration other than configs/eval.py")
+    if "pretrain" in CONFIG.value and COMPILE_ONLY.value:
+        raise ValueError(
+            "--compile_only compiles the training of an FC-CLIP; give it a configuration other than configs/world_clip.py"
+        )
     if CHECKPOINT.value is not None and not evaluates:
         raise ValueError("--checkpoint belongs to configs/eval.py; training starts from --config.init")
     return CONFIG.value

@@ -99,7 +99,7 @@ def test_a_process_of_its_own(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "error: the configuration nowhere.py does not exist; the project has configs/ade20k.py, configs/coco.py,"
-        " configs/coco_rn50.py, configs/custom.py, configs/eval.py, configs/world.py\n"
+        " configs/coco_rn50.py, configs/custom.py, configs/eval.py, configs/world.py, configs/world_clip.py\n"
     )
 
 
@@ -115,6 +115,14 @@ def test_mistakes_on_the_command_line(tmp_path, refusal):
     assert "give the run a folder" in refusal(coco)
     assert "Did you mean: workdir" in refusal(coco, "--wokdir=x")
     assert "coco_panoptic has no folder at /nowhere" in refusal(coco, workdir, "--config.data.root=/nowhere")
+    pretraining = f"--config={tiny_runs.CONFIGS / 'world_clip.py'}"
+    assert refusal(pretraining, "--compile_only=v5e:2x2").endswith(
+        "--compile_only compiles the training of an FC-CLIP; give it a configuration other than configs/world_clip.py"
+    )
+    assert refusal(pretraining, workdir, "--checkpoint=world").endswith(
+        "--checkpoint belongs to configs/eval.py; training starts from --config.init"
+    )
+    assert "the captions /nowhere do not exist" in refusal(pretraining, workdir, "--config.data.captions=/nowhere")
     assert not (tmp_path / "run").exists()
 
 

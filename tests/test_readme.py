@@ -61,6 +61,15 @@ PARSED = {
     "python -m fcclip_jax.main --config=configs/eval.py:ade20k --config.root=DATASETS --checkpoint=DIR --workdir=runs/ade20k": (
         "needs ADE20K and weights"
     ),
+    "python -m fcclip_jax.main --config=configs/world_clip.py --workdir=runs/world_clip": (
+        "takes an hour; tests/training/contrastive trains less"
+    ),
+    "python -m fcclip_jax.main --config=configs/world.py --config.init=runs/world_clip/final --workdir=runs/world": (
+        "takes an hour; tests/world trains less"
+    ),
+    "python -m fcclip_jax.main --config=configs/world_clip.py --config.data.captions=captions.jsonl --config.model.clip=convnext_large_d_320 --config.init=clip_l --config.data.sizes='((320,64,1),)' --config.data.first_steps=0 --config.optim.learning_rate=1e-4 --config.optim.adam_learning_rate=1e-5 --workdir=runs/my_clip": (
+        "needs OpenCLIP's weights"
+    ),
     "fcclip prepare coco --root DATASETS --output PREPARED": "needs COCO",
     "fcclip annotate ade20k --root DATASETS": "needs ADE20K",
     "fcclip annotate ade20k_full --root DATASETS": "needs ADE20K",

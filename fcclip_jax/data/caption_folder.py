@@ -11,14 +11,14 @@ from fcclip_jax.data import images
 from fcclip_jax.data.captions import Caption, CaptionExample
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
-"""The share of an image that a crop has, and its ratio of width to height (OpenCLIP fine-tunes with a share above 0.9)."""
+"""The ranges of a crop's share of the image's area, and of its width over its height."""
 
 
 class CaptionFolder:
     """A CaptionSource: a line {"image": PATH, "captions": [TEXT, ...], "names": [NAME, ...]} for each image.
 
-    Paths are relative to the file. names is optional: what is known to be in the image. A caption that is one of the names
-    is then true of every image that has it; other captions are true of the images with an equal one.
+    Paths are relative to the file. "names", which is optional, lists what is known to be in the image. A caption that is one
+    of them is true of every image that has this name; another caption is true of the images that have an equal one.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -26,7 +26,7 @@ class CaptionFolder:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: a line is not of that form.
+            ValueError: the file is not UTF-8, or a line is not of that form.
         """
         path = epath.Path(path).expanduser()
         if not path.is_file():
@@ -34,7 +34,7 @@ class CaptionFolder:
         self.name, self._folder = str(path), path.parent
         self._rows = [
             _parse(line, f"{path}, line {number}")
-            for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+            for number, line in enumerate(_read(path).splitlines(), start=1)
             if line.strip()
         ]
 
@@ -43,7 +43,7 @@ class CaptionFolder:
 
     def example(self, index: int, rng: np.random.Generator, side: int) -> CaptionExample:
         file, texts, names = self._rows[index]
-        image = _random_crop(images.load_image(self._folder / file), rng, side)
+        image = _random_crop(images.load_image(str(self._folder / file)), rng, side)
         known = {name.lower() for name in names}
         captions = [Caption(text, (text,) if text.lower() in known else ()) for text in texts]
         rng.shuffle(captions)
@@ -58,6 +58,13 @@ def _random_crop(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, si
     crop_height = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
     top, left = rng.integers(height - crop_height + 1), rng.integers(width - crop_width + 1)
     return images.resize(image[top : top + crop_height, left : left + crop_width], (side, side))
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it in this encoding") from None
 
 
 def _parse(line: str, where: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Images with captions: what contrastive pre-training reads, and its endless stream of batches.
 
-Step t draws its examples with generators seeded by (seed, position), as `pipeline` does: the images of a step do not
-depend on the number of processes or workers, and the stream's whole state is the number of the step.
+Positions count the images of all steps. Position p is the image at place p mod n of epoch p // n, shuffled by (seed, epoch)
+as in `pipeline`, and drawn with a generator seeded by (seed, p). A step's images do not depend on the number of processes or
+workers, and the stream's whole state is the number of the step.
 """
 
 import functools
@@ -19,7 +20,7 @@ from fcclip_jax.structs import CaptionBatch
 from fcclip_jax.text.tokenizer import table_rows, tokenize
 
 MOST_NAMES = 16
-"""Names of an image, or of a text, that count; further ones are left out."""
+"""Names of an image, or of a text, that are compared; further ones are left out."""
 NO_NAME = -1
 
 
@@ -28,8 +29,8 @@ class Caption(NamedTuple):
 
     text: str
     names: tuple[str, ...] = ()
-    """What it names: the text is then true of every image that has these names. Without any, of images that have
-    the same caption."""
+    """What it names: the text is true of every image that has all of these names. A text without names is true of the
+    images that have the same caption, whatever its case."""
 
 
 class CaptionExample(NamedTuple):
@@ -44,7 +45,7 @@ class CaptionExample(NamedTuple):
 
 @runtime_checkable
 class CaptionSource(Protocol):
-    """Images with captions. `name` describes it in messages; the length is that of an epoch."""
+    """Images with captions. `name` is the source's in messages; its length is the number of images in an epoch."""
 
     name: str
 
@@ -91,13 +92,14 @@ def caption_batches(
 ) -> StepStream[CaptionStep]:
     """Opens the stream at step `start`.
 
-    text: the text tower that the captions are for.
-    sizes: read by turns, one a step.
-    first_steps: steps that read the first size alone, before.
+    text: the text tower that reads the captions.
+    sizes: the steps take them by turns.
+    first_steps: the number of steps, before the turns begin, that read the first size alone.
     workers: processes that load; 0 loads in two threads of this process.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly, or the source is empty.
+        ValueError: the processes cannot share a batch evenly, or the source is empty. Its steps raise ValueError if more
+            than 1 % of the images have been unreadable so far, or if the text tower lacks a token of a caption.
     """
     for size in sizes:
         if size.images % process_count:
@@ -126,14 +128,16 @@ def _load_step(
         examples.append(_load(source, seed, position, size.side, skipped))
     # An image with fewer captions repeats them, so that every image has as many rows.
     captions = [example.captions[i % len(example.captions)] for example in examples for i in range(size.texts)]
+    # The names of the step's own captions come first: they count even if an image has more names than MOST_NAMES.
     image_names = [
-        example.names + tuple(caption.text for caption in example.captions if not caption.names) for example in examples
+        tuple(dict.fromkeys([*_names(example.captions[: size.texts]), *example.names, *_names(example.captions)]))
+        for example in examples
     ]
     batch = CaptionBatch(
         images=np.stack([example.image for example in examples]),
         image_names=_ids(image_names),
-        tokens=_tokens([caption.text for caption in captions], text),
-        text_names=_ids([caption.names or (caption.text,) for caption in captions]),
+        tokens=_tokens([caption.text for caption in captions], text, cut=process_count == 1),
+        text_names=_ids([_names([caption]) for caption in captions]),
     )
     return CaptionStep(batch, tuple(skipped))
 
@@ -148,6 +152,7 @@ def _place(step: int, sizes: tuple[Size, ...], first_steps: int) -> tuple[Size, 
 
 
 def _load(source: CaptionSource, seed: int, position: int, side: int, skipped: list[str]) -> CaptionExample:
+    """Loads a position's image, or the first readable one after it; adds a line to `skipped` for each that is not."""
     first = len(skipped)
     while True:
         epoch, place = divmod(position + len(skipped) - first, len(source))
@@ -160,14 +165,22 @@ def _load(source: CaptionSource, seed: int, position: int, side: int, skipped: l
                 raise ValueError(f"100 images in a row cannot be read, the last: {error}; repair the data") from None
 
 
-def _tokens(texts: list[str], description: TextDescription) -> Int[np.ndarray, "N L"]:
-    """Tokenises captions, and cuts what is padding in all of them: attention is causal, so nothing after the end matters.
+def _names(captions: Sequence[Caption]) -> tuple[str, ...]:
+    """Returns what captions name; one without names is its own name."""
+    return tuple(name for caption in captions for name in caption.names or (caption.text,))
 
-    Lengths are multiples of 8, so that the steps have few programs.
+
+def _tokens(texts: list[str], description: TextDescription, cut: bool) -> Int[np.ndarray, "N L"]:
+    """Tokenises captions.
+
+    cut: removes what is padding in all of them: attention is causal, so nothing after the end matters. Lengths are
+        multiples of 8, so that the steps have few programs. Processes must have the same length, so several cannot cut.
     """
     tokens = tokenize(texts, description.context_length)
     if description.token_ids is not None:
         tokens = table_rows(tokens, description.token_ids, texts)
+    if not cut:
+        return tokens
     longest = int(np.argmax(tokens, axis=1).max()) + 1
     return tokens[:, : min(round_up(longest, 8), description.context_length)]
 

@@ -90,7 +90,7 @@ def step_settings(config: ConfigDict) -> StepSettings:
     )
 
 
-def check_least(config: ConfigDict, at_least: Mapping[str, float]) -> None:
+def check_least(config: ConfigDict, at_least: Mapping[str, int]) -> None:
     """Raises ValueError if a value, named by its dotted path, is less than it may be."""
     for name, least in at_least.items():
         if not _value(config, name) >= least:

@@ -1,4 +1,4 @@
-"""The CLIP of the miniature world: OpenCLIP's ConvNeXt in small, with embeddings of the tokens that occur."""
+"""The CLIP of the miniature world: a small ConvNeXt CLIP, as OpenCLIP's, with embeddings of the tokens that occur."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from fcclip_jax.text.tokenizer import tokenize
 from fcclip_jax.world import words
 
 CONTEXT_LENGTH = 32
-"""Tokens of the longest text; three things on two backgrounds need 27."""
+"""The limit of a text's tokens; three things on two backgrounds need 29."""
 
 DEFAULTS = DefaultsDescription(short_side=256, max_side=512, instance_threshold=0.3)
 """How an FC-CLIP of the world segments: images keep the scenes' size, and its scores are lower than the official model's."""

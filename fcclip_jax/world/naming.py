@@ -1,4 +1,4 @@
-"""How well a CLIP names the segments of held-out scenes by its pooled dense features: what FC-CLIP needs of it."""
+"""Measures how well a CLIP names the segments of held-out scenes by its pooled dense features: what FC-CLIP needs of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from fcclip_jax.world import words
 from fcclip_jax.world.scenes import SHAPE, World
 
 BATCH = 20
+"""Scenes that are embedded at once."""
 MOST_SEGMENTS = 9
 """Three backgrounds and six objects."""
 
@@ -33,9 +34,9 @@ class HeldOut(NamedTuple):
 
 
 def held_out_scenes(designs: Sequence[str], count: int, seed: int) -> HeldOut:
-    """Composes scenes and shrinks their segments: to the cells that a segment covers to a half, or else the most.
+    """Composes scenes, and shrinks their segments to cells: those that a segment covers by half, and those it covers most.
 
-    count: rounded up to a multiple of BATCH.
+    count: is rounded up to a multiple of BATCH.
     """
     count = -(-count // BATCH) * BATCH
     world = World(designs, seed)
@@ -57,7 +58,11 @@ class Naming:
     """Measures a CLIP on held-out scenes, all words offered."""
 
     def __init__(self, clip: CLIP, scenes: Mapping[str, HeldOut]):
-        """clip: without values. scenes: by the prefix of their scores' names."""
+        """Prepares the programs for all CLIPs of one description.
+
+        clip: such a CLIP; its values, if any, are not used.
+        scenes: by the prefix of their scores' names.
+        """
         self._scenes = scenes
         prompts = [template.format(word) for word in words.WORDS for template in PROMPT_TEMPLATES]
         tokens = tokenize(prompts, clip.text.positional_embedding.shape[0])
@@ -82,10 +87,7 @@ class Naming:
         self._embed_texts, self._embed_segments = embed_texts, embed_segments
 
     def __call__(self, clip: CLIP) -> dict[str, float]:
-        """Returns the accuracy in percent for things, seen, unseen and top 5 too, and stuff, by name.
-
-        clip: with values.
-        """
+        """Returns the scores of `accuracies` for a CLIP with values, by name, with the prefix of their scenes."""
         state = nnx.state(clip)
         texts = aggregate(np.asarray(self._embed_texts(state, self._tokens)))
         found = {}
@@ -105,7 +107,10 @@ class Naming:
 
 
 def accuracies(similarities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> dict[str, float]:
-    """Returns the shares of segments whose word is the most similar one, or among five, in percent."""
+    """Returns the shares of segments whose word is the most similar one, in percent, by kind; of things, also among five.
+
+    labels: indices into words.WORDS; of each kind there must be at least one segment.
+    """
     own = np.take_along_axis(similarities, labels[:, None], axis=1)
     rank = np.count_nonzero(similarities > own, axis=1)
     thing = labels < len(words.THINGS)

@@ -12,7 +12,7 @@ from fcclip_jax.world import words
 from fcclip_jax.world.scenes import World
 
 PICTURES = 1_000_000
-"""An epoch of the endless stream: no two pictures are equal."""
+"""The length of an epoch, which has no meaning here: no two pictures of the stream are equal."""
 ONE_OBJECT_SIDE = 64
 SMALL, MIDDLE, LARGE = (44.0, 72.0), (44.0, 96.0), (72.0, 128.0)
 """Ranges of the objects' longest side in pixels: alone in 64 pixels, several in a larger picture, alone in it."""
@@ -25,7 +25,10 @@ WHOLE_FIRST = 0.2
 
 
 class Windows:
-    """A CaptionSource of pictures composed for each step."""
+    """A CaptionSource of pictures composed for each step.
+
+    Each thing has a caption, in random order. In some pictures a caption of a background, or of everything, comes first.
+    """
 
     name = "world"
 

@@ -15,22 +15,25 @@ from jaxtyping import Array, Float, Int, PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_proj|downsample_conv|stem_conv)\.weight|.*(in_proj_weight|text_projection)")  # fmt: skip
-"""Parameters that multiply vectors; the last two axes are inputs and outputs. A depthwise kernel is none."""
+"""Parameters that multiply vectors: the last axis is the outputs, those before it the inputs. Depthwise kernels and
+embeddings are not among them."""
 
 
 class ContrastiveOptimSettings(NamedTuple):
-    """The rates are those of the first step after the warm-up; a cosine lowers them to a fiftieth."""
+    """The rates are peaks: the warm-up rises to them linearly, and a cosine over the whole run lowers them to a fiftieth."""
 
     learning_rate: float = 0.02
-    """Muon's, of matrices: the spectral norm of a step for a square one."""
+    """Muon's, of matrices: about the spectral norm of a step. One of more outputs than inputs has it multiplied by the root
+    of their ratio."""
     adam_learning_rate: float = 3e-3
     """Adam's, of the image tower's other parameters and the logit scale."""
     text_multiplier: float = 0.3
     """Multiplies Adam's rate in the text tower, whose embeddings all texts share."""
     weight_decay: float = 0.05
-    """Of matrices."""
+    """Of matrices; relative to their rate."""
     warmup_steps: int = 100
     clip_norm: float = 1.0
+    """The limit of the gradients' norm, over all parameters."""
 
 
 def learning_share(settings: ContrastiveOptimSettings, steps: int) -> optax.Schedule:
@@ -48,7 +51,7 @@ def learning_share(settings: ContrastiveOptimSettings, steps: int) -> optax.Sche
 def optimizer(
     shapes: Mapping[str, tuple[int, ...]], settings: ContrastiveOptimSettings, steps: int
 ) -> optax.GradientTransformation:
-    """Returns the optimiser of a CLIP's parameters for a run of so many steps.
+    """Returns the optimiser of a CLIP's parameters, by name, for a run of `steps`. Its update needs the parameters.
 
     shapes: of all parameters, by the names that `named_variables` gives them.
     """

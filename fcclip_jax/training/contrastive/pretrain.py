@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import jax
 import numpy as np
@@ -53,11 +52,11 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         sharding.check_batch_size(size.images, 1, mesh)
 
     # The data, and the model: new, or a CLIP to adapt.
+    description = _described(config)
     source = open_captions(config)
     workdir = checkpoint.resolve(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    start = _start(workdir, config)
-    description = cast(ClipDescription, start.description)
+    start = _start(workdir, config, description)
     validate = _validation(config, description)
 
     with contextlib.ExitStack() as stack:
@@ -150,6 +149,8 @@ def open_captions(config: ConfigDict) -> CaptionSource:
         ValueError, OSError: they cannot be opened.
     """
     if config.data.captions == "world":
+        if config.seed == HELD_OUT_SEED:
+            raise ValueError(f"seed is {config.seed}, which the held-out scenes have; choose another")
         return Windows(tuple(config.data.designs), config.seed)
     return CaptionFolder(config.data.captions)
 
@@ -169,17 +170,32 @@ def _validation(
     return lambda parameters: naming(with_values(model, parameters).clip)
 
 
-def _start(workdir: epath.Path, config: ConfigDict) -> Checkpoint:
+def _described(config: ConfigDict) -> ClipDescription:
+    """Returns the sizes of the configuration's CLIP.
+
+    Raises:
+        ValueError: no CLIP has that name, or it is a ResNet.
+    """
+    description = clip_of_config(config.model.clip)
+    if description.image.family == "resnet":
+        raise ValueError(
+            f"model.clip is {config.model.clip!r}, a ResNet, whose attention pooling is not trained here; choose a ConvNeXt"
+        )
+    return description
+
+
+def _start(workdir: epath.Path, config: ConfigDict, description: ClipDescription) -> Checkpoint:
     """Reads the CLIP that the run in `workdir` started from; a new run makes it and writes it there."""
     folder = workdir / START
-    description = clip_of_config(config.model.clip)
     if folder.exists():
         start = checkpoint.read(folder)
         if start.description != description:
             raise ValueError(f"{workdir} holds a run with a different model; choose another workdir")
         return start
+    known_words = words.WORDS if config.data.captions == "world" else None
     if config.init:
         start = checkpoint.read(config.init)
+        known_words = start.known_words
         found = start.description.clip if isinstance(start.description, ModelDescription) else start.description
         if found != description:
             raise ValueError(f"the CLIP in {config.init} is not the configuration's model.clip {config.model.clip!r}")
@@ -194,7 +210,7 @@ def _start(workdir: epath.Path, config: ConfigDict) -> Checkpoint:
         source=Origin("trained by fcclip_jax", ""),
         clip_source=None,
         ignored={},
-        known_words=words.WORDS if config.data.captions == "world" else None,
+        known_words=known_words,
     )
     if jax.process_index() == 0:
         checkpoint.save(folder, start)

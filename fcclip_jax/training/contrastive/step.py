@@ -22,10 +22,11 @@ from fcclip_jax.training.contrastive.optim import ContrastiveOptimSettings, lear
 from fcclip_jax.training.step import TrainState
 
 FRESH_GAMMA = 0.5
-"""The scale that a new trunk's residual blocks start with, instead of 1e-6: a shallow trunk needs no caution."""
+"""The scale that a new trunk's residual blocks start with, instead of ConvNeXt's 1e-6: a shallow trunk is stable without."""
 FRESH_TOKENS = 0.5
-"""The standard deviation of new token embeddings, instead of 0.02, with which all texts are nearly equal."""
+"""The standard deviation of new token embeddings, instead of 0.02, with which all texts have nearly equal embeddings."""
 MAX_LOGIT_SCALE = 100.0
+"""CLIP's limit (Radford et al., 2021, section 2.5)."""
 
 
 class ContrastiveMetrics(NamedTuple):
@@ -52,7 +53,7 @@ class ContrastiveMetrics(NamedTuple):
 
 
 def fresh_clip(description: ClipDescription, seed: int) -> dict[str, Float[np.ndarray, "..."]]:
-    """Draws the parameters of a CLIP that has learnt nothing, by name."""
+    """Draws the parameters of an untrained CLIP, by name."""
     rngs = np.random.default_rng(seed)
 
     @jax.jit
@@ -89,6 +90,7 @@ def make_contrastive_step(
 ) -> Callable[[TrainState, CaptionBatch], tuple[TrainState, ContrastiveMetrics]]:
     """Returns the step, jitted for the mesh. It donates the state.
 
+    steps: of the whole run, for the schedule.
     average: the decay of the parameters' exponential moving average.
     """
     model = abstract_model(description)
