@@ -184,7 +184,7 @@ def test_commands_run(folder, capsys, command):
     program, *arguments = shlex.split(command)
     assert program == "fcclip" and cli.main(arguments) == 0
     if arguments[0] == "vocabularies":
-        assert len(capsys.readouterr().out.splitlines()) == 10
+        assert len(capsys.readouterr().out.splitlines()) == 11
     else:
         written = {
             path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()
