@@ -20,6 +20,7 @@ from PIL import Image
 
 from fcclip_jax import checkpoint, cli, main
 from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
+from fcclip_jax.checkpoint.directory import PACKAGED_WORLD
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
@@ -41,6 +42,7 @@ RUN = {
 }
 PARSED = {
     "launch/quickstart.sh": "continuous integration runs it",
+    "launch/quickstart.sh --train": "trains for ten minutes; tests/world/test_end_to_end.py trains less",
     "launch/test.sh": "it is what runs this test",
     "pip install '.[convert]'": "installs packages",
     "pip install '.[train]'": "installs packages",
@@ -62,11 +64,15 @@ PARSED = {
         "needs ADE20K and weights"
     ),
     "python -m fcclip_jax.main --config=configs/world_clip.py --workdir=runs/world_clip": (
-        "takes an hour; tests/training/contrastive trains less"
+        "takes long; tests/world/test_end_to_end.py trains less"
     ),
     "python -m fcclip_jax.main --config=configs/world.py --config.init=runs/world_clip/final --workdir=runs/world": (
-        "takes an hour; tests/world trains less"
+        "takes long; tests/world/test_end_to_end.py trains less"
     ),
+    "python -m fcclip_jax.main --config=configs/eval.py:world --checkpoint=runs/world/final --workdir=runs/world_eval": (
+        "takes minutes; tests/world/test_end_to_end.py evaluates fewer scenes"
+    ),
+    "fcclip segment fcclip_jax/world/pictures --classes world --weights world --output out/": "launch/quickstart.sh does it",
     "python -m fcclip_jax.main --config=configs/world_clip.py --config.data.captions=captions.jsonl --config.model.clip=convnext_large_d_320 --config.init=clip_l --config.data.sizes='((320,64,1),)' --config.data.first_steps=0 --config.optim.learning_rate=1e-4 --config.optim.adam_learning_rate=1e-5 --workdir=runs/my_clip": (
         "needs OpenCLIP's weights"
     ),
@@ -145,7 +151,8 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
     (tmp_path / "photos").mkdir()
     for path in ("photo.jpg", "photos/a.jpg", "photos/b.png"):
         Image.fromarray(pixels).save(tmp_path / path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "fcclip_jax"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCCLIP_JAX_CACHE", str(tmp_path / "cache"))
     before = jax.config.jax_compilation_cache_dir
@@ -179,13 +186,21 @@ def test_python_blocks_run(folder, page, code):
         assert names["out"].shape == (1, 3, 2, 8)
         return
     names = {}
+    if page == "fcclip_jax/world/README.md":
+        exec(code, names)  # noqa: S102  the code is the page's
+        with Image.open(folder / "scene.png") as picture:
+            assert picture.size == (384, 256)
+        assert len(names["scene"].names) == names["scene"].segment_map.max() + 1
+        return
+    if page == "README.md" and not PACKAGED_WORLD.exists():
+        pytest.skip("the package has no trained checkpoint")
     exec(code, names)  # noqa: S102  the code is the README's
     assert (folder / "out.png").stat().st_size > 1000
     result = names["result"]
-    assert result.panoptic.id_map.shape == result.semantic.shape == (60, 80)
-    assert [entry.name for entry in result.vocabulary.classes] == ["astronaut", "space shuttle", "flag"]
+    assert result.panoptic.id_map.shape == result.semantic.shape == (384, 384)
+    assert [entry.name for entry in result.vocabulary.classes] == ["butterfly", "doughnut", "mailbox", "snow"]
     for instance in result.instances:
-        assert instance.mask.sum() == instance.area and instance.name in ("astronaut", "space shuttle", "flag")
+        assert instance.mask.sum() == instance.area and instance.name in ("butterfly", "doughnut", "mailbox")
 
 
 @pytest.mark.parametrize("command", sorted(RUN))
@@ -193,7 +208,7 @@ def test_commands_run(folder, capsys, command):
     program, *arguments = shlex.split(command)
     assert program == "fcclip" and cli.main(arguments) == 0
     if arguments[0] == "vocabularies":
-        assert len(capsys.readouterr().out.splitlines()) == 10
+        assert len(capsys.readouterr().out.splitlines()) == 11
     else:
         written = {
             path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()

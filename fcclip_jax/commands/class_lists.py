@@ -56,4 +56,4 @@ def _means_a_vocabulary(text: str) -> bool:
     if not text or set(text) & set(" ,|"):
         return False
     families = {name.split("_")[0] for name in vocabulary.shipped()}
-    return "_" in text or text in families or bool(difflib.get_close_matches(text, vocabulary.shipped(), cutoff=0.8))
+    return "_" in text or text in families or bool(difflib.get_close_matches(text, vocabulary.shipped(), cutoff=0.9))

@@ -18,9 +18,11 @@ def test_words(tmp_path):
     assert names(read_classes("cat|kitten, remote control,")) == [("cat", "kitten"), ("remote control",)]
     assert names(read_classes("city")) == [("city",)]
     assert names(read_classes("cityscapes,")) == [("cityscapes",)]
+    assert names(read_classes("sword")) == [("sword",)]
     made = read_classes("cat|kitten, grass|lawn, sky", "sky, grass|lawn")
     assert made.thing_mask == (True, False, False)
     assert read_classes("coco_panoptic") == vocabulary.Vocabulary.load("coco_panoptic")
+    assert len(read_classes("world").classes) == 283
 
 
 def test_words_in_a_file(tmp_path):

@@ -1,6 +1,7 @@
 """The words of the miniature world, and which of them training sees."""
 
 import itertools
+from importlib import resources
 
 from fcclip_jax.world import words
 
@@ -45,6 +46,11 @@ def test_vocabulary_of_all_words():
     assert vocabulary.thing_mask == (True,) * 275 + (False,) * 8
     assert vocabulary.ignore_label is None
     assert type(vocabulary).from_json(vocabulary.to_json()) == vocabulary
+
+
+def test_the_shipped_vocabulary_lists_these_words():
+    shipped = resources.files("fcclip_jax.text") / "vocabularies" / "world.json"
+    assert shipped.read_text("utf-8") == words.vocabulary(seen_only=False).to_json()
 
 
 def test_vocabulary_of_seen_words():
