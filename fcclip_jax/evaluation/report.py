@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcclip_jax.evaluation.paper_tables import Sweep
+from fcclip_jax.evaluation.paper_tables import SCORES, Sweep
 
 NAMES = {
     "pq": "PQ",
@@ -57,13 +57,14 @@ def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]
 
 def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], benchmark: str) -> str:
     """Returns a Markdown table with a row for each way, in percent, and the paper's scores if it reports this benchmark."""
-    names = [NAMES[name] for name in sweep.scores]
-    published = any(benchmark in row.reported for row in sweep.rows)
-    head = (*sweep.columns, *names, *(f"{name}, reported" for name in names if published))
+    names = [NAMES[name] for name in SCORES]
+    published = max(len(row.reported.get(benchmark, ())) for row in sweep.rows)
+    head = (*sweep.columns, *names, *(f"{name}, reported" for name in names[:published]))
     rows = [head]
     for row, scores in zip(sweep.rows, found, strict=True):
-        measured = [_measured(scores[name]) for name in sweep.scores]
-        rows.append((*map(str, row.cells), *measured, *(f"{value:.1f}" for value in row.reported.get(benchmark, ()))))
+        measured = [_measured(scores[name]) for name in SCORES]
+        values = [f"{value:.1f}" for value in row.reported.get(benchmark, ())]
+        rows.append((*map(str, row.cells), *measured, *values, *[""] * (published - len(values))))
     return _markdown(title, rows, words=len(sweep.columns))
 
 
