@@ -52,7 +52,7 @@ def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]
     for key, name in NAMES.items():
         if key in scores:
             rows.append((name, _measured(scores[key]), f"{reported[key]:.1f}" if key in reported else ""))
-    return _markdown(title, rows, words=1)
+    return markdown(title, rows, words=1)
 
 
 def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], benchmark: str) -> str:
@@ -65,14 +65,14 @@ def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], be
         measured = [_measured(scores[name]) for name in SCORES]
         values = [f"{value:.1f}" for value in row.reported.get(benchmark, ())]
         rows.append((*map(str, row.cells), *measured, *values, *[""] * (published - len(values))))
-    return _markdown(title, rows, words=len(sweep.columns))
+    return markdown(title, rows, words=len(sweep.columns))
 
 
 def _measured(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
+def markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
     """Returns a table whose first row is the head; the first `words` columns are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if place < words else ">" for place in range(len(widths))]
