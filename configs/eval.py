@@ -64,8 +64,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ensemble = ConfigDict({"alpha": placeholder(float), "beta": placeholder(float), "mode": placeholder(str)})
 
     # Measures the PQ of many ways to classify the same masks, in one pass over the images: "ensemble" (12 pairs of alpha and beta
-    # in both modes, table 8), "resolution" (sizes of the image that CLIP classifies on, table 9), or "classifiers" (those of this
-    # checkpoint, whose trunk was trained, and of second_checkpoint, whose trunk was frozen, table 6).
+    # in both modes, table 8), "resolution" (sizes of the image that CLIP classifies on, table 9; second_checkpoint may be another
+    # CLIP to compare with), or "classifiers" (those of this checkpoint, whose trunk was trained, and of second_checkpoint, whose
+    # trunk was frozen, table 6).
     config.sweep = placeholder(str)
     config.second_checkpoint = placeholder(str)
 

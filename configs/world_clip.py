@@ -8,6 +8,9 @@ names the segments of held-out scenes, in these designs and in one that is kept 
 Pictures with captions of your own, in a file with a line {"image": "a.jpg", "captions": ["a red car in the rain"]} for each:
 --config.data.captions=FILE.jsonl, with --config.init and --config.model.clip to adapt a CLIP that exists
 (fcclip_jax/training/README.md).
+
+Variants: vit trains a vision transformer of as many parameters in the same way, the rival of the paper's table 9; debug
+makes everything small.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +21,8 @@ from fcclip_jax.world.sprites import TRAINING_DESIGNS
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "debug"):
-        raise ValueError(f"configs/world_clip.py has no variant {variant!r}; its only one is debug")
+    if variant not in ("", "vit", "debug"):
+        raise ValueError(f"configs/world_clip.py has no variant {variant!r}; leave it out, or choose vit or debug")
     config = ConfigDict()
     config.pretrain = True
     config.seed = 1000
@@ -29,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.captions = "world"  # or a json-lines file of your own
     config.data.designs = TRAINING_DESIGNS
     # Pixels of the square pictures, pictures in a step over all devices, captions of each picture; by turns.
-    config.data.sizes = ((64, 128, 1), (64, 128, 1), (128, 32, 3))
+    config.data.sizes = ((64, 128, 1), (128, 32, 3), (128, 32, 3))
     # Steps that read the first size alone: words are learnt sooner from pictures of one thing.
     config.data.first_steps = 1_500
     config.data.workers = 1  # processes that compose pictures
@@ -48,6 +51,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.wandb = placeholder(str)  # a project of Weights & Biases
     config.lock()
 
+    if variant == "vit":
+        config.model.clip = "world_vit"
     if variant == "debug":
         config.steps = 30
         config.data.sizes = ((64, 16, 1), (64, 16, 1), (128, 8, 3))

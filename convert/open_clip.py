@@ -9,16 +9,11 @@ from fcclip_jax.models.descriptions import ClipDescription
 
 from .rules import Ignored, Rule, conv, depthwise, linear, same
 
-TEXT = [
-    Rule("positional_embedding", "clip.text.positional_embedding"),
-    Rule("token_embedding.weight", "clip.text.token_embedding"),
-    Rule("text_projection", "clip.text.text_projection"),
-    Rule("logit_scale", "clip.logit_scale"),
-    Rule("ln_final.weight", "clip.text.ln_final.weight"),
-    Rule("ln_final.bias", "clip.text.ln_final.bias"),
-    *(
-        Rule(f"transformer.resblocks.{{n}}.{source}", f"clip.text.resblocks.stacked.{target}", transform)
-        for source, target, transform in (
+
+def _transformer(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(f"{source}.resblocks.{{n}}.{theirs}", f"{target}.resblocks.stacked.{ours}", transform)
+        for theirs, ours, transform in (
             ("ln_1.weight", "ln_1.weight", same),
             ("ln_1.bias", "ln_1.bias", same),
             ("attn.in_proj_weight", "attn.in_proj_weight", linear),
@@ -32,7 +27,17 @@ TEXT = [
             ("mlp.c_proj.weight", "c_proj.weight", linear),
             ("mlp.c_proj.bias", "c_proj.bias", same),
         )
-    ),
+    ]
+
+
+TEXT = [
+    Rule("positional_embedding", "clip.text.positional_embedding"),
+    Rule("token_embedding.weight", "clip.text.token_embedding"),
+    Rule("text_projection", "clip.text.text_projection"),
+    Rule("logit_scale", "clip.logit_scale"),
+    Rule("ln_final.weight", "clip.text.ln_final.weight"),
+    Rule("ln_final.bias", "clip.text.ln_final.bias"),
+    *_transformer("transformer", "clip.text"),
 ]
 
 CONVNEXT = [
@@ -109,6 +114,19 @@ RESNET = [
     ),
 ]
 
+VIT = [
+    Rule("visual.conv1.weight", "clip.image.patch_conv.weight", conv),
+    Rule("visual.class_embedding", "clip.image.class_embedding"),
+    Rule("visual.positional_embedding", "clip.image.positional_embedding"),
+    *(
+        Rule(f"visual.{norm}.{leaf}", f"clip.image.{norm}.{leaf}")
+        for norm in ("ln_pre", "ln_post")
+        for leaf in ("weight", "bias")
+    ),
+    *_transformer("visual.transformer", "clip.image"),
+    Rule("visual.proj", "clip.image.image_projection"),
+]
+
 IGNORED = [
     *(
         Ignored(f"visual.{place}.num_batches_tracked", "a counter of batch norm's training")
@@ -149,5 +167,5 @@ def with_official_sizes(parameters: Mapping[str, np.ndarray], clip: ClipDescript
 
 
 def rules(family: str) -> list[Rule]:
-    """Returns the table of one family of image trunks, `convnext` or `resnet`."""
-    return TEXT + {"convnext": CONVNEXT, "resnet": RESNET}[family]
+    """Returns the table of one family of image trunks, `convnext`, `resnet` or `vit`."""
+    return TEXT + {"convnext": CONVNEXT, "resnet": RESNET, "vit": VIT}[family]

@@ -54,7 +54,7 @@ def test_segmentation():
 
 
 def test_evaluation():
-    opened = open_model("world", seed=0)
+    opened = open_model("world")
     assert opened.known_words == KNOWN and opened.description.defaults == DEFAULTS
 
 

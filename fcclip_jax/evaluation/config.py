@@ -49,9 +49,11 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
     if config.sweep is not None:
         _check_sweep(config)
         tasks = ("panoptic",)
-    if (config.sweep == "classifiers") != (config.second_checkpoint is not None):
+    second = config.second_checkpoint is not None
+    if (config.sweep == "classifiers" and not second) or (second and config.sweep not in ("classifiers", "resolution")):
         raise ValueError(
-            "give second_checkpoint with sweep=classifiers, which compares two checkpoints, and only with it"
+            "give second_checkpoint with sweep=classifiers, which compares two checkpoints, or with sweep=resolution, which"
+            " can; and only with these"
         )
     return EvalSettings(
         tasks=tasks,

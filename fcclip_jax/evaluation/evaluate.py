@@ -15,11 +15,12 @@ from fcclip_jax import caching, checkpoint, command_line
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
+from fcclip_jax.evaluation.clips import open_clip
 from fcclip_jax.evaluation.config import EvalSettings, eval_settings, open_examples
 from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
 from fcclip_jax.evaluation.loop import Outcome, segment_and_score, wait_for_all
-from fcclip_jax.evaluation.paper_tables import SWEEPS, Reported, reported_for
+from fcclip_jax.evaluation.paper_tables import Reported, Sweep, reported_for, sweep_of
 from fcclip_jax.evaluation.scores import summarize, summarize_sweep
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.segmenter import Segmenter
@@ -61,7 +62,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         raise ValueError(f"a sweep measures PQ, but {examples.name} has no panoptic annotation")
     folder = pathlib.Path(workdir).expanduser()
     caching.keep_compiled_programs()
-    opened = open_model(checkpoint_path, seed=0)
+    opened = open_model(checkpoint_path)
     if settings.overlap_threshold is None:
         settings = settings._replace(overlap_threshold=opened.description.defaults.overlap_threshold)
     segmenter = make_segmenter(config, opened)
@@ -78,28 +79,26 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "checkpoint": weights_digest(opened.model, opened.description),
         "training_vocabulary": vocabulary_digest(opened.training_vocabulary),
     }
-    second_trunk = None
-    if settings.sweep == "classifiers":
-        second = open_model(config.second_checkpoint, seed=1)
-        if second.text_fingerprint != opened.text_fingerprint:
-            raise ValueError(
-                f"{config.second_checkpoint} has another text tower than {checkpoint_path}; give checkpoints of the same CLIP"
-                " model, since both must share the vocabulary's embeddings"
-            )
-        second_trunk = second.model.clip.image
-        about["second_checkpoint"] = weights_digest(second_trunk, second.description.clip.image)
+    sweep, second_clip = None, None
+    if settings.sweep:
+        sweep = sweep_of(settings.sweep, config.benchmark, second_clip=config.second_checkpoint is not None)
+    if config.second_checkpoint is not None:
+        second = open_clip(config.second_checkpoint)
+        about["second_checkpoint"] = weights_digest(second.clip, "")
+        second_clip = second.classifier(examples.vocabulary, opened.training_vocabulary)
     seen = examples.vocabulary.seen_by(opened.training_vocabulary)
     paper = reported_for(opened.description.clip.image, opened.training_vocabulary.name)
     del opened  # the engine has weights of its own, in bfloat16 perhaps
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     engine.expect(examples.sizes)
-    outcome = segment_and_score(engine, examples, log, settings, folder, second_trunk)
+    ways = sweep.ways(engine.ensemble) if sweep else ()
+    outcome = segment_and_score(engine, examples, log, settings, folder, ways, second_clip)
     if not outcome.lines:
         raise ValueError("no image could be read, so no report is written; the lines above give the reasons")
     try:
         if jax.process_index() == 0:
-            write_report(config, examples, outcome, settings, folder, seen, paper, about)
+            write_report(config, examples, outcome, settings, sweep, folder, seen, paper, about)
             if config.worst and not settings.sweep:
                 if settings.tasks == ("instances",):
                     print("worst.html is not written: it orders images by PQ or mIoU, which are not evaluated")
@@ -107,6 +106,11 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
                     page.write(folder, outcome.lines, examples, engine, settings, config.worst)
                     print(f"the images with the lowest scores: {folder / 'worst.html'}")
             if outcome.images_per_second:
+                speed = report.to_json(
+                    {"images_per_second": outcome.images_per_second, "processes": jax.process_count()}
+                )
+                # Not in the report, which is the same however often the evaluation was resumed.
+                write_files({folder / "speed.json": speed})
                 processes = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
                 print(f"{outcome.images_per_second:.3g} images/s{processes}")
     finally:
@@ -115,12 +119,10 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     return command_line.INCOMPLETE if outcome.failed else command_line.DONE
 
 
-def open_model(checkpoint_path: str, seed: int) -> Opened:
-    """Loads a checkpoint, or makes a random model from the seed. The text towers of all random models are the same."""
+def open_model(checkpoint_path: str) -> Opened:
+    """Loads a checkpoint, or makes a random model."""
     if checkpoint_path == RANDOM_WEIGHTS:
-        model = random_model(SMALL, seed)
-        model.clip.text = random_model(SMALL, 0).clip.text
-        return Opened(model, Vocabulary.load("coco_panoptic"), SMALL, "random 0", None)
+        return Opened(random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), SMALL, "random 0", None)
     loaded = checkpoint.load(checkpoint_path)
     return Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256, loaded.known_words)
 
@@ -152,6 +154,7 @@ def write_report(
     examples: Examples,
     outcome: Outcome,
     settings: EvalSettings,
+    sweep: Sweep | None,
     folder: pathlib.Path,
     seen: Sequence[bool],
     paper: Reported,
@@ -159,8 +162,8 @@ def write_report(
 ) -> None:
     """Prints the table, and writes report.md, report.json and, if they are saved, the predictions' json files."""
     lines = outcome.lines
-    if settings.sweep:
-        content, text = sweep_report(config, examples, lines, seen)
+    if sweep:
+        content, text = sweep_report(config, sweep, examples, lines, seen)
     else:
         content, text = scores_report(config, examples, lines, seen, paper)
     counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
@@ -192,10 +195,9 @@ def scores_report(
 
 
 def sweep_report(
-    config: ConfigDict, examples: Examples, lines: Mapping[int, Line], seen: Sequence[bool]
+    config: ConfigDict, sweep: Sweep, examples: Examples, lines: Mapping[int, Line], seen: Sequence[bool]
 ) -> tuple[dict[str, Any], str]:
     """Returns a sweep's scores as part of report.json, and as a table."""
-    sweep = SWEEPS[config.sweep]
     found = summarize_sweep(sweep, list(lines.values()), examples, np.asarray(seen))
     return {"sweep": found}, report.sweep_table(title(config, examples, len(lines)), sweep, found, config.benchmark)
 

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -27,12 +26,12 @@ from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.config import EvalSettings
 from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import EvaluationLog, Line
-from fcclip_jax.evaluation.paper_tables import SWEEPS
 from fcclip_jax.evaluation.predictions import names_of, save
 from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts, sweep_line
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.results import Result
+from fcclip_jax.inference.sweep import SecondClip, Way
 from fcclip_jax.metrics.panoptic import PanopticCounts, quality
 
 THREADS = min(os.cpu_count() or 1, 8)
@@ -67,12 +66,13 @@ def segment_and_score(
     log: EvaluationLog,
     settings: EvalSettings,
     folder: pathlib.Path,
-    second_trunk: nnx.Module | None = None,
+    ways: Sequence[Way] = (),
+    second_clip: SecondClip | None = None,
 ) -> Outcome:
     """Segments and scores the images that are not in the log. Each process takes its share; all return all lines.
 
     folder: the folder of predictions, if settings save them.
-    second_trunk: the image trunk of the sweep's second checkpoint.
+    ways, second_clip: the sweep's, of which settings have the name, and the CLIP of its second checkpoint.
 
     Raises:
         OSError: the log or a prediction cannot be written.
@@ -88,7 +88,7 @@ def segment_and_score(
     progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
     with progress, log.writer() as write, ThreadPoolExecutor(THREADS) as pool:
         decoded = decode_ahead(examples, mine, pool, ahead=engine.batch_size + 2)
-        segmented = segment(engine, decoded, examples, settings, second_trunk, speed)
+        segmented = segment(engine, decoded, examples, settings, ways, second_clip, speed)
         score = _scorer(examples, settings, folder)
         for place, line in score_behind(segmented, score, pool, behind=max(THREADS, 2 * engine.batch_size)):
             if isinstance(line, Exception):
@@ -149,7 +149,8 @@ def segment(
     decoded: Iterable[tuple[int, Example | OSError | ValueError]],
     examples: Examples,
     settings: EvalSettings,
-    second_trunk: nnx.Module | None,
+    ways: Sequence[Way],
+    second_clip: SecondClip | None,
     speed: Speed,
 ) -> Iterator[tuple[int, Segmented | OSError | ValueError]]:
     """Yields each image as soon as the engine has segmented it, in the engine's order."""
@@ -169,8 +170,7 @@ def segment(
 
     positions = itertools.count()
     if settings.sweep:
-        ways = SWEEPS[settings.sweep].ways(engine.ensemble)
-        stream = engine.sweep(images(), ways, second_trunk=second_trunk, overlap_threshold=settings.overlap_threshold)
+        stream = engine.sweep(images(), ways, second_clip=second_clip, overlap_threshold=settings.overlap_threshold)
     else:
         stream = engine.segment(
             images(),

@@ -5,12 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fcclip_jax.inference.sweep import Way
-from fcclip_jax.models.descriptions import (
-    CLIP_MODELS,
-    ConvNeXtDescription,
-    EnsembleDescription,
-    ResNetDescription,
-)
+from fcclip_jax.models.descriptions import CLIP_MODELS, EnsembleDescription, ImageDescription
+from fcclip_jax.world.panoptic import WORLD
 
 
 class Reported(NamedTuple):
@@ -58,7 +54,7 @@ REPORTED: dict[tuple[str, str], Reported] = {
 """By CLIP model and training vocabulary."""
 
 
-def reported_for(trunk: ConvNeXtDescription | ResNetDescription, training_vocabulary: str) -> Reported:
+def reported_for(trunk: ImageDescription, training_vocabulary: str) -> Reported:
     """Returns the scores of the model with this trunk and training vocabulary, or else those of the paper's main model."""
     for (clip, vocabulary), reported in REPORTED.items():
         if vocabulary == training_vocabulary and CLIP_MODELS[clip].image == trunk:
@@ -74,24 +70,26 @@ class SweepRow(NamedTuple):
     ensemble: Mapping[str, Any]
     """Changes to the model's own ensemble."""
     reported: Mapping[str, tuple[float, ...]]
-    """The sweep's scores for ConvNeXt-L in percent, by benchmark."""
+    """The paper's scores for ConvNeXt-L in percent, by benchmark: the first ones of SCORES."""
     short_side: int | None = None
     """The short side of the image that CLIP classifies on, in pixels; None uses the image in which masks are found."""
-    second_trunk: bool = False
-    """True if the second checkpoint's trunk classifies."""
+    second_clip: bool = False
+    """True if the second checkpoint's CLIP classifies."""
+
+
+SCORES = ("pq", "pq_seen", "pq_unseen")
+"""The scores of each row of a sweep."""
 
 
 class Sweep(NamedTuple):
     """A table that compares ways to classify the same masks, in one pass over the images."""
 
     columns: tuple[str, ...]
-    scores: tuple[str, ...]
-    """Names of the scores: pq, pq_seen or pq_unseen."""
     rows: tuple[SweepRow, ...]
 
     def ways(self, own: EnsembleDescription) -> list[Way]:
         """Returns the rows as the engine reads them, for a model with this ensemble."""
-        return [Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_trunk) for row in self.rows]
+        return [Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_clip) for row in self.rows]
 
 
 def _ensemble(alpha: float, beta: float, arithmetic: float, geometric: float) -> list[SweepRow]:
@@ -102,22 +100,22 @@ def _ensemble(alpha: float, beta: float, arithmetic: float, geometric: float) ->
     ]
 
 
-def _resolution(short_side: int, coco: float, ade20k: float) -> SweepRow:
-    return SweepRow((short_side,), {"alpha": 1.0, "beta": 1.0}, {"coco": (coco,), "ade20k": (ade20k,)}, short_side)
+def _resolution(short_side: int, reported: Mapping[str, tuple[float, ...]], second_clip: bool = False) -> SweepRow:
+    cells = ("second" if second_clip else "own", short_side)
+    return SweepRow(cells, {"alpha": 1.0, "beta": 1.0}, reported, short_side, second_clip)
 
 
 def _classifiers(in_vocab: bool, out_vocab: str, *ade20k: float) -> SweepRow:
     weight = {(True, "-"): 0.0, (False, "second"): 1.0}.get((in_vocab, out_vocab))
     changes = {} if weight is None else {"alpha": weight, "beta": weight}
     cells = ("own" if in_vocab else "-", out_vocab)
-    return SweepRow(cells, changes, {"ade20k": ade20k}, second_trunk=out_vocab == "second")
+    return SweepRow(cells, changes, {"ade20k": ade20k}, second_clip=out_vocab == "second")
 
 
 SWEEPS: dict[str, Sweep] = {
     # Table 8.
     "ensemble": Sweep(
         ("alpha", "beta", "mode"),
-        ("pq",),
         (
             *_ensemble(0.0, 0.0, 17.8, 17.8),
             *_ensemble(1.0, 1.0, 21.9, 21.9),
@@ -135,21 +133,22 @@ SWEEPS: dict[str, Sweep] = {
     ),
     # Table 9, CLIP alone as the classifier. The paper classified other masks, so its absolute scores differ.
     "resolution": Sweep(
-        ("short side",),
-        ("pq",),
-        (
-            _resolution(224, 17.3, 9.3),
-            _resolution(448, 23.5, 12.8),
-            _resolution(672, 27.0, 14.8),
-            _resolution(896, 28.6, 16.0),
-            _resolution(1120, 29.3, 15.9),
+        ("CLIP", "short side"),
+        tuple(
+            _resolution(short_side, {"coco": (coco,), "ade20k": (ade20k,)})
+            for short_side, coco, ade20k in (
+                (224, 17.3, 9.3),
+                (448, 23.5, 12.8),
+                (672, 27.0, 14.8),
+                (896, 28.6, 16.0),
+                (1120, 29.3, 15.9),
+            )
         ),
     ),
     # Table 6: a checkpoint with a trained trunk, and a second one with a frozen trunk. The table's last row, everything frozen,
     # is the second checkpoint's own evaluation.
     "classifiers": Sweep(
         ("in-vocabulary", "out-of-vocabulary"),
-        ("pq", "pq_seen", "pq_unseen"),
         (
             _classifiers(True, "-", 17.7, 37.9, 2.6),
             _classifiers(False, "second", 21.1, 32.4, 12.6),
@@ -158,3 +157,22 @@ SWEEPS: dict[str, Sweep] = {
         ),
     ),
 }
+
+WORLD_SIDES = (128, 192, 256, 320, 384, 512)
+"""Table 9's sizes for the miniature world, whose CLIP learns on pictures of 64 and 128 pixels."""
+
+
+def sweep_of(name: str, benchmark: str, *, second_clip: bool) -> Sweep:
+    """Returns the sweep of this name, as it is on this benchmark.
+
+    second_clip: whether a second checkpoint is given; "resolution" then has rows for both CLIPs, as table 9 does.
+    """
+    sweep = SWEEPS[name]
+    if name != "resolution":
+        return sweep
+    rows = sweep.rows
+    if benchmark == WORLD:
+        rows = tuple(_resolution(short_side, {}) for short_side in WORLD_SIDES)
+    if second_clip:
+        rows += tuple(_resolution(row.short_side, {}, second_clip=True) for row in rows if row.short_side)
+    return sweep._replace(rows=rows)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcclip_jax.evaluation.paper_tables import Sweep
+from fcclip_jax.evaluation.paper_tables import SCORES, Sweep
 
 NAMES = {
     "pq": "PQ",
@@ -52,26 +52,27 @@ def table(title: str, scores: Mapping[str, float], reported: Mapping[str, float]
     for key, name in NAMES.items():
         if key in scores:
             rows.append((name, _measured(scores[key]), f"{reported[key]:.1f}" if key in reported else ""))
-    return _markdown(title, rows, words=1)
+    return markdown(title, rows, words=1)
 
 
 def sweep_table(title: str, sweep: Sweep, found: Sequence[Mapping[str, Any]], benchmark: str) -> str:
     """Returns a Markdown table with a row for each way, in percent, and the paper's scores if it reports this benchmark."""
-    names = [NAMES[name] for name in sweep.scores]
-    published = any(benchmark in row.reported for row in sweep.rows)
-    head = (*sweep.columns, *names, *(f"{name}, reported" for name in names if published))
+    names = [NAMES[name] for name in SCORES]
+    published = max(len(row.reported.get(benchmark, ())) for row in sweep.rows)
+    head = (*sweep.columns, *names, *(f"{name}, reported" for name in names[:published]))
     rows = [head]
     for row, scores in zip(sweep.rows, found, strict=True):
-        measured = [_measured(scores[name]) for name in sweep.scores]
-        rows.append((*map(str, row.cells), *measured, *(f"{value:.1f}" for value in row.reported.get(benchmark, ()))))
-    return _markdown(title, rows, words=len(sweep.columns))
+        measured = [_measured(scores[name]) for name in SCORES]
+        values = [f"{value:.1f}" for value in row.reported.get(benchmark, ())]
+        rows.append((*map(str, row.cells), *measured, *values, *[""] * (published - len(values))))
+    return markdown(title, rows, words=len(sweep.columns))
 
 
 def _measured(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
+def markdown(title: str, rows: Sequence[Sequence[str]], words: int) -> str:
     """Returns a table whose first row is the head; the first `words` columns are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if place < words else ">" for place in range(len(widths))]

@@ -23,7 +23,7 @@ from pycocotools import mask as coco_mask
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.examples import Examples
 from fcclip_jax.evaluation.log import Line
-from fcclip_jax.evaluation.paper_tables import Sweep
+from fcclip_jax.evaluation.paper_tables import SCORES, Sweep
 from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.inference.result_files import instance_record
 from fcclip_jax.inference.results import Result
@@ -223,7 +223,7 @@ def summarize_sweep(
         total = total_counts([{"panoptic": line["sweep"][place]} for line in lines], classes)
         quality = panoptic.quality(total)[:, 0]
         scores = {}
-        for name in sweep.scores:
+        for name in SCORES:
             occurring = quality[chosen[name] & ~np.isnan(quality)]
             scores[name] = float(100 * occurring.mean()) if len(occurring) else float("nan")
         found.append({**dict(zip(sweep.columns, row.cells, strict=True)), **scores})

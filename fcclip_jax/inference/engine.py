@@ -18,7 +18,7 @@ from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
 from fcclip_jax.inference.postprocess import Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
-from fcclip_jax.inference.sweep import SWEEP_SPECS, Way, sweep
+from fcclip_jax.inference.sweep import SWEEP_SPECS, SecondClip, SecondInputs, Way, sweep
 from fcclip_jax.models.building import name_before_unroll, named_variables, split_for_inference, without_text
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
@@ -195,24 +195,25 @@ class Engine:
         images: Iterable[ImageLike],
         ways: Sequence[Way],
         *,
-        second_trunk: nnx.Module | None = None,
+        second_clip: SecondClip | None = None,
         overlap_threshold: float = OVERLAP_THRESHOLD,
     ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
         """Works as `segment`, but yields a panoptic result for each way to classify the masks, which are computed once.
 
-        second_trunk: another model's `clip.image`, for the ways that use it; the text towers must be the same.
+        second_clip: another CLIP, for the ways that use it.
         """
         vocabulary, words = self._required_vocabulary(), self._words
-        second_graphdef, second_state = None, None
-        if second_trunk is not None:
-            second_graphdef, second_state = split_for_inference(second_trunk, self.precision, self._platform)
-        second_states = self._put(second_state)
+        second_graphdef, inputs = None, None
+        if second_clip is not None:
+            second_graphdef, state = split_for_inference(second_clip.trunk, self.precision, self._platform)
+            inputs = SecondInputs(state, second_clip.text, second_clip.logit_scale)
+        seconds = self._put(inputs)
         sides = sorted({way.short_side for way in ways if way.short_side is not None})
 
         def dispatch(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed:
             return self._sweep(
                 self._states[place],
-                second_states[place],
+                seconds[place],
                 stack(photos, shapes.bucket, size=self._rows),
                 {side: self.feeder.view(photos, shapes.bucket, side, size=self._rows) for side in sides},
                 words[place],

@@ -104,17 +104,22 @@ def resize_taps(positions: Int[Array, " N"], image: Int[Array, ""], output: Int[
 
 
 def logits_in_view(
-    logits: Float[Array, "h w Q"], image_hw: Int[Array, " 2"], view_hw: Int[Array, " 2"], grid: tuple[int, int]
+    logits: Float[Array, "h w Q"],
+    image_hw: Int[Array, " 2"],
+    view_hw: Int[Array, " 2"],
+    grid: tuple[int, int],
+    stride: int = STRIDE,
 ) -> Float[Array, "h2 w2 Q"]:
-    """Returns logits at the stride-32 cells of the same image at another size, interpolated bilinearly.
+    """Returns logits at the cells of the same image at another size, interpolated bilinearly.
 
     image_hw, view_hw: the image's size for which the logits were computed, and its other size, both without padding.
+    grid, stride: the number of cells in both axes, and their side in pixels.
     """
     dtype = working_dtype(logits)
     taps = []
     for axis, cells in enumerate(grid):
         positions = jnp.arange(cells, dtype=jnp.int32)
-        inputs = image_hw[axis] * (STRIDE // MASK_STRIDE)
+        inputs = image_hw[axis] * (stride // MASK_STRIDE)
         lower, upper = linear_taps(positions, inputs, view_hw[axis], dtype)
         last = ceil_div(image_hw[axis], STRIDE) * (STRIDE // MASK_STRIDE) - 1
         taps.append(Taps(lower, jnp.stack([1 - upper, upper], axis=1), last))

@@ -60,6 +60,8 @@ class Stage(nnx.Module):
 class ConvNeXt(nnx.Module):
     """The image tower: dense features at four strides, and CLIP's head for pooled ones."""
 
+    stride = STRIDE
+
     def __init__(self, description: ConvNeXtDescription, *, rngs: nnx.Rngs):
         dims, eps = description.dims, description.norm_eps
         self.stem_conv = Conv(3, dims[0], 4, stride=4, rngs=rngs)

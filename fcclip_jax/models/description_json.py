@@ -15,6 +15,7 @@ from fcclip_jax.models.descriptions import (
     ModelDescription,
     ResNetDescription,
     TextDescription,
+    ViTDescription,
 )
 
 
@@ -29,7 +30,7 @@ def clip_from_json(data: Any) -> ClipDescription:
     Raises:
         ValueError: a field is unknown or of the wrong type, or one without a default is missing.
     """
-    families = {"convnext": ConvNeXtDescription, "resnet": ResNetDescription}
+    families = {"convnext": ConvNeXtDescription, "resnet": ResNetDescription, "vit": ViTDescription}
     _check_fields(ClipDescription, data)
     family = data["image"].get("family") if isinstance(data["image"], dict) else None
     if family not in families:

@@ -53,6 +53,31 @@ class ResNetDescription:
         return self.width * 32 // 64
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTDescription:
+    """CLIP's vision transformer. It has one stride, so that it cannot be the trunk of a mask decoder."""
+
+    width: int
+    layers: int
+    heads: int
+    image_size: int
+    """Side in pixels of the images for which the table of positions is; it is resized for others."""
+    embed_dim: int
+    patch_size: int = 16
+    family: Literal["vit"] = "vit"
+
+    def __post_init__(self):
+        _check_heads(self.width, self.heads)
+        if self.patch_size not in (8, 16, 32) or self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size is {self.patch_size} and image_size {self.image_size}; patches must have 8, 16 or 32 pixels,"
+                " and images a multiple of them"
+            )
+
+
+ImageDescription = ConvNeXtDescription | ResNetDescription | ViTDescription
+
+
 def _check_heads(width: int, heads: int) -> None:
     if heads < 1 or width < 1 or width % heads:
         raise ValueError(f"a width of {width} cannot be split among {heads} heads")
@@ -150,7 +175,7 @@ OFFICIAL_DEFAULTS = DefaultsDescription()
 class ClipDescription:
     """Both towers of a CLIP model."""
 
-    image: ConvNeXtDescription | ResNetDescription
+    image: ImageDescription
     text: TextDescription
 
 

@@ -11,13 +11,14 @@ from fcclip_jax.conventions import MASK_STRIDE, STRIDE, round_up
 from fcclip_jax.models.classifiers import ensemble, shrink, text_logits
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.models.convnext import ConvNeXt
-from fcclip_jax.models.descriptions import ClipDescription, EnsembleDescription, ModelDescription
+from fcclip_jax.models.descriptions import ClipDescription, ModelDescription, ViTDescription
 from fcclip_jax.models.features import Features
 from fcclip_jax.models.layers import unit_normal
 from fcclip_jax.models.mask_decoder import MaskDecoder
 from fcclip_jax.models.padding import valid_mask
 from fcclip_jax.models.pixel_decoder import PixelDecoder
 from fcclip_jax.models.resnet import ResNet
+from fcclip_jax.models.vit import VisionTransformer
 from fcclip_jax.structs import Prediction, TextClassifier, checked
 
 PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
@@ -28,7 +29,7 @@ class CLIP(nnx.Module):
     """CLIP's two frozen towers."""
 
     def __init__(self, description: ClipDescription, *, rngs: nnx.Rngs):
-        trunk = {"convnext": ConvNeXt, "resnet": ResNet}[description.image.family]
+        trunk = {"convnext": ConvNeXt, "resnet": ResNet, "vit": VisionTransformer}[description.image.family]
         self.image = trunk(description.image, rngs=rngs)
         self.text = TextTower(description.text, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.asarray(1 / 0.07)))
@@ -39,6 +40,8 @@ class FCCLIP(nnx.Module):
 
     def __init__(self, description: ModelDescription, *, rngs: nnx.Rngs):
         image, head = description.clip.image, description.head
+        if isinstance(image, ViTDescription):
+            raise ValueError("a vision transformer has features at one stride, but the mask decoder needs four")
         self.clip = CLIP(description.clip, rngs=rngs)
         self.pixel_decoder = PixelDecoder(image.feature_dims, head, rngs=rngs)
         self.mask_decoder = MaskDecoder(head, image.embed_dim, rngs=rngs)
@@ -70,32 +73,19 @@ class FCCLIP(nnx.Module):
         """
         masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
-        return self.mix(prediction, embeddings, jnp.any(masks, axis=(1, 2)), text, self.ensemble, offered)
-
-    def mix(
-        self,
-        prediction: Prediction,
-        embeddings: Float[Array, "B Q C"],
-        valid_masks: Bool[Array, "B Q"],
-        text: TextClassifier,
-        mixing: EnsembleDescription,
-        offered: Bool[Array, "B K"] | None = None,
-    ) -> Float[Array, "B Q K1"]:
-        """Computes the class probabilities of `classify` from CLIP's embeddings of the masks.
-
-        valid_masks: whether a mask has any cell at stride 32.
-        """
         out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
         in_vocab = prediction.class_logits
         if offered is not None:
             out_vocab = jnp.where(offered[:, None, :], out_vocab, -jnp.inf)
             in_vocab = in_vocab.at[..., :-1].set(jnp.where(offered[:, None, :], in_vocab[..., :-1], -jnp.inf))
-        return ensemble(in_vocab, out_vocab, text.seen, valid_masks, mixing)
+        return ensemble(in_vocab, out_vocab, text.seen, jnp.any(masks, axis=(1, 2)), self.ensemble)
 
 
-def dense_masks(logits: Float[Array, "B h w Q"], valid_hw: Int[Array, "B 2"]) -> Bool[Array, "B h w Q"]:
-    """Binarises mask logits at stride 32, where CLIP's features are pooled."""
-    return (logits > 0) & valid_mask(valid_hw, logits.shape[1:3], STRIDE)[..., None]
+def dense_masks(
+    logits: Float[Array, "B h w Q"], valid_hw: Int[Array, "B 2"], stride: int = STRIDE
+) -> Bool[Array, "B h w Q"]:
+    """Binarises mask logits at the stride of CLIP's dense features, which are pooled under them."""
+    return (logits > 0) & valid_mask(valid_hw, logits.shape[1:3], stride)[..., None]
 
 
 def normalize_images(

@@ -15,6 +15,12 @@ class Features(NamedTuple):
     clip_dense: Float[Array, "B h5 w5 C5"]
 
 
+class DenseFeatures(NamedTuple):
+    """The output of an image trunk that serves CLIP alone, under the name that it has in `Features`."""
+
+    clip_dense: Float[Array, "B h w C"]
+
+
 class PixelFeatures(NamedTuple):
     """The pixel decoder's output: per-pixel embeddings at stride 4 and three levels, strides 32, 16 and 8."""
 

@@ -43,7 +43,7 @@ BFLOAT16 = Precision("bfloat16", dtype="bfloat16", products="highest")
 BY_NAME = {precision.name: precision for precision in (FLOAT32, TF32, BFLOAT16)}
 
 _WIDE = re.compile(
-    r".*(bias|gamma|(norm|bn)\d?\.weight|running_mean|running_var|logit_scale|void_embedding)"  # vectors and scalars
+    r".*(bias|gamma|(norm|bn)\d?\.weight|ln_\w+\.weight|running_mean|running_var|logit_scale|(void|class)_embedding)"  # vectors and scalars
 )
 
 

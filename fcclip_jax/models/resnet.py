@@ -142,6 +142,8 @@ class AttentionPool(nnx.Module):
 class ResNet(nnx.Module):
     """The image tower: dense features at four strides, and attention pooling."""
 
+    stride = STRIDE
+
     def __init__(self, description: ResNetDescription, *, rngs: nnx.Rngs):
         width = description.width
         self.conv1 = Conv(3, width // 2, 3, stride=2, padding=1, bias=False, rngs=rngs)

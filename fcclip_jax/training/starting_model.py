@@ -43,13 +43,16 @@ def model_description(clip: str, head: HeadDescription) -> ModelDescription:
 def clip_of_config(name: str) -> ClipDescription:
     """Returns the description of a configuration's towers.
 
-    name: OpenCLIP's, "world" for the CLIP of the miniature world, or "small", which only has random weights.
+    name: OpenCLIP's, "world" for the CLIP of the miniature world, "world_vit" for its rival with a vision transformer, or
+        "small", which only has random weights.
 
     Raises:
         ValueError: no CLIP has that name.
     """
     if name == WORLD:
         return world_clip.clip_description()
+    if name == f"{WORLD}_vit":
+        return world_clip.vit_description()
     return descriptions.SMALL.clip if name == "small" else descriptions.clip_description(name)
 
 

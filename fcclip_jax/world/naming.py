@@ -82,6 +82,8 @@ class Naming:
             image_tower = nnx.merge(graphdef, state).image
             whole = jnp.broadcast_to(jnp.asarray(images.shape[1:3], jnp.int32), (images.shape[0], 2))
             normal, valid_hw = normalize_images(images, whole)
+            cells = STRIDE // image_tower.stride
+            masks = jnp.repeat(jnp.repeat(masks, cells, axis=1), cells, axis=2)
             return normalize(image_tower.embed_masks(image_tower(normal, valid_hw).clip_dense, valid_hw, masks))
 
         self._embed_texts, self._embed_segments = embed_texts, embed_segments

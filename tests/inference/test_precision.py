@@ -17,7 +17,7 @@ from fcclip_jax import checkpoint
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.feeding import stack
 from fcclip_jax.inference.segmenter import Segmenter
-from fcclip_jax.inference.sweep import Way
+from fcclip_jax.inference.sweep import SecondClip, SecondInputs, Way
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.fcclip import normalize_images
@@ -135,20 +135,21 @@ def test_the_precision_of_products_in_any_thread(precision):
             assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
 
 
-def test_a_second_trunk_has_the_dtypes_of_the_first(monkeypatch):
+def test_a_second_clip_has_the_dtypes_of_the_first(monkeypatch):
     segmenter = Segmenter.random(short_side=96, max_side=160, precision="bfloat16")
     segmenter.set_classes(WORDS)
     engine = segmenter.engine
     taken = []
 
-    def sweep(state: nnx.State, second_state: nnx.State, *_, **__):
-        taken.extend(jax.tree.map(lambda x: x.dtype, nnx.to_pure_dict(part)) for part in (state, second_state))
+    def sweep(state: nnx.State, second: SecondInputs, *_, **__):
+        taken.extend(jax.tree.map(lambda x: x.dtype, nnx.to_pure_dict(part)) for part in (state, second.state))
         raise InterruptedError
 
     monkeypatch.setattr(engine, "_sweep", sweep)
-    ways = [Way(engine.ensemble, second_trunk=True)]
+    ways = [Way(engine.ensemble, second_clip=True)]
+    second = SecondClip(random_model(SMALL, 1).clip.image, engine._words[0].text, np.float32(0))
     with pytest.raises(InterruptedError):
-        list(engine.sweep([make_photo((90, 120))], ways, second_trunk=random_model(SMALL, 1).clip.image))
+        list(engine.sweep([make_photo((90, 120))], ways, second_clip=second))
     assert taken[0]["clip"]["image"] == taken[1]
     assert set(jax.tree.leaves(taken[1])) == {np.dtype(np.float32), np.dtype(jnp.bfloat16)}
 

@@ -8,7 +8,7 @@ import pytest
 
 from fcclip_jax.inference.resampling import logits_in_view
 from fcclip_jax.inference.segmenter import Segmenter
-from fcclip_jax.inference.sweep import Way
+from fcclip_jax.inference.sweep import SecondClip, Way
 from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -34,13 +34,13 @@ def found():
         "clip": Way(clip_alone),
         "clip, smaller": Way(clip_alone, short_side=64),
         "clip, larger": Way(clip_alone, short_side=160),
-        "second": Way(clip_alone, second_trunk=True),
-        "second, own size": Way(clip_alone, short_side=96, second_trunk=True),
+        "second": Way(clip_alone, second_clip=True),
+        "second, own size": Way(clip_alone, short_side=96, second_clip=True),
     }
+    text = segmenter._encoder.classifier(segmenter.vocabulary, segmenter.training_vocabulary)
+    second = SecondClip(other.clip.image, text, other.clip.logit_scale[...])
     photo = make_photo(SIZE, 5)
-    ((_, results),) = segmenter.engine.sweep(
-        [photo], list(ways.values()), second_trunk=other.clip.image, overlap_threshold=0.1
-    )
+    ((_, results),) = segmenter.engine.sweep([photo], list(ways.values()), second_clip=second, overlap_threshold=0.1)
     ((_, alone),) = segmenter.stream([photo], tasks=("panoptic",), overlap_threshold=0.1)
     return {name: result.panoptic for name, result in zip(ways, results, strict=True)} | {"alone": alone.panoptic}
 
@@ -80,3 +80,11 @@ def test_masks_in_a_view(view):
         torch.from_numpy(logits).double().permute(2, 0, 1)[None], size=grid, mode="bilinear", align_corners=False
     )[0].permute(1, 2, 0)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)  # the rounding of float32
+
+
+def test_masks_at_another_stride():
+    """A view of half the size, in cells of half the side, has the cells of the image itself."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(24, 40, 3)), jnp.float32)
+    at_32 = logits_in_view(logits, jnp.asarray([96, 160]), jnp.asarray([96, 160]), (3, 5))
+    at_16 = logits_in_view(logits, jnp.asarray([96, 160]), jnp.asarray([48, 80]), (3, 5), 16)
+    np.testing.assert_array_equal(at_32, at_16)

@@ -8,7 +8,7 @@ import pytest
 from fcclip_jax.conventions import END_ID, START_ID
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.description_json import clip_from_json, model_from_json, to_json
-from fcclip_jax.models.descriptions import SMALL, DefaultsDescription, HeadDescription
+from fcclip_jax.models.descriptions import SMALL, DefaultsDescription, HeadDescription, ViTDescription
 
 IDS = (0, 7, 300, START_ID, END_ID)
 
@@ -68,6 +68,12 @@ def test_wrong_defaults(wrong):
 def test_there_and_back(description):
     assert model_from_json(json.loads(json.dumps(to_json(description)))) == description
     assert clip_from_json(json.loads(json.dumps(to_json(description.clip)))) == description.clip
+
+
+def test_a_vision_transformer_there_and_back():
+    image = ViTDescription(width=48, layers=3, heads=4, image_size=64, embed_dim=64)
+    clip = dataclasses.replace(SMALL.clip, image=image)
+    assert clip_from_json(json.loads(json.dumps(to_json(clip)))) == clip
 
 
 def test_a_description_from_before_a_field_existed():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcclip_jax.conventions import STRIDE
-from fcclip_jax.models.classifiers import mask_pool, shrink, text_logits, void_logits
+from fcclip_jax.models.classifiers import ensemble, mask_pool, shrink, text_logits, void_logits
 from fcclip_jax.models.descriptions import EnsembleDescription
 from fcclip_jax.models.fcclip import FCCLIP, dense_masks, normalize_images
 from fcclip_jax.models.features import Features, PixelFeatures
@@ -177,5 +177,5 @@ def head_stages(
         "mask_pooled": mask_pool(clip_dense, masks),
         "clip_feature": embeddings,
         "logits": jnp.concatenate(logits, axis=-1),
-        "class_probs": model.mix(prediction, embeddings, jnp.any(masks, axis=(1, 2)), text, mixing),
+        "class_probs": ensemble(prediction.class_logits, logits[0], text.seen, jnp.any(masks, axis=(1, 2)), mixing),
     }

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_proj|downsample_conv|stem_conv)\.weight|.*(in_proj_weight|text_projection)")  # fmt: skip
+MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_proj|downsample_conv|stem_conv|patch_conv)\.weight|.*(in_proj_weight|text_projection|image_projection)")  # fmt: skip
 """Parameters that multiply vectors: the last axis is the outputs, those before it the inputs. Depthwise kernels and
 embeddings are not among them."""
 

@@ -1,0 +1,44 @@
+"""Clusters of dense features."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcclip_jax.evaluation.clusters import cluster, dense_features, main
+from fcclip_jax.models.descriptions import SMALL
+from fcclip_jax.models.random_weights import random_model
+from tests.inference.test_segmenter import make_photo
+
+
+def test_directions_are_clustered_and_the_largest_is_first():
+    """Lengths do not matter; 14, 7 and 3 positions have three directions."""
+    directions = np.repeat([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], (7, 14, 3), axis=0)
+    rng = np.random.default_rng(0)
+    features = (directions + 0.01 * rng.normal(size=(24, 3))) * rng.uniform(0.1, 10, (24, 1))
+    expected = np.repeat([1, 0, 2], (7, 14, 3))
+    np.testing.assert_array_equal(cluster(features.reshape(4, 6, 3), 3), expected.reshape(4, 6))
+
+
+def test_fewer_positions_than_clusters():
+    assert sorted(cluster(np.eye(2)[None]).ravel().tolist()) == [0, 1]
+
+
+def test_features_of_the_image_without_padding():
+    trunk = random_model(SMALL, 0).clip.image
+    image = make_photo((60, 90))
+    dense = dense_features(trunk, image, 64)  # 64 x 96
+    assert dense.shape == (2, 3, 256)
+    # 70 x 105 is padded to 96 x 128, of which the image has 3 x 4 cells.
+    assert dense_features(trunk, image, 70).shape == (3, 4, 256)
+
+
+def test_the_picture_and_what_is_refused(tmp_path, capsys):
+    Image.fromarray(make_photo((60, 90))).save(tmp_path / "photo.png")
+    photo, output = str(tmp_path / "photo.png"), tmp_path / "out.png"
+    assert main(["--checkpoint", "random", "--image", photo, "--sizes", "64", "--output", str(output)]) == 0
+    assert Image.open(output).size[0] > 200
+    assert main(["--checkpoint", "random", "--scene", "1000", "--output", str(output)]) == 2
+    assert "the world has the test scenes 0 to 999" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--checkpoint", "random", "--output", str(output)])
+    assert stop.value.code == 2
