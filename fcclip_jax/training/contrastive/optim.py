@@ -3,7 +3,6 @@
 On the miniature world, Muon (Jordan et al., 2024) names as many objects after 10,000 pictures as AdamW after 100,000.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from fcclip_jax.training.muon import scale_matrices
 
 MATRIX = re.compile(r".*(fc1|fc2|head_proj|head_fc1|head_fc2|out_proj|c_fc|c_proj|downsample_conv|stem_conv|patch_conv)\.weight|.*(in_proj_weight|text_projection|image_projection)")  # fmt: skip
 """Parameters that multiply vectors: the last axis is the outputs, those before it the inputs. Depthwise kernels and
@@ -55,21 +55,19 @@ def optimizer(
 
     shapes: of all parameters, by the names that `named_variables` gives them.
     """
-    axes = {name: _axes(name, shape) for name, shape in shapes.items() if MATRIX.fullmatch(name)}
-    stretch = {
-        name: math.sqrt(max(1.0, shapes[name][-1] / math.prod(shapes[name][axis] for axis in numbers.reduction_axis)))
-        for name, numbers in axes.items()
-    }
+    matrices = [name for name in shapes if MATRIX.fullmatch(name)]
     slowed = {
-        name: settings.text_multiplier if name.startswith("clip.text.") else 1.0 for name in shapes if name not in axes
+        name: settings.text_multiplier if name.startswith("clip.text.") else 1.0
+        for name in shapes
+        if name not in matrices
     }
     clip = optax.clip_by_global_norm(settings.clip_norm)
-    muon, adam = scale_by_muon(weight_dimension_numbers=axes), optax.scale_by_adam(0.9, 0.98)
+    muon, adam = scale_matrices(), optax.scale_by_adam(0.9, 0.98)
     share = learning_share(settings, steps)
 
     def init(parameters: Mapping[str, Array]) -> PyTree:
         return {
-            "muon": muon.init({name: parameters[name] for name in axes}),
+            "muon": muon.init({name: parameters[name] for name in matrices}),
             "adam": adam.init({name: parameters[name] for name in slowed}),
             "step": jnp.zeros((), jnp.int32),
         }
@@ -78,11 +76,11 @@ def optimizer(
         # Optax mixes dtypes, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             gradients, _ = clip.update(dict(gradients), clip.init(gradients))
-            steps_of_matrices, muon_state = muon.update({name: gradients[name] for name in axes}, state["muon"])
+            steps_of_matrices, muon_state = muon.update({name: gradients[name] for name in matrices}, state["muon"])
             steps_of_others, adam_state = adam.update({name: gradients[name] for name in slowed}, state["adam"])
             now = share(state["step"])
             updates = {
-                name: -now * settings.learning_rate * (stretch[name] * step + settings.weight_decay * parameters[name])
+                name: -now * settings.learning_rate * (step + settings.weight_decay * parameters[name])
                 for name, step in steps_of_matrices.items()
             } | {
                 name: -now * settings.adam_learning_rate * slowed[name] * step for name, step in steps_of_others.items()
@@ -90,9 +88,3 @@ def optimizer(
         return updates, {"muon": muon_state, "adam": adam_state, "step": state["step"] + 1}
 
     return optax.GradientTransformation(init, update)
-
-
-def _axes(name: str, shape: tuple[int, ...]) -> MuonDimensionNumbers:
-    """Returns which axes of a parameter are inputs and outputs; stacked layers have a leading axis that is neither."""
-    first = int(".stacked." in name)
-    return MuonDimensionNumbers(reduction_axis=tuple(range(first, len(shape) - 1)), output_axis=len(shape) - 1)

@@ -186,6 +186,9 @@ def _described(config: ConfigDict) -> ClipDescription:
 
 def _start(workdir: epath.Path, config: ConfigDict, description: ClipDescription) -> Checkpoint:
     """Reads the CLIP that the run in `workdir` started from; a new run makes it and writes it there."""
+    if jax.process_count() > 1:
+        # All processes look before the first one writes: otherwise a late one would find the model and not wait below.
+        multihost_utils.sync_global_devices("start is looked for")
     folder = workdir / START
     if folder.exists():
         start = checkpoint.read(folder)

@@ -43,7 +43,7 @@ def test_matrices_are_what_multiplies_vectors(description):
     state = jax.eval_shape(
         optimizer(shapes, PLAIN, 10).init, {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
     )
-    muon, adam = set(state["muon"].mu), set(state["adam"].mu)
+    muon, adam = set(state["muon"][0].mu), set(state["adam"].mu)
     assert muon | adam == shapes.keys() and not muon & adam
     assert muon == {name for name in shapes if MATRIX.fullmatch(name)}
 
