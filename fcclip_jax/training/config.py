@@ -75,6 +75,12 @@ def step_settings(config: ConfigDict) -> StepSettings:
         raise ValueError(
             f"average is {config.average}; the moving average's decay must be between 0 and 1, such as 0.9999"
         )
+    muon = config.optim.muon_learning_rate
+    if muon is not None and not (muon > 0 and config.optim.learning_rate > 0):
+        raise ValueError(
+            f"optim.muon_learning_rate is {muon} and optim.learning_rate {config.optim.learning_rate}; with Muon, both must be"
+            " above 0"
+        )
     if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("compute_dtype is float64, which needs JAX_ENABLE_X64=1 in the environment")
     return StepSettings(

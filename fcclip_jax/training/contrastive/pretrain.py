@@ -167,7 +167,7 @@ def _validation(
         f"{KEPT_BACK}/": held_out_scenes((KEPT_BACK,), config.eval.scenes, HELD_OUT_SEED),
     }
     naming = Naming(model.clip, scenes)
-    return lambda parameters: naming(with_values(model, parameters).clip)
+    return lambda parameters: naming(with_values(model, jax.device_put(dict(parameters))).clip)
 
 
 def _described(config: ConfigDict) -> ClipDescription:
