@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(paths: Sequence[str], image: str | None, scene: int | None, sizes: Sequence[int], output: pathlib.Path) -> int:
     if min(sizes) < STRIDE:
         raise ValueError(f"--sizes has {min(sizes)}; give at least {STRIDE} pixels")
-    files.check_writable(output)
+    files.check_writable(output.parent, f"--output {output}")
     caching.keep_compiled_programs()
     if image is not None:
         pixels = load_image(image)

@@ -36,7 +36,8 @@ def test_the_picture_and_what_is_refused(tmp_path, capsys):
     Image.fromarray(make_photo((60, 90))).save(tmp_path / "photo.png")
     photo, output = str(tmp_path / "photo.png"), tmp_path / "out.png"
     assert main(["--checkpoint", "random", "--image", photo, "--sizes", "64", "--output", str(output)]) == 0
-    assert Image.open(output).size[0] > 200
+    with Image.open(output) as picture:
+        assert picture.size[0] > 200
     assert main(["--checkpoint", "random", "--scene", "1000", "--output", str(output)]) == 2
     assert "the world has the test scenes 0 to 999" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
