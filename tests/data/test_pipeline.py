@@ -97,14 +97,14 @@ def test_a_bad_image_is_replaced_by_the_next(tmp_path):
     dataset = FolderDataset(*paths)
     good = take(dataset, 1, batch_size=100)[0]
     position = 41
-    file = dataset[int(pipeline._order(5, 0, 100)[position])].file_name
+    file = dataset[int(pipeline.order(5, 0, 100)[position])].file_name
     (paths.images / file).write_bytes(b"")
     example = take(dataset, 1, batch_size=100)[0]
     assert [reason.split(":")[0] for reason in example.skipped] == [file]
     others = np.arange(100) != position
     np.testing.assert_array_equal(example.batch.images[others], good.batch.images[others])
     # The next image with the draws of this place.
-    pixels, _ = decoding.decode(dataset[int(pipeline._order(5, 0, 100)[position + 1])])
+    pixels, _ = decoding.decode(dataset[int(pipeline.order(5, 0, 100)[position + 1])])
     jitter = transforms.draw_jitter(np.random.default_rng([5, position]))
     np.testing.assert_array_equal(example.batch.images[position], transforms.jitter_image(pixels, jitter, 32))
     # Two unreadable images of 100 are more than 1 %.
