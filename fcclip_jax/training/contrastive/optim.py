@@ -1,6 +1,7 @@
 """The optimiser of contrastive pre-training: Muon for matrices, Adam for everything else.
 
-On the miniature world, Muon (Jordan et al., 2024) names as many objects after 10,000 pictures as AdamW after 100,000.
+In a first trial (217 words in three designs, pictures of one thing), a CLIP named 5.6 % of the things after 9,000 pictures
+with Muon (Jordan et al., 2024), and 0.4 % after 38,000 with AdamW.
 """
 
 import re
