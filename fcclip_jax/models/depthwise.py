@@ -83,7 +83,8 @@ def _gradient_of_weight(
 
     XLA's CPU backend computes a fused sum over positions one number at a time. Therefore rows are added in one
     expression, which it vectorises along w and C, and the few partial sums by a product with ones, which it does not
-    fuse. That takes a fifth to a twentieth of the time at ConvNeXt's shapes. The branch is the one of `_shifted_sum`:
+    fuse. That takes a fifth to a twentieth of the time at most of ConvNeXt's shapes, and no more
+    at the smallest. The branch is the one of `_shifted_sum`:
     without it, the computation of the input would be copied into each tap.
     """
     height, width, channels = x.shape[1:]
