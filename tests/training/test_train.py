@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,16 +33,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory) -> tiny.Paths:
     return tiny.write(tmp_path_factory.mktemp("data"), 6)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """Compiles programs once for all runs of this file."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")
