@@ -30,10 +30,9 @@ class Windows:
     Each thing has a caption, in random order. In some pictures a caption of a background, or of everything, comes first.
     """
 
-    name = "world"
-
     def __init__(self, designs: tuple[str, ...], seed: int) -> None:
         """Raises what `sprites.load_sprites` raises."""
+        self.name = f"the world in {', '.join(designs)}"
         self._world = World(designs, seed)
 
     def __len__(self) -> int:

@@ -65,6 +65,7 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
         checkpoints = Checkpoints(workdir, keep_last=config.checkpoint.keep_last, keep_best=0, best=None)
         stack.callback(checkpoints.close)
         stream = {
+            "captions": source.name,
             "seed": config.seed,
             "images": len(source),
             "sizes": [list(size) for size in settings.sizes],
