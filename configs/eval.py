@@ -56,6 +56,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config[task] = benchmark is None or task in benchmark.tasks
     # The minimum share of its own mask that a panoptic segment must keep; by default the checkpoint's, 0.8 officially.
     config.overlap_threshold = placeholder(float)
+    # How far the certainty of CLIP reduces the probability of void, from 0 to 1, as OVRCOAT does; by default the checkpoint's, 0
+    # for FC-CLIP.
+    config.void_trust = ConfigDict({task: placeholder(float) for task in TASKS})
+    # "mask_probability" or, as OVRCOAT scores instances, "mask_logit"; by default the checkpoint's.
+    config.instance_scores = placeholder(str)
     # Forms class scores before masks are resized, as the official code does where it evaluates semantic maps alone.
     config.semantic_before_resize = benchmark is not None and benchmark.panoptic is None
     config.grounding = False  # offer each image only the classes that its annotation has (table 7)

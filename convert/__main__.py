@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the checkpoint's training vocabulary: a name from `fcclip vocabularies`, or a json file in their format"
         " (default: %(default)s)",
     )
+    command.add_argument(
+        "--as-official",
+        action="store_true",
+        help="for OVRCOAT: compute all results as its authors do; by default its rescaling of void is for panoptic results"
+        " alone, because it lowers mIoU and AP",
+    )
     _add_model(command)
     _add_output(command)
     command.set_defaults(run=commands.from_fcclip)

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flax import nnx
 from tqdm import tqdm
@@ -40,7 +40,20 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
     weights = read_weights(arguments.checkpoint)
     if not any(key.startswith(fcclip.HEAD_PREFIX) for key in weights.tensors):
         raise ValueError(f"{arguments.checkpoint} contains no FC-CLIP; convert a CLIP alone with `{PROG} openclip`")
+    for prefix, model in fcclip.FOREIGN.items():
+        if any(key.startswith(prefix) for key in weights.tensors):
+            raise ValueError(
+                f"{arguments.checkpoint} contains {model}, which computes more than FC-CLIP; it cannot be used"
+            )
     complete = any(key.startswith(fcclip.CLIP_PREFIX) for key in weights.tensors)
+    ovrcoat = any(key.startswith(fcclip.TWIN_PREFIX) for key in weights.tensors)
+    if ovrcoat and not any(key.startswith(f"{fcclip.CLIP_PREFIX}visual.") for key in weights.tensors):
+        raise ValueError(
+            f"{arguments.checkpoint} contains an OVRCOAT without its image trunk, which was trained, so that no other CLIP"
+            " replaces it; get the whole file"
+        )
+    if arguments.as_official and not ovrcoat:
+        raise ValueError(f"{arguments.checkpoint} contains no OVRCOAT, for which --as-official is; remove it")
     if complete and arguments.clip:
         raise ValueError(f"{arguments.checkpoint} contains CLIP's weights already; remove --clip {arguments.clip}")
     if not complete and not arguments.clip:
@@ -61,6 +74,9 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
     if isinstance(description, ClipDescription):
         head = fcclip.head_description({key: tensor.shape for key, tensor in weights.tensors.items()})
         description = dataclasses.replace(descriptions.fcclip_description(description), head=head)
+        if ovrcoat:
+            defaults = fcclip.OVRCOAT_OFFICIAL if arguments.as_official else fcclip.OVRCOAT
+            description = dataclasses.replace(description, defaults=defaults)
     write_checkpoint(arguments, description, weights, clip_source, vocabulary)
 
 
@@ -105,6 +121,7 @@ def write_checkpoint(
     """Converts weights by the model's table, writes the checkpoint, and prints a summary."""
     variables = named_variables(abstract_model(description))
     table = table_of(description)
+    given = list(weights.tensors)
     with tqdm(total=len(weights.tensors), desc="converting", unit=" tensors", disable=None) as progress:
         parameters, ignored = rules.to_ours(
             {key: tensor.load for key, tensor in weights.tensors.items()},
@@ -125,10 +142,16 @@ def write_checkpoint(
         ignored=ignored,
     )
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
-    _report(arguments.output, contents, variables, table)
+    _report(arguments.output, contents, variables, given, table)
 
 
-def _report(output: str, contents: checkpoint.Checkpoint, variables: Mapping[str, nnx.Variable], table: Table) -> None:
+def _report(
+    output: str,
+    contents: checkpoint.Checkpoint,
+    variables: Mapping[str, nnx.Variable],
+    keys: Sequence[str],
+    table: Table,
+) -> None:
     trainable, frozen = count_parameters(variables)
     print(f"wrote {output}")
     print(f"  {trainable:,} trainable and {frozen:,} frozen parameters")
@@ -138,10 +161,13 @@ def _report(output: str, contents: checkpoint.Checkpoint, variables: Mapping[str
     if contents.training_vocabulary:
         vocabulary = contents.training_vocabulary
         print(f"  trained with the vocabulary {vocabulary.name}, {len(vocabulary.classes)} classes")
-    for entry in table.ignored:
-        keys = [key for key in contents.ignored if entry.matches(key)]
-        if keys:
-            print(f"  ignored {keys[0] if len(keys) == 1 else f'{len(keys)} x {entry.source}'}: {entry.reason}")
+    ignored: dict[str, list[str]] = {}
+    for key in keys:
+        for entry in table.ignored:
+            if entry.matches(key):
+                ignored.setdefault(entry.reason, []).append(key)
+    for reason, among in ignored.items():
+        print(f"  ignored {among[0] if len(among) == 1 else f'{len(among)} tensors such as {among[0]}'}: {reason}")
 
 
 def count_parameters(variables: Mapping[str, nnx.Variable]) -> tuple[int, int]:

@@ -52,6 +52,8 @@ class Ignored(NamedTuple):
 
     source: str
     reason: str
+    carried: bool = True
+    """Whether the checkpoint keeps the tensors, so that `to_torch` writes them again; otherwise they are not even read."""
 
     def matches(self, key: str) -> bool:
         return _pattern(self.source).fullmatch(key) is not None
@@ -73,7 +75,7 @@ def to_ours(
     *,
     on_key: Callable[[str], None] = lambda key: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns our float32 parameters by name, and the ignored tensors by key, which `to_torch` needs.
+    """Returns our float32 parameters by name, and the ignored tensors by key that are carried, which `to_torch` needs.
 
     Args:
         tensors: a loader for each PyTorch key. One tensor is in memory at a time.
@@ -90,8 +92,9 @@ def to_ours(
     carried: dict[str, np.ndarray] = {}
     for key, load in tensors.items():
         on_key(key)
-        if any(entry.matches(key) for entry in ignored):
-            carried[key] = np.array(load())
+        if entry := next((entry for entry in ignored if entry.matches(key)), None):
+            if entry.carried:
+                carried[key] = np.array(load())
             continue
         matches = [(rule, n) for rule, n in _matches(patterns, key) if n.get("n", rule.first) >= rule.first]
         if len(matches) != 1:

@@ -102,6 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f" less are dropped (default: the checkpoint's, {OVERLAP_THRESHOLD} officially)",
     )
     parser.add_argument(
+        "--void-trust",
+        type=_void_trust,
+        metavar="W",
+        help="from 0 to 1: how far the certainty of CLIP reduces a mask's probability of void, as OVRCOAT does. More than 0"
+        " finds more objects of unseen words, and more false ones. One number is for panoptic results alone;"
+        " panoptic=0.5,semantic=0.5,instances=0.5 names tasks (default: the checkpoint's, 0 for FC-CLIP)",
+    )
+    parser.add_argument(
         "--short-side",
         type=_count,
         metavar="PIXELS",
@@ -176,7 +184,12 @@ def run(arguments: argparse.Namespace) -> int:
         exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=threshold)
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
         segmenter.set_classes(words)
-        results = segmenter.stream(paths, tasks=arguments.task, overlap_threshold=arguments.overlap_threshold)
+        results = segmenter.stream(
+            paths,
+            tasks=arguments.task,
+            overlap_threshold=arguments.overlap_threshold,
+            void_trust=arguments.void_trust,
+        )
         done = _export_all(results, photos, exporter)
     seconds, skipped = time.perf_counter() - started, len(photos) - done
     print(
@@ -224,6 +237,16 @@ def _tasks(text: str) -> tuple[str, ...]:
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise argparse.ArgumentTypeError(f"{task!r} is not a task{hint}: give one or more of {', '.join(TASKS)}")
     return check_tasks(chosen)
+
+
+def _void_trust(text: str) -> dict[str, float]:
+    if "=" not in text:
+        return {TASKS[0]: _share(text)}
+    chosen = {}
+    for part in text.split(","):
+        task, _, value = part.partition("=")
+        chosen.update(dict.fromkeys(_tasks(task), _share(value)))
+    return chosen
 
 
 def _share(text: str) -> float:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 from ml_collections import ConfigDict
 
@@ -12,6 +12,8 @@ from fcclip_jax.data.datasets import CUSTOM
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.examples import Examples, open_benchmark, open_panoptic, open_semantic, open_world
 from fcclip_jax.evaluation.paper_tables import SWEEPS
+from fcclip_jax.inference.postprocess import InstanceScores
+from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS, DefaultsDescription
 from fcclip_jax.models.precision import check_precision
 from fcclip_jax.text.vocabulary import Vocabulary, shipped
 from fcclip_jax.world.panoptic import WORLD
@@ -34,6 +36,28 @@ class EvalSettings(NamedTuple):
     """Writes each image's result in the public formats."""
     sweep: str | None = None
     """Measures only PQ, for every way to classify masks that this one of paper_tables.SWEEPS lists."""
+    void_trust: Mapping[str, float] = OFFICIAL_DEFAULTS.void_trust
+    """By task, see `models.classifiers.ensemble`. Missing tasks stand for the checkpoint's values, until these are read."""
+    instance_scores: InstanceScores | None = OFFICIAL_DEFAULTS.instance_scores
+    """See `DefaultsDescription`. None stands for the checkpoint's."""
+
+    def with_defaults(self, defaults: DefaultsDescription) -> "EvalSettings":
+        """Returns the settings with the checkpoint's values where the configuration has none."""
+        overlap_threshold = defaults.overlap_threshold if self.overlap_threshold is None else self.overlap_threshold
+        return self._replace(
+            overlap_threshold=overlap_threshold,
+            void_trust=defaults.choose_void_trust(self.void_trust),
+            instance_scores=self.instance_scores or defaults.instance_scores,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """Returns what identifies the evaluation; values that logs of earlier versions lack are left out where they change
+        nothing."""
+        about = self._asdict()
+        for name in ("void_trust", "instance_scores"):
+            if about[name] == getattr(OFFICIAL_DEFAULTS, name):
+                del about[name]
+        return about
 
 
 def eval_settings(config: ConfigDict) -> EvalSettings:
@@ -62,6 +86,8 @@ def eval_settings(config: ConfigDict) -> EvalSettings:
         grounding=config.grounding,
         save_predictions=config.save_predictions,
         sweep=config.sweep,
+        void_trust={task: value for task, value in config.void_trust.items() if value is not None},
+        instance_scores=config.instance_scores,
     )
 
 
@@ -149,6 +175,11 @@ def _check_values(config: ConfigDict) -> None:
     check_precision(config.precision)
     if config.overlap_threshold is not None and not 0 <= config.overlap_threshold <= 1:
         raise ValueError(f"overlap_threshold is {config.overlap_threshold}; it must be from 0 to 1")
+    OFFICIAL_DEFAULTS.choose_void_trust({task: value for task, value in config.void_trust.items() if value is not None})
+    if config.instance_scores not in (None, *get_args(InstanceScores)):
+        raise ValueError(
+            f"instance_scores is {config.instance_scores!r}; choose {' or '.join(get_args(InstanceScores))}"
+        )
     for name in ("alpha", "beta"):
         if config.ensemble[name] is not None and not 0 <= config.ensemble[name] <= 1:
             raise ValueError(f"ensemble.{name} is {config.ensemble[name]}; it must be from 0 to 1")

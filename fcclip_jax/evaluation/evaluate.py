@@ -63,8 +63,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     folder = pathlib.Path(workdir).expanduser()
     caching.keep_compiled_programs()
     opened = open_model(checkpoint_path)
-    if settings.overlap_threshold is None:
-        settings = settings._replace(overlap_threshold=opened.description.defaults.overlap_threshold)
+    settings = settings.with_defaults(opened.description.defaults)
     segmenter = make_segmenter(config, opened)
     engine = segmenter.engine
     about = {
@@ -74,7 +73,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
         "annotation": examples.annotation_digest,
         "size": [config.short_side, config.max_side],
         "precision": config.precision,
-        **settings._asdict(),
+        **settings.about(),
         "ensemble": dataclasses.asdict(engine.ensemble),
         "checkpoint": weights_digest(opened.model, opened.description),
         "training_vocabulary": vocabulary_digest(opened.training_vocabulary),
@@ -92,7 +91,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     log = EvaluationLog(folder, about)
     segmenter.set_classes(examples.vocabulary)
     engine.expect(examples.sizes)
-    ways = sweep.ways(engine.ensemble) if sweep else ()
+    ways = sweep.ways(engine.ensemble, settings.void_trust["panoptic"]) if sweep else ()
     outcome = segment_and_score(engine, examples, log, settings, folder, ways, second_clip)
     if not outcome.lines:
         raise ValueError("no image could be read, so no report is written; the lines above give the reasons")

@@ -176,7 +176,9 @@ def segment(
             images(),
             tasks=settings.tasks,
             overlap_threshold=settings.overlap_threshold,
+            void_trust=settings.void_trust,
             semantic_before_resize=settings.semantic_before_resize,
+            instance_scores=settings.instance_scores,
             offered=offered if settings.grounding else None,
         )
     for position, found in stream:

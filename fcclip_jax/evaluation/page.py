@@ -48,6 +48,7 @@ def write(
         [example.image for example in chosen.values()],
         tasks=(task,),
         overlap_threshold=settings.overlap_threshold,
+        void_trust=settings.void_trust,
         semantic_before_resize=settings.semantic_before_resize,
         offered=(lambda position: classes_in(chosen[position], classes)) if settings.grounding else None,
     )

@@ -87,9 +87,12 @@ class Sweep(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[SweepRow, ...]
 
-    def ways(self, own: EnsembleDescription) -> list[Way]:
+    def ways(self, own: EnsembleDescription, void_trust: float = 0.0) -> list[Way]:
         """Returns the rows as the engine reads them, for a model with this ensemble."""
-        return [Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_clip) for row in self.rows]
+        return [
+            Way(dataclasses.replace(own, **row.ensemble), row.short_side, row.second_clip, void_trust)
+            for row in self.rows
+        ]
 
 
 def _ensemble(alpha: float, beta: float, arithmetic: float, geometric: float) -> list[SweepRow]:

@@ -15,14 +15,17 @@ from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference import buckets, programs
 from fcclip_jax.inference.buckets import Shapes
 from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
-from fcclip_jax.inference.postprocess import Postprocessed
+from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
 from fcclip_jax.inference.sweep import SWEEP_SPECS, SecondClip, SecondInputs, Way, sweep
 from fcclip_jax.models.building import name_before_unroll, named_variables, split_for_inference, without_text
+from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.text.vocabulary import Vocabulary
+
+NO_VOID_TRUST = OFFICIAL_DEFAULTS.void_trust
 
 Dispatch = Callable[[int, Shapes, list[Photo]], Postprocessed]
 """Starts one program: (index of the placement, shapes, images) → output on the device."""
@@ -83,7 +86,7 @@ class Engine:
             segment = spread(segment, mesh, programs.SEGMENT_SPECS)
             sweep_all = spread(sweep_all, mesh, SWEEP_SPECS)
         self._states = self._put(state)
-        self._segment = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize"))
+        self._segment = jax.jit(segment, static_argnames=("canvas", "tasks", "before_resize", "instance_scores"))
         self._sweep = jax.jit(sweep_all, static_argnames=("second_graphdef", "canvas", "ways"))
         self._score = jax.jit(
             functools.partial(programs.score, graphdef, self.precision),
@@ -112,7 +115,13 @@ class Engine:
         """
         self.feeder.expect(sizes, limit)
 
-    def warm_up(self, sizes: Iterable[tuple[int, int]], *, tasks: Collection[str] = TASKS) -> None:
+    def warm_up(
+        self,
+        sizes: Iterable[tuple[int, int]],
+        *,
+        tasks: Collection[str] = TASKS,
+        instance_scores: InstanceScores = "mask_probability",
+    ) -> None:
         """Compiles what `segment` needs for images of these sizes, for every placement: see `Segmenter.warm_up`."""
         self._required_vocabulary()
         # A size for each program.
@@ -120,7 +129,8 @@ class Engine:
         # As many images as all placements take in one run. A program that has run needs nothing more.
         images = self._rows * len(self._places)
         for height, width in needed.values():
-            for _ in self.segment([np.zeros((height, width, 3), np.uint8)] * images, tasks=tasks):
+            black = [np.zeros((height, width, 3), np.uint8)] * images
+            for _ in self.segment(black, tasks=tasks, instance_scores=instance_scores):
                 pass
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -152,7 +162,9 @@ class Engine:
         *,
         tasks: Collection[str] = TASKS,
         overlap_threshold: float = OVERLAP_THRESHOLD,
+        void_trust: Mapping[str, float] = NO_VOID_TRUST,
         semantic_before_resize: bool = False,
+        instance_scores: InstanceScores = "mask_probability",
         offered: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
@@ -160,8 +172,10 @@ class Engine:
         For an image that cannot be read it yields the error, and continues with the others. The classes are those
         that are set when the first result is requested.
 
+        void_trust: by task; see `models.classifiers.ensemble`.
         semantic_before_resize: forms class scores at the network's size and then resizes them, as the official
             semantic-only configs do.
+        instance_scores: see `DefaultsDescription`.
         offered: (index) → the classes that the image may have, counted from 0; None offers all.
         """
         vocabulary, words, tasks = self._required_vocabulary(), self._words, check_tasks(tasks)
@@ -179,10 +193,12 @@ class Engine:
                 stack(photos, shapes.bucket, size=self._rows),
                 words[place],
                 np.float32(overlap_threshold),
+                np.asarray([void_trust[task] for task in tasks], np.float32),
                 choice,
                 canvas=shapes.canvas,
                 tasks=tasks,
                 before_resize=semantic_before_resize,
+                instance_scores=instance_scores,
             )
 
         def finish(photo: Photo, output: Postprocessed) -> Result:
@@ -229,7 +245,9 @@ class Engine:
 
         yield from self._results(images, dispatch, finish)
 
-    def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
+    def semantic_scores(
+        self, image: ImageLike, *, before_resize: bool = False, void_trust: float = 0.0
+    ) -> Float[np.ndarray, "K H W"]:
         """Returns every class's score at every pixel of one image: see `Segmenter.semantic_scores`."""
         vocabulary = self._required_vocabulary()
         photo = self.feeder.decode(0, image)
@@ -240,6 +258,7 @@ class Engine:
             self._states[0],
             stack([photo], photo.bucket, size=1),
             self._words[0].text,
+            np.float32(void_trust),
             canvas=buckets.canvas((height, width)),
             classes=len(vocabulary.classes),
             before_resize=before_resize,

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores
+from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed, postprocess, semantic_scores
 from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.precision import Precision
 from fcclip_jax.structs import AnyArray, TextClassifier, checked
@@ -51,14 +51,17 @@ def segment(
     inputs: Inputs,
     words: Words,
     overlap_threshold: Float[Array, ""],
+    void_trust: Float[Array, " T"],
     offered: Bool[Array, "B K"] | None,
     *,
     canvas: tuple[int, int],
     tasks: tuple[str, ...],
     before_resize: bool,
+    instance_scores: InstanceScores,
 ) -> Postprocessed:
     """Segments one batch, from pixels to maps.
 
+    void_trust: each task's, see `models.classifiers.ensemble`.
     offered: the classes that each image may have; None offers all.
     before_resize: `postprocess`'s semantic_before_resize.
     """
@@ -68,23 +71,27 @@ def segment(
     with jax.default_matmul_precision(precision.products):
         pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
         prediction, features = model(pixels, valid_hw, words.text)
-        class_probs = model.classify(prediction, features.clip_dense, valid_hw, words.text, offered)
+
+        def classify(void_trust: Float[Array, ""]) -> Float[Array, "B Q K1"]:
+            return model.classify(prediction, features.clip_dense, valid_hw, words.text, offered, void_trust)
+
+        class_probs = jax.vmap(classify)(void_trust)
     return postprocess(
         prediction.mask_logits,
-        class_probs,
+        dict(zip(tasks, class_probs, strict=True)),
         words.is_thing,
         words.text.num_classes,
         inputs.image_hw,
         inputs.output_hw,
         canvas=canvas,
-        tasks=tasks,
         overlap_threshold=overlap_threshold,
         semantic_before_resize=before_resize,
+        instance_scores=instance_scores,
     )
 
 
-SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, BY_IMAGE)
-"""Placement of `segment`'s arrays: state, inputs, words, overlap_threshold, offered."""
+SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, WHOLE, BY_IMAGE)
+"""Placement of `segment`'s arrays: state, inputs, words, overlap_threshold, void_trust, offered."""
 
 
 def score(
@@ -93,6 +100,7 @@ def score(
     state: nnx.State,
     inputs: Inputs,
     text: TextClassifier,
+    void_trust: Float[Array, ""],
     *,
     canvas: tuple[int, int],
     classes: int,
@@ -105,7 +113,7 @@ def score(
     with jax.default_matmul_precision(precision.products):
         pixels, valid_hw = normalize_images(inputs.images, inputs.image_hw, precision.dtype)
         prediction, features = model(pixels, valid_hw, text)
-        class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
+        class_probs = model.classify(prediction, features.clip_dense, valid_hw, text, void_trust=void_trust)
     real = jnp.concatenate([class_probs[..., :classes], class_probs[..., -1:]], axis=-1)
     return semantic_scores(
         prediction.mask_logits, real, inputs.image_hw, inputs.output_hw, canvas=canvas, before_resize=before_resize

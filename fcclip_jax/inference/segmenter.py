@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import jax
@@ -205,7 +205,7 @@ class Segmenter:
             ValueError: the classes are not set, a size is not two positive integers or fits none of the buckets, or a task
                 does not exist.
         """
-        self.engine.warm_up(sizes, tasks=tasks)
+        self.engine.warm_up(sizes, tasks=tasks, instance_scores=self.defaults.instance_scores)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -223,11 +223,15 @@ class Segmenter:
         *,
         tasks: Collection[str] = TASKS,
         overlap_threshold: float | None = None,
+        void_trust: float | Mapping[str, float] | None = None,
     ) -> Result | list[Result]:
         """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
 
         tasks: any of panoptic, semantic, instances; fewer are faster.
         overlap_threshold: the minimum share of its own mask that a panoptic segment keeps; by default the checkpoint's.
+        void_trust: from 0 to 1, by default the checkpoint's (0 for FC-CLIP): how far the certainty of CLIP reduces a mask's
+            probability of void, as OVRCOAT does. More than 0 finds more objects of unseen words, and more false ones.
+            A number is for panoptic results alone, {"semantic": 0.5, "instances": 0.5} for others.
 
         Raises:
             OSError: an image cannot be read.
@@ -236,7 +240,8 @@ class Segmenter:
         single = not isinstance(images, (list, tuple))
         many = cast("Sequence[ImageLike]", [images] if single else images)
         results: dict[int, Result] = {}
-        for index, result in self.stream(many, tasks=tasks, overlap_threshold=overlap_threshold):
+        options = {"overlap_threshold": overlap_threshold, "void_trust": void_trust}
+        for index, result in self.stream(many, tasks=tasks, **options):
             if isinstance(result, Exception):
                 raise result
             results[index] = result
@@ -248,14 +253,21 @@ class Segmenter:
         *,
         tasks: Collection[str] = TASKS,
         overlap_threshold: float | None = None,
+        void_trust: float | Mapping[str, float] | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
         For an image that cannot be read it yields the error, and continues with the others. The classes are those
         that are set when the first result is requested.
         """
-        threshold = self.defaults.overlap_threshold if overlap_threshold is None else overlap_threshold
-        return self.engine.segment(images, tasks=tasks, overlap_threshold=threshold)
+        defaults = self.defaults
+        return self.engine.segment(
+            images,
+            tasks=tasks,
+            overlap_threshold=defaults.overlap_threshold if overlap_threshold is None else overlap_threshold,
+            void_trust=defaults.choose_void_trust(void_trust),
+            instance_scores=defaults.instance_scores,
+        )
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
         """Returns every class's score at every pixel of one image: a large array, compiled for each number of classes.
@@ -263,4 +275,5 @@ class Segmenter:
         before_resize: forms class scores at the network's size and then resizes them, as the official semantic-only
             configs do.
         """
-        return self.engine.semantic_scores(image, before_resize=before_resize)
+        void_trust = self.defaults.semantic_void_trust
+        return self.engine.semantic_scores(image, before_resize=before_resize, void_trust=void_trust)

@@ -27,6 +27,8 @@ class Way(NamedTuple):
     """Size in pixels of the image that the out-of-vocabulary classifier reads; None is the image that the masks come from."""
     second_clip: bool = False
     """True if the out-of-vocabulary classifier is another CLIP."""
+    void_trust: float = 0.0
+    """See `models.classifiers.ensemble`."""
 
 
 class SecondClip(NamedTuple):
@@ -95,7 +97,9 @@ def sweep(
         probs = []
         for way in ways:
             logits, valid_masks = clip_logits(way.short_side, way.second_clip)
-            probs.append(ensemble(prediction.class_logits, logits, words.text.seen, valid_masks, way.mixing))
+            probs.append(
+                ensemble(prediction.class_logits, logits, words.text.seen, valid_masks, way.mixing, way.void_trust)
+            )
     panoptic, segments = panoptic_sweep(
         prediction.mask_logits,
         jnp.stack(probs),

@@ -30,7 +30,7 @@ import numpy as np
 from flax import nnx
 
 from fcclip_jax import command_line
-from fcclip_jax.conventions import PRECISIONS, STRIDE, round_up
+from fcclip_jax.conventions import PRECISIONS, STRIDE, TASKS, round_up
 from fcclip_jax.inference import buckets
 from fcclip_jax.inference.postprocess import postprocess
 from fcclip_jax.models.building import split_for_inference, without_text
@@ -93,7 +93,8 @@ def stages(graphdef: nnx.GraphDef, precision: Precision, canvas: tuple[int, int]
         return prediction.mask_logits, model.classify(prediction, clip_dense, valid_hw, text)
 
     def post_processing(mask_logits, class_probs, is_thing, num_classes, image_hw):
-        return postprocess(mask_logits, class_probs, is_thing, num_classes, image_hw, image_hw, canvas=canvas)
+        every_task = dict.fromkeys(TASKS, class_probs)
+        return postprocess(mask_logits, every_task, is_thing, num_classes, image_hw, image_hw, canvas=canvas)
 
     def whole(state, images, image_hw, text, is_thing):
         features, valid_hw = trunk(state, images, image_hw)

@@ -60,6 +60,7 @@ def ensemble(
     seen: Bool[Array, " K"],
     valid_masks: Bool[Array, "B Q"],
     description: EnsembleDescription,
+    void_trust: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "B Q K1"]:
     """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
 
@@ -69,6 +70,9 @@ def ensemble(
     probabilities can underflow to NaN.
 
     The official code passes log(p + 1e-8) to a last softmax, so a probability here is (p + 1e-8) over their sum.
+
+    void_trust: OVRCOAT's w (ovrcoat.py), from 0 to 1. Void keeps the share 1 - w m of its probability, where m is the largest
+        out-of-vocabulary probability of the query: CLIP may know what is void to the trained classifier. 0 is FC-CLIP.
     """
     real = jnp.isfinite(out_vocab_logits)
     log_in = jnp.where(real, jax.nn.log_softmax(in_vocab_logits[..., :-1], axis=-1), 0.0)
@@ -82,7 +86,10 @@ def ensemble(
         mixed = jnp.log((1 - weight) * jnp.exp(log_in) + weight * jnp.exp(log_out))
     shares = jax.nn.softmax(in_vocab_logits, axis=-1)
     void = shares[..., -1:]
+    surest = jnp.exp(jnp.max(jnp.where(real, log_out, -jnp.inf), axis=-1, keepdims=True))
+    moved = jnp.asarray(void_trust, void.dtype) * surest * void  # from void to the classes
     # The sum equals 1 - void, but keeps the digits that the difference loses where void is close to 1.
-    classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * jnp.sum(shares[..., :-1], -1, keepdims=True)
-    probs = jnp.concatenate([jnp.where(real, classes + 1e-8, 0.0), void + 1e-8], axis=-1)
+    not_void = jnp.sum(shares[..., :-1], -1, keepdims=True) + moved
+    classes = jax.nn.softmax(jnp.where(real, mixed, -jnp.inf), axis=-1) * not_void
+    probs = jnp.concatenate([jnp.where(real, classes + 1e-8, 0.0), void - moved + 1e-8], axis=-1)
     return probs / jnp.sum(probs, axis=-1, keepdims=True)

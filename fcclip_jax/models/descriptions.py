@@ -5,9 +5,10 @@ The CLIP sizes are OpenCLIP's model configurations; the head's are the official 
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Literal
 
-from fcclip_jax.conventions import END_ID, INSTANCE_THRESHOLD, MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, START_ID
+from fcclip_jax.conventions import END_ID, INSTANCE_THRESHOLD, MAX_SIDE, OVERLAP_THRESHOLD, SHORT_SIDE, START_ID, TASKS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,11 +162,42 @@ class DefaultsDescription:
     """The minimum share of its own mask that a panoptic segment keeps."""
     instance_threshold: float = INSTANCE_THRESHOLD
     """The minimum score of an instance that `fcclip segment` draws and writes."""
+    panoptic_void_trust: float = 0.0
+    semantic_void_trust: float = 0.0
+    instance_void_trust: float = 0.0
+    """The `void_trust` of each task's class scores (`models.classifiers.ensemble`)."""
+    instance_scores: Literal["mask_probability", "mask_logit"] = "mask_probability"
+    """What multiplies an instance's class score: the mean probability inside its mask, or the mean logit (OVRCOAT's
+    backbone_training/inference_utils.py), with which scores exceed 1."""
 
     def __post_init__(self):
-        thresholds = self.overlap_threshold, self.instance_threshold
-        if not 1 <= self.short_side <= self.max_side or not all(0 <= value <= 1 for value in thresholds):
-            raise ValueError(f"{self} does not fit; choose 1 <= short_side <= max_side, and thresholds from 0 to 1")
+        shares = self.overlap_threshold, self.instance_threshold, *self.void_trust.values()
+        if not 1 <= self.short_side <= self.max_side or not all(0 <= value <= 1 for value in shares):
+            raise ValueError(
+                f"{self} does not fit; choose 1 <= short_side <= max_side, and thresholds and void_trust from 0 to 1"
+            )
+
+    @property
+    def void_trust(self) -> dict[str, float]:
+        """The `void_trust` of each task."""
+        values = self.panoptic_void_trust, self.semantic_void_trust, self.instance_void_trust
+        return dict(zip(TASKS, values, strict=True))
+
+    def choose_void_trust(self, chosen: float | Mapping[str, float] | None) -> dict[str, float]:
+        """Returns the `void_trust` of each task: the user's choice, or else the default.
+
+        chosen: by task; a number is for panoptic results alone, because AP and mIoU fall with it.
+
+        Raises:
+            ValueError: a task does not exist, or a number is not from 0 to 1.
+        """
+        chosen = {TASKS[0]: chosen} if isinstance(chosen, (int, float)) else chosen or {}
+        for task, value in chosen.items():
+            if task not in TASKS or not 0 <= value <= 1:
+                raise ValueError(
+                    f"void_trust is {value} for {task}: choose numbers from 0 to 1 for {', '.join(TASKS)}, or one for panoptic"
+                )
+        return {**self.void_trust, **chosen}
 
 
 OFFICIAL_DEFAULTS = DefaultsDescription()

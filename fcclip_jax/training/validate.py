@@ -42,7 +42,7 @@ class Validator:
         short_side, max_side: the size that images are resized to, as in `Segmenter`.
         """
         self._dataset, self._log, self._pictures = dataset, log, pictures
-        self._overlap_threshold = start.description.defaults.overlap_threshold
+        self._defaults = start.description.defaults
         chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
         self._chosen = chosen[jax.process_index() :: jax.process_count()].tolist()
         segmenter = Segmenter(
@@ -79,7 +79,10 @@ class Validator:
         progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
         with progress:
             for index, result in self._engine.segment(
-                decoded(), tasks=("panoptic",), overlap_threshold=self._overlap_threshold
+                decoded(),
+                tasks=("panoptic",),
+                overlap_threshold=self._defaults.overlap_threshold,
+                void_trust=self._defaults.void_trust,
             ):
                 if isinstance(result, Exception):
                     raise result

@@ -51,12 +51,13 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
         "precision": None,
         "tasks": ("panoptic", "semantic", "instances"),
         "overlap_threshold": None,
+        "void_trust": None,
     }
 
 
 def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
     options = "--task instances,panoptic --threshold 0.25 --overlap-threshold 0.1 --short-side 64 --max-side 96"
-    options += " --buckets 64x96,96x64 --batch-size 4 --precision bfloat16 --stuff sofa"
+    options += " --buckets 64x96,96x64 --batch-size 4 --precision bfloat16 --stuff sofa --void-trust 0.5"
     assert segment(photos, *options.split()) == 0
     (made,) = fake
     assert made.options == {
@@ -67,10 +68,23 @@ def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
         "precision": "bfloat16",
         "tasks": ("panoptic", "instances"),
         "overlap_threshold": 0.1,
+        "void_trust": {"panoptic": 0.5},
     }
     assert made.vocabulary.thing_mask == (True, False)
     assert files_in(tmp_path / "out") == [name for name in ALL if "semantic" not in name]
     assert len(read_json(tmp_path / "out/instances.json")) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("semantic=0.2,instances=0", {"semantic": 0.2, "instances": 0.0}),
+        ("all=0.3", {"panoptic": 0.3, "semantic": 0.3, "instances": 0.3}),
+    ],
+)
+def test_void_trust_by_task(segment, fake, photos, text, expected):
+    assert segment(photos, "--void-trust", text) == 0
+    assert fake[0].options["void_trust"] == expected
 
 
 def test_the_threshold_is_the_checkpoints_by_default(segment, photos, monkeypatch, tmp_path):
@@ -161,6 +175,8 @@ def test_sizes_that_make_no_sense(segment, fake, photos, tmp_path, capsys, argum
         (["--threshold", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["--threshold", "nan"], "'nan' is not a number from 0 to 1"),
         (["--overlap-threshold", "half"], "'half' is not a number from 0 to 1"),
+        (["--void-trust", "2"], "'2' is not a number from 0 to 1"),
+        (["--void-trust", "masks=0.5"], "'masks' is not a task"),
         (["--batch-size", "0"], "'0' is not a positive whole number"),
         (["--short-side", "1.5"], "'1.5' is not a positive whole number"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),

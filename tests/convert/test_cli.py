@@ -117,6 +117,63 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
     assert back.stat().st_mode == (folder / "fcclip.json").stat().st_mode
 
 
+@pytest.mark.parametrize("family", ["convnext"])
+def test_ovrcoat(tmp_path, files, tensors, model, capsys):
+    """Its own CLIP counts and the untouched one is dropped, unread; each preset is in the description."""
+    twin = {f"frozen_{key}": array + 1 for key, array in tensors.items() if key.startswith(fcclip.CLIP_PREFIX)}
+    weights = write_weights(tmp_path / "ovrcoat.safetensors", tensors | twin)
+    made = checkpoint.read(files("fcclip", "made", checkpoint=weights, model=model))
+    dropped = [line for line in capsys.readouterr().out.splitlines() if "OVRCOAT's untouched CLIP" in line]
+    assert [line.split()[:3] for line in dropped] == [["ignored", str(len(twin)), "tensors"]]
+    plain = checkpoint.read(
+        files("fcclip", "plain", checkpoint=write_weights(tmp_path / "plain.safetensors", tensors), model=model)
+    )
+    assert_same(made.parameters, plain.parameters)
+    assert made.ignored.keys() == plain.ignored.keys()
+    assert plain.description.defaults == descriptions.OFFICIAL_DEFAULTS
+    assert made.description.defaults == descriptions.DefaultsDescription(overlap_threshold=0.7, panoptic_void_trust=0.5)
+    official = checkpoint.read(files("fcclip", "official", "--as-official", checkpoint=weights, model=model))
+    assert official.description.defaults == descriptions.DefaultsDescription(
+        overlap_threshold=0.7,
+        panoptic_void_trust=0.5,
+        semantic_void_trust=0.5,
+        instance_void_trust=0.5,
+        instance_scores="mask_logit",
+    )
+
+
+@pytest.mark.parametrize("family", ["convnext"])
+@pytest.mark.parametrize(
+    ("extra", "left_out", "flags", "complaint"),
+    [
+        (
+            ["frozen_backbone.clip_model.logit_scale"],
+            "backbone.clip_model.visual.",
+            [],
+            "without its image trunk, which was",
+        ),
+        (["cdt.cross_atten.weight"], "none", [], "contains MAFT+, which computes more than FC-CLIP"),
+        (["mask_adapter.fuse.weight"], "none", [], "contains Mask-Adapter, which computes more"),
+        ([], "none", ["--as-official"], "contains no OVRCOAT, for which --as-official is"),
+    ],
+)
+def test_relatives_that_are_refused(tmp_path, tensors, model, capsys, extra, left_out, flags, complaint):
+    tensors = {key: array for key, array in tensors.items() if not key.startswith(left_out)}
+    weights = write_weights(tmp_path / "w.safetensors", tensors | dict.fromkeys(extra, np.ones(1, np.float32)))
+    arguments = [
+        "fcclip",
+        "--checkpoint",
+        str(weights),
+        "--model",
+        str(model),
+        "--output",
+        str(tmp_path / "out"),
+        *flags,
+    ]
+    assert main(arguments) == 2
+    assert complaint in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 WRAPPINGS = {
     "bare.safetensors": lambda tensors: tensors,
     "module.safetensors": lambda tensors: {f"module.{key}": tensor for key, tensor in tensors.items()},

@@ -90,9 +90,12 @@ def inject(engine: Engine, examples: Examples) -> None:
     """Replaces the network's mask logits by annotations; every other step is the engine's own."""
     photos = [engine.feeder.decode(index, examples[index].image) for index in range(len(examples))]
     by_pixels = {photo.resized.tobytes(): examples[photo.position] for photo in photos}
-    program = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
+    program = jax.jit(postprocess, static_argnames=("canvas", "semantic_before_resize"))
 
-    def segment(state, inputs, words, overlap_threshold, offered, *, canvas, tasks, before_resize):
+    def segment(
+        state, inputs, words, overlap_threshold, void_trust, offered, *, canvas, tasks, before_resize, instance_scores
+    ):
+        assert instance_scores == "mask_probability" and not void_trust.any()
         del state, offered
         shape = inputs.images.shape[1:3]
         logits, probs = [], np.zeros((len(inputs.images), QUERIES, words.is_thing.shape[0] + 1), np.float32)
@@ -101,8 +104,8 @@ def inject(engine: Engine, examples: Examples) -> None:
             logits.append(masks)
             probs[row, np.arange(QUERIES), labels] = 1.0  # -1, for unused queries, is void
         return program(
-            np.stack(logits), probs, words.is_thing, words.text.num_classes, inputs.image_hw, inputs.output_hw,
-            canvas=canvas, tasks=tasks, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
+            np.stack(logits), dict.fromkeys(tasks, probs), words.is_thing, words.text.num_classes, inputs.image_hw,
+            inputs.output_hw, canvas=canvas, overlap_threshold=overlap_threshold, semantic_before_resize=before_resize,
         )  # fmt: skip
 
     engine._segment = segment

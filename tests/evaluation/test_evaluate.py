@@ -473,6 +473,28 @@ def test_the_overlap_threshold_is_the_checkpoints_by_default(data, cache, tmp_pa
         evaluate(chosen, "random", str(tmp_path))
 
 
+def test_how_void_is_rescaled(straight, data, cache, tmp_path, monkeypatch):
+    """The checkpoint's values hold unless the configuration has others; those of FC-CLIP stay out of the record."""
+    used = []
+    segment = Engine.segment
+
+    def spied(self, *args, **options):
+        used.append((options["void_trust"], options["instance_scores"]))
+        return segment(self, *args, **options)
+
+    monkeypatch.setattr(Engine, "segment", spied)
+    assert not {"void_trust", "instance_scores"} & report(straight)["about"].keys()
+    defaults = DefaultsDescription(panoptic_void_trust=0.5, instance_scores="mask_logit")
+    monkeypatch.setattr(evaluate_module, "SMALL", dataclasses.replace(SMALL_MODEL, defaults=defaults))
+    assert evaluate(config("ade20k", data, images=1, worst=0), "random", str(tmp_path / "a")) == 0
+    assert used == [({"panoptic": 0.5, "semantic": 0.0, "instances": 0.0}, "mask_logit")]
+    chosen = {"void_trust.panoptic": 0.25, "void_trust.semantic": 1.0, "instance_scores": "mask_probability"}
+    assert evaluate(config("ade20k", data, images=1, worst=0, **chosen), "random", str(tmp_path / "b")) == 0
+    assert used[1:] == [({"panoptic": 0.25, "semantic": 1.0, "instances": 0.0}, "mask_probability")]
+    about = report(tmp_path / "b")["about"]
+    assert about["void_trust"] == used[1][0] and "instance_scores" not in about
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_precision_is_that_of_the_engine(data, cache, tmp_path, monkeypatch, precision):
     seen = []
@@ -501,6 +523,9 @@ def test_the_precision_is_that_of_the_engine(data, cache, tmp_path, monkeypatch,
         ),
         ({"overlap_threshold": 2.0}, "overlap_threshold is 2.0; it must be from 0 to 1"),
         ({"ensemble.mode": "mean"}, "ensemble.mode is 'mean'; choose geometric or arithmetic"),
+        ({"void_trust.semantic": 1.5}, "void_trust is 1.5 for semantic: choose numbers from 0 to 1"),
+        ({"instance_scores": "logit"}, "instance_scores is 'logit'; choose mask_probability or mask_logit"),
+        ({"void_trust.panoptic": 0.5}, "has an evaluation with void_trust = null, but this one has .*0.5"),
         ({"panoptic": False, "semantic": False, "instances": False}, "panoptic, semantic and instances are all False"),
         ({"custom.words": "cat"}, "custom.words is for data of your own, but the benchmark is ade20k"),
         ({"instances": False}, r'has an evaluation with tasks = \["panoptic", "semantic", "instances"\]'),

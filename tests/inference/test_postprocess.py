@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from fcclip_jax.conventions import TASKS
 from fcclip_jax.inference import resampling
 from fcclip_jax.inference.postprocess import Postprocessed, panoptic_sweep, postprocess, semantic_scores, unpack_mask
 
-compiled = jax.jit(postprocess, static_argnames=("canvas", "tasks", "semantic_before_resize"))
+compiled = jax.jit(postprocess, static_argnames=("canvas", "semantic_before_resize", "instance_scores"))
 compiled_scores = jax.jit(semantic_scores, static_argnames=("canvas", "before_resize"))
 
 
@@ -76,15 +77,15 @@ def slow_panoptic(logits, probs, is_thing, overlap_threshold=0.8, object_mask_th
     return ids, segments, sureness
 
 
-def slow_instances(logits, probs, is_thing, count=100):
-    """Returns (class, query, score, mask) by falling score."""
+def slow_instances(logits, probs, is_thing, value=sigmoid, count=100):
+    """Returns (class, query, score, mask) by falling score. value: of a logit, whose mean inside the mask is a factor."""
     flat = probs[:, :-1].reshape(-1)
     found = []
     for index in np.argsort(-flat, kind="stable")[:count]:
         query, label = divmod(int(index), probs.shape[1] - 1)
         if is_thing[label]:
             mask = logits[..., query] > 0
-            inside = (sigmoid(logits[..., query]) * mask).sum() / (mask.sum() + 1e-6)
+            inside = (value(logits[..., query]) * mask).sum() / (mask.sum() + 1e-6)
             found.append((label, query, flat[index] * inside, mask))
     return sorted(found, key=lambda instance: -instance[2])
 
@@ -159,8 +160,8 @@ def check_all(result: Postprocessed, logits, probs, before_resize=False, **thres
         np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
 
 
-def check_instances(result: Postprocessed, b, logits, probs, is_thing):
-    expected = slow_instances(logits, probs, is_thing)
+def check_instances(result: Postprocessed, b, logits, probs, is_thing, value=sigmoid):
+    expected = slow_instances(logits, probs, is_thing, value)
     table = result.instances
     assert table.number[b] == len(expected)
     for row, (label, query, score, mask) in enumerate(expected):
@@ -179,7 +180,7 @@ def x64():
 
 
 def arguments(logits, probs, images=IMAGES, outputs=OUTPUTS, is_thing=IS_THING, num_classes=REAL_CLASSES):
-    return logits, probs, is_thing, np.int32(num_classes), np.int32(images), np.int32(outputs)
+    return logits, dict.fromkeys(TASKS, probs), is_thing, np.int32(num_classes), np.int32(images), np.int32(outputs)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -190,6 +191,31 @@ def test_every_task_against_the_definition(x64, seed, before_resize):
     thresholds = {"overlap_threshold": [0.8, 0.3, 0.5][seed], "object_mask_threshold": [0.0, 0.0, 0.6][seed]}
     result = run(*arguments(logits, probs), **thresholds, canvas=CANVAS, semantic_before_resize=before_resize)
     check_all(result, logits, probs, before_resize, **thresholds)
+
+
+def test_instances_by_the_mean_logit(x64):
+    """OVRCOAT's scores; they may exceed 1."""
+    logits, probs = make_batch(0)
+    result = run(*arguments(logits, probs), canvas=CANVAS, instance_scores="mask_logit")
+    for b, (image_hw, output_hw) in enumerate(zip(IMAGES, OUTPUTS, strict=True)):
+        resized = at_output_size(logits[b], image_hw, output_hw)
+        check_instances(result, b, resized, real_classes(probs[b]), IS_THING, lambda logit: logit)
+    assert result.instances.scores.max() > 1
+
+
+def test_every_task_has_class_scores_of_its_own(x64):
+    logits, probs = make_batch(0)
+    others = {"panoptic": probs, "semantic": probs[:, ::-1], "instances": make_batch(1)[1]}
+    inputs = arguments(logits, probs)[2:]
+    together = run(logits, others, *inputs, canvas=CANVAS)
+    for task, fields in (
+        ("panoptic", "panoptic segments"),
+        ("semantic", "semantic"),
+        ("instances", "instances mask_bits"),
+    ):
+        alone = run(logits, {task: others[task]}, *inputs, canvas=CANVAS)
+        for field in fields.split():
+            jax.tree.map(np.testing.assert_array_equal, getattr(together, field), getattr(alone, field))
 
 
 def test_a_sweep_against_the_definition(x64):
@@ -223,7 +249,7 @@ def test_stuff_merges_and_hidden_queries_go(x64):
     logits[:, :4, 0], logits[:, 4:, 1], logits[:, :4, 2], logits[:, :, 3] = 9, 9, 8, 9
     is_thing = np.array([True, False, True])
     result = run(
-        logits[None], probs[None], is_thing, np.int32(3), np.int32([[32, 32]]), np.int32([[32, 32]]), canvas=(32, 32)
+        *arguments(logits[None], probs[None], [[32, 32]], [[32, 32]], is_thing, num_classes=3), canvas=(32, 32)
     )
     np.testing.assert_array_equal(result.panoptic[0], np.ones((32, 32)))
     assert (result.segments.number[0], result.segments.class_ids[0, 0], result.segments.areas[0, 0]) == (1, 1, 1024)
@@ -239,9 +265,7 @@ def test_nothing_but_void(x64):
     probs = np.zeros((1, 3, 3))
     probs[..., 2] = 1
     logits = np.full((1, 8, 8, 3), 5.0)
-    result = run(
-        logits, probs, np.ones(2, bool), np.int32(2), np.int32([[32, 32]]), np.int32([[20, 10]]), canvas=(32, 32)
-    )
+    result = run(*arguments(logits, probs, [[32, 32]], [[20, 10]], np.ones(2, bool), num_classes=2), canvas=(32, 32))
     assert not result.panoptic.any() and result.segments.number[0] == 0
     assert not result.instances.scores[0, : result.instances.number[0]].any()
 
@@ -260,10 +284,11 @@ def test_scores_of_every_class(x64, before_resize):
 
 def test_only_the_requested_tasks():
     logits, probs = make_batch(0, np.float32)
-    result = run(*arguments(logits, probs), canvas=CANVAS, tasks=("semantic",))
+    logits, probs, *others = arguments(logits, probs)
+    result = run(logits, {"semantic": probs["semantic"]}, *others, canvas=CANVAS)
     assert result.panoptic is result.segments is result.instances is result.mask_bits is None
     with pytest.raises(ValueError, match="name one or more of panoptic, semantic, instances"):
-        run(*arguments(logits, probs), canvas=CANVAS, tasks=())
+        run(logits, {}, *others, canvas=CANVAS)
 
 
 @pytest.mark.parametrize("before_resize", [False, True])
@@ -271,12 +296,12 @@ def test_847_classes_fit_in_memory(before_resize):
     """Temporary and output memory of the compiled program at 800x1333 with 250 queries."""
     shapes = (
         jax.ShapeDtypeStruct((1, 200, 336, 250), np.float32),
-        jax.ShapeDtypeStruct((1, 250, 2049), np.float32),
+        {"semantic": jax.ShapeDtypeStruct((1, 250, 2049), np.float32)},
         jax.ShapeDtypeStruct((2048,), bool),
         jax.ShapeDtypeStruct((), np.int32),
         jax.ShapeDtypeStruct((1, 2), np.int32),
         jax.ShapeDtypeStruct((1, 2), np.int32),
     )
-    program = compiled.lower(*shapes, canvas=(1344, 1344), tasks=("semantic",), semantic_before_resize=before_resize)
+    program = compiled.lower(*shapes, canvas=(1344, 1344), semantic_before_resize=before_resize)
     memory = program.compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**28

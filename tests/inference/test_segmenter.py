@@ -150,7 +150,9 @@ def test_fewer_tasks(segmenter):
 def test_defaults_of_the_checkpoint(monkeypatch):
     used = []
     monkeypatch.setattr(engine.Engine, "segment", lambda self, images, **options: used.append(options) or iter(()))
-    defaults = DefaultsDescription(short_side=96, max_side=160, overlap_threshold=0.25)
+    defaults = DefaultsDescription(
+        short_side=96, max_side=160, overlap_threshold=0.25, semantic_void_trust=0.5, instance_scores="mask_logit"
+    )
     model, words = random_model(SMALL), Vocabulary.load("coco_panoptic")
 
     def make(**options):
@@ -163,7 +165,36 @@ def test_defaults_of_the_checkpoint(monkeypatch):
     list(segmenter.stream([]))
     segmenter([])
     segmenter([], overlap_threshold=0.0)
-    assert [options["overlap_threshold"] for options in used] == [0.25, 0.25, 0.0]
+    segmenter([], void_trust=0.25)
+    segmenter([], void_trust={"instances": 1.0, "semantic": 0.0})
+    assert [options["overlap_threshold"] for options in used] == [0.25, 0.25, 0.0, 0.25, 0.25]
+    own, chosen, other = (options["void_trust"] for options in used[2:])
+    assert own == {"panoptic": 0.0, "semantic": 0.5, "instances": 0.0}
+    assert chosen == {"panoptic": 0.25, "semantic": 0.5, "instances": 0.0}
+    assert other == {"panoptic": 0.0, "semantic": 0.0, "instances": 1.0}
+    assert {options["instance_scores"] for options in used} == {"mask_logit"}
+    for wrong in (-0.1, {"masks": 0.5}):
+        with pytest.raises(ValueError, match="choose numbers from 0 to 1 for panoptic, semantic, instances"):
+            segmenter([], void_trust=wrong)
+
+
+def test_void_trust_is_each_tasks_own(segmenter):
+    """Void goes down in the results of the task that it is for, in no other, and compiles nothing."""
+    segmenter.set_classes(WORDS)
+    photo = make_photo((200, 300))
+    plain = segmenter(photo, overlap_threshold=0.0)
+    programs = segmenter.engine._segment._cache_size()
+    found = segmenter(photo, overlap_threshold=0.0, void_trust={"panoptic": 1.0})
+    more = segmenter(photo, overlap_threshold=0.0, void_trust={"instances": 1.0})
+    assert segmenter.engine._segment._cache_size() == programs
+
+    def scores(result):
+        return max(s.score for s in result.panoptic.segments), max(i.score for i in result.instances)
+
+    (segment, instance), (segment_only, same), (also_same, instance_only) = map(scores, (plain, found, more))
+    assert segment_only > 1.0001 * segment and instance_only > 1.0001 * instance
+    assert (same, also_same) == (instance, segment)
+    np.testing.assert_array_equal(found.semantic, plain.semantic)
 
 
 def test_words_that_the_model_does_not_know():

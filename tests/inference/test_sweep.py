@@ -36,20 +36,32 @@ def found():
         "clip, larger": Way(clip_alone, short_side=160),
         "second": Way(clip_alone, second_clip=True),
         "second, own size": Way(clip_alone, short_side=96, second_clip=True),
+        "own, less void": Way(model.ensemble, void_trust=0.5),
     }
     text = segmenter._encoder.classifier(segmenter.vocabulary, segmenter.training_vocabulary)
     second = SecondClip(other.clip.image, text, other.clip.logit_scale[...])
     photo = make_photo(SIZE, 5)
     ((_, results),) = segmenter.engine.sweep([photo], list(ways.values()), second_clip=second, overlap_threshold=0.1)
-    ((_, alone),) = segmenter.stream([photo], tasks=("panoptic",), overlap_threshold=0.1)
-    return {name: result.panoptic for name, result in zip(ways, results, strict=True)} | {"alone": alone.panoptic}
+    alone = {}
+    for name, void_trust in (("alone", 0.0), ("alone, less void", 0.5)):
+        ((_, result),) = segmenter.stream([photo], tasks=("panoptic",), overlap_threshold=0.1, void_trust=void_trust)
+        alone[name] = result.panoptic
+    return {name: result.panoptic for name, result in zip(ways, results, strict=True)} | alone
 
 
 def scores(panoptic) -> list[tuple[int, float]]:
     return [(segment.class_index, segment.score) for segment in panoptic.segments]
 
 
-@pytest.mark.parametrize(("one", "other"), [("own", "alone"), ("own size", "own"), ("second, own size", "second")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("own", "alone"),
+        ("own size", "own"),
+        ("second, own size", "second"),
+        ("own, less void", "alone, less void"),
+    ],
+)
 def test_what_is_the_same(found, one, other):
     """A view of the image's own size is the image itself, in an array with more padding."""
     assert len(found[one].segments) > 1

@@ -52,15 +52,33 @@ def test_wrong_tokens(ids, size, complaint):
 
 
 DEFAULTS = dataclasses.replace(
-    SMALL, defaults=DefaultsDescription(short_side=256, max_side=320, overlap_threshold=0.6, instance_threshold=0.25)
+    SMALL,
+    defaults=DefaultsDescription(
+        short_side=256,
+        max_side=320,
+        overlap_threshold=0.6,
+        instance_threshold=0.25,
+        panoptic_void_trust=0.5,
+        instance_void_trust=1.0,
+        instance_scores="mask_logit",
+    ),
 )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"short_side": 0}, {"max_side": 799}, {"overlap_threshold": 1.5}, {"instance_threshold": -0.1}]
+    "wrong",
+    [
+        {"short_side": 0},
+        {"max_side": 799},
+        {"overlap_threshold": 1.5},
+        {"instance_threshold": -0.1},
+        {"semantic_void_trust": 2.0},
+    ],
 )
 def test_wrong_defaults(wrong):
-    with pytest.raises(ValueError, match="choose 1 <= short_side <= max_side, and thresholds from 0 to 1"):
+    with pytest.raises(
+        ValueError, match="choose 1 <= short_side <= max_side, and thresholds and void_trust from 0 to 1"
+    ):
         DefaultsDescription(**wrong)
 
 

@@ -15,7 +15,8 @@ from tests.parity import precision
 from tests.parity.evaluation import compare_pair
 from tests.parity.extras import compare_extra
 from tests.parity.network import Network
-from tests.parity.pairs import BadFiles, Pair, find_pairs
+from tests.parity.ovrcoat import compare_ovrcoat
+from tests.parity.pairs import OVRCOAT, BadFiles, Pair, find_pairs
 from tests.parity.section import Section
 from tests.parity.training import compare_training
 
@@ -89,7 +90,10 @@ def compare(folder: pathlib.Path, tolerance: float, write: Callable[[str], None]
     for pair in files.pairs:
         network = Network(pair)
         models[pair.path] = pair, network
-        done = attempt(pair, lambda pair=pair, network=network: [compare_pair(pair, network, tolerance)])
+        compare_one = compare_ovrcoat if pair.facts.get("meta_architecture") == OVRCOAT else compare_pair
+        done = attempt(
+            pair, lambda pair=pair, network=network, compare=compare_one: [compare(pair, network, tolerance)]
+        )
         sections += done
         report(done, write)
     for training in files.trainings:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from fcclip_jax.inference.postprocess import Instances, Segments, unpack_mask
+from fcclip_jax.inference.postprocess import Instances, InstanceScores, Segments, unpack_mask
 
 UNSURE = 1e-4
 """Pixels are ignored if their two best scores, or their mask probability and 0.5, differ by less than this: noise of
@@ -172,6 +172,7 @@ def compare_instances(
     class_probs: np.ndarray,
     is_thing: np.ndarray,
     tolerance: float,
+    scores: InstanceScores = "mask_probability",
 ) -> Verdict:
     """Compares multisets of instances.
 
@@ -185,7 +186,7 @@ def compare_instances(
         )
     (count,) = counts
     largest = 1.0 if official.scores is None else float(official.scores.max(initial=0.0)) or 1.0
-    rows = _our_instances(ours, mask_bits, full_logits, class_probs, is_thing)
+    rows = _our_instances(ours, mask_bits, full_logits, class_probs, is_thing, scores)
     if official.masks is not None and official.masks.shape[1:] != full_logits.shape[:2]:
         return Verdict(name, official.masks.shape, False, None, f"ours is {list(full_logits.shape[:2])}")
     unsure = np.abs(sigmoid(full_logits) - 0.5) < UNSURE
@@ -220,7 +221,12 @@ class _Instance(NamedTuple):
 
 
 def _our_instances(
-    ours: Instances, mask_bits: np.ndarray, full_logits: np.ndarray, class_probs: np.ndarray, is_thing: np.ndarray
+    ours: Instances,
+    mask_bits: np.ndarray,
+    full_logits: np.ndarray,
+    class_probs: np.ndarray,
+    is_thing: np.ndarray,
+    scores: InstanceScores,
 ) -> list[_Instance]:
     """Returns the found instances, and those that missed the cut by less than the noise."""
     candidates, limit = class_probs[:, :-1], len(ours.scores)
@@ -237,6 +243,7 @@ def _our_instances(
     for query, label in zip(*np.nonzero(near), strict=True):
         if is_thing[label] and (query, label) not in found:
             mask = full_logits[..., query] > 0
-            inside = (sigmoid(full_logits[..., query]) * mask).sum() / (mask.sum() + 1e-6)
+            values = full_logits[..., query] if scores == "mask_logit" else sigmoid(full_logits[..., query])
+            inside = (values * mask).sum() / (mask.sum() + 1e-6)
             rows.append(_Instance(int(label), int(query), float(class_probs[query, label] * inside), True, mask))
     return rows

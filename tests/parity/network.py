@@ -12,10 +12,10 @@ from jax import lax
 
 from convert import fcclip as table
 from convert.rules import ConversionError, to_ours
-from fcclip_jax.conventions import STRIDE
+from fcclip_jax.conventions import STRIDE, TASKS
 from fcclip_jax.data.images import pad
 from fcclip_jax.inference import buckets, resampling
-from fcclip_jax.inference.postprocess import Postprocessed, postprocess, semantic_scores
+from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed, postprocess, semantic_scores
 from fcclip_jax.models.building import named_variables
 from fcclip_jax.models.descriptions import EnsembleDescription, ModelDescription
 from fcclip_jax.models.fcclip import FCCLIP, normalize_images
@@ -60,15 +60,16 @@ class Network:
         self.read_classes(pair)
         test_options = pair.require("model_cfg", "MASK_FORMER", "TEST")
         self.overlap_threshold = test_options["OVERLAP_THRESHOLD"]
+        self.void_trust = float(pair.facts.get("clip_trust_weight", 0.0))
         self.object_mask_threshold = test_options["OBJECT_MASK_THRESHOLD"]
         resized_first = ("SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", "PANOPTIC_ON", "INSTANCE_ON")
         self.semantic_before_resize = not any(test_options[name] for name in resized_first)
         graphdef, state = nnx.split(self.model)
         self.state = cast_state(state, precision.dtype)
-        self._stages = jax.jit(functools.partial(_stages, graphdef, dtype=precision.dtype))
-        whole = functools.partial(_whole, graphdef, dtype=precision.dtype)
+        self._stages = jax.jit(functools.partial(_stages, graphdef, dtype=precision.dtype, void_trust=self.void_trust))
+        whole = functools.partial(_whole, graphdef, dtype=precision.dtype, void_trust=self.void_trust)
         self._whole = jax.jit(whole, static_argnames=("canvas", "before_resize"))
-        self._heads = jax.jit(functools.partial(_head_stages, graphdef), static_argnames="mixing")
+        self._heads = jax.jit(functools.partial(_head_stages, graphdef), static_argnames=("mixing", "void_trust"))
 
     def read_classes(self, pair: Pair) -> None:
         """Reads the vocabulary of a json."""
@@ -126,7 +127,13 @@ class Network:
         return [outcome._replace(class_logits=row) for outcome, row in zip(outcomes, logits, strict=False)]
 
     def classify(
-        self, heads: Sequence[Heads], image_hw: Sequence[Size], *, bucket: Size, valid_masks_only: bool
+        self,
+        heads: Sequence[Heads],
+        image_hw: Sequence[Size],
+        *,
+        bucket: Size,
+        valid_masks_only: bool,
+        void_trust: float = 0.0,
     ) -> list[dict[str, np.ndarray]]:
         """Classifies crafted head outputs with CLIP, under the names after `out_vocab_`, and `class_probs`."""
         size = max(len(heads), BATCH)
@@ -141,6 +148,7 @@ class Network:
             (hw + STRIDE - 1) // STRIDE * STRIDE,
             self.text,
             mixing=EnsembleDescription(alpha=mixing.alpha, beta=mixing.beta, valid_masks_only=valid_masks_only),
+            void_trust=void_trust,
         )
         out = jax.device_get(out)
         del out["mask_for_pooling"]  # of the whole bucket
@@ -157,6 +165,7 @@ class Network:
         bucket: Size,
         overlap_threshold: float | None = None,
         before_resize: bool | None = None,
+        instance_scores: InstanceScores = "mask_probability",
     ) -> list[Outcome]:
         """Post-processes mask logits [h, w, Q] and class probabilities [Q, K1]."""
         size = max(len(heads), BATCH)
@@ -166,7 +175,8 @@ class Network:
         hw = np.int32([*image_hw, *(image_hw[-1:] * (size - len(heads)))])
         out_hw = np.int32([*output_hw, *(output_hw[-1:] * (size - len(heads)))])
         options = self._options(overlap_threshold, before_resize, out_hw)
-        found = jax.device_get(_postprocess(logits, probs, self.is_thing, self.text.num_classes, hw, out_hw, **options))
+        inputs = logits, dict.fromkeys(TASKS, probs), self.is_thing, self.text.num_classes, hw, out_hw
+        found = jax.device_get(_postprocess(*inputs, **options, instance_scores=instance_scores))
         return self._outcomes(len(heads), logits, probs, found, hw, out_hw, options)
 
     def real_classes(self, x: np.ndarray) -> np.ndarray:
@@ -227,9 +237,15 @@ def build(description: ModelDescription, manifest: Mapping[str, tuple[int, ...]]
     """Returns the model with the weights of the manifest's keys, converted by the conversion tables."""
     model = nnx.eval_shape(lambda: FCCLIP(description, rngs=nnx.Rngs(0)))
     variables = named_variables(model)
+    given = pair.facts.get("weight_overrides", {})
+    if not isinstance(given, dict) or not given.keys() <= manifest.keys():
+        raise BadFiles(f"weight_overrides of {pair.path} must name keys of the manifest")
+    overrides = {
+        key: functools.partial(np.broadcast_to, np.float32(value), manifest[key]) for key, value in given.items()
+    }
     try:
         values, _ = to_ours(
-            {key: functools.partial(weight, key, shape) for key, shape in manifest.items()},
+            {key: functools.partial(weight, key, shape) for key, shape in manifest.items()} | overrides,
             table.rules(description.clip.image.family),
             table.IGNORED,
             {name: variable.shape for name, variable in variables.items()},
@@ -259,13 +275,16 @@ def in_bucket(x: np.ndarray, bucket: Size, stride: int) -> np.ndarray:
     return padded.astype(np.float32)
 
 
-def _stages(graphdef, state, images, image_hw, text, masks, forced, *, dtype: str) -> Arrays:
-    return stages(nnx.merge(graphdef, state), images, image_hw, text, masks, forced, dtype)
+def _stages(graphdef, state, images, image_hw, text, masks, forced, *, dtype: str, void_trust: float) -> Arrays:
+    return stages(nnx.merge(graphdef, state), images, image_hw, text, masks, forced, dtype, void_trust)
 
 
-def _head_stages(graphdef, state, mask_logits, class_logits, clip_dense, valid_hw, text, *, mixing) -> Arrays:
+def _head_stages(
+    graphdef, state, mask_logits, class_logits, clip_dense, valid_hw, text, *, mixing, void_trust
+) -> Arrays:
     model = nnx.merge(graphdef, state)
-    return head_stages(model, Prediction(mask_logits, class_logits), clip_dense, valid_hw, text, mixing)
+    prediction = Prediction(mask_logits, class_logits)
+    return head_stages(model, prediction, clip_dense, valid_hw, text, mixing, void_trust)
 
 
 def _whole(
@@ -280,16 +299,17 @@ def _whole(
     object_mask_threshold,
     *,
     dtype: str,
+    void_trust: float,
     canvas: Size,
     before_resize: bool,
 ) -> tuple[Prediction, jax.Array, Postprocessed]:
     model = nnx.merge(graphdef, state)
     pixels, valid_hw = normalize_images(images, image_hw, dtype)
     prediction, features = model(pixels, valid_hw, text)
-    class_probs = model.classify(prediction, features.clip_dense, valid_hw, text)
+    class_probs = model.classify(prediction, features.clip_dense, valid_hw, text, void_trust=void_trust)
     output = postprocess(
         prediction.mask_logits,
-        class_probs,
+        dict.fromkeys(TASKS, class_probs),
         is_thing,
         text.num_classes,
         image_hw,
@@ -302,7 +322,7 @@ def _whole(
     return prediction, class_probs, output
 
 
-@functools.partial(jax.jit, static_argnames=("canvas", "before_resize"))
+@functools.partial(jax.jit, static_argnames=("canvas", "before_resize", "instance_scores"))
 def _postprocess(*args, before_resize: bool, **options) -> Postprocessed:
     return postprocess(*args, semantic_before_resize=before_resize, **options)
 

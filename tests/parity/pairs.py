@@ -23,8 +23,8 @@ from fcclip_jax.models.descriptions import (
 from fcclip_jax.models.fcclip import PIXEL_MEAN, PIXEL_STD
 from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
 
-ARCHITECTURE = "FCCLIP"
-"""The model of a json that does not name its `meta_architecture`; others are not compared."""
+ARCHITECTURE, OVRCOAT = "FCCLIP", "OVRCOAT"
+"""The models that are compared, by a json's `meta_architecture`, the first if it has none."""
 
 EXTRAS = ("semantic_only", "batch_mixed")
 
@@ -70,7 +70,7 @@ def find_pairs(folder: pathlib.Path) -> Files:
         raise BadFiles(f"the folder {folder} does not exist; give one that holds X_eval.json and X_eval.npz")
     stems = sorted({path.with_suffix("") for suffix in ("json", "npz") for path in folder.rglob(f"*_eval.{suffix}")})
     models = {stem: read_json(stem.with_suffix(".json")).get("meta_architecture", ARCHITECTURE) for stem in stems}
-    foreign = {stem: f"its model is {model}" for stem, model in models.items() if model != ARCHITECTURE}
+    foreign = {stem: f"its model is {model}" for stem, model in models.items() if model not in (ARCHITECTURE, OVRCOAT)}
     stems = [stem for stem in stems if stem not in foreign]
     if not stems:
         raise BadFiles(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fcclip_jax.inference.postprocess import InstanceScores
 from tests.parity import judge
 from tests.parity.judge import InstanceSet, Verdict
 from tests.parity.network import Network, Outcome
@@ -75,7 +76,7 @@ class Section:
         unsure = judge.semantic_unsure(outcome.semantic_scores)
         self.add(judge.compare_labels(name, official, labels, unsure))
 
-    def instances(self, prefix: str, outcome: Outcome) -> None:
+    def instances(self, prefix: str, outcome: Outcome, scores: InstanceScores = "mask_probability") -> None:
         names = [f"{prefix}instances_{part}" for part in InstanceSet._fields]
         held = [name for name in names if name in self.arrays]
         if held:
@@ -88,6 +89,7 @@ class Section:
                 outcome.class_probs,
                 self.network.is_thing,
                 self.tolerance,
+                scores,
             )
             self.add(verdict, *held)
 

@@ -34,6 +34,7 @@ def stages(
     masks: tuple[jax.Array, ...],
     forced: jax.Array,
     dtype: str,
+    void_trust: float,
 ) -> Arrays:
     """Every stage for images padded to their own multiple of 32.
 
@@ -47,7 +48,7 @@ def stages(
     features = trunk_stages(model, pixels, valid_hw, out)
     pixel_features = pixel_stages(model, features, valid_hw, out)
     prediction = mask_stages(model, pixel_features, valid_hw, text, masks, forced, out)
-    head = head_stages(model, prediction, features.clip_dense, valid_hw, text, model.ensemble)
+    head = head_stages(model, prediction, features.clip_dense, valid_hw, text, model.ensemble, void_trust)
     out["class_probs"] = head.pop("class_probs")
     return out | {f"out_vocab_{name}": value for name, value in head.items()}
 
@@ -162,6 +163,7 @@ def head_stages(
     valid_hw: jax.Array,
     text: TextClassifier,
     mixing: EnsembleDescription,
+    void_trust: float = 0.0,
 ) -> Arrays:
     """Runs the stages after the mask decoder: CLIP's classification of the masks, and the class probabilities."""
     shrunk = shrink(prediction.mask_logits, STRIDE // 4)
@@ -177,5 +179,7 @@ def head_stages(
         "mask_pooled": mask_pool(clip_dense, masks),
         "clip_feature": embeddings,
         "logits": jnp.concatenate(logits, axis=-1),
-        "class_probs": ensemble(prediction.class_logits, logits[0], text.seen, jnp.any(masks, axis=(1, 2)), mixing),
+        "class_probs": ensemble(
+            prediction.class_logits, logits[0], text.seen, jnp.any(masks, axis=(1, 2)), mixing, void_trust
+        ),
     }

@@ -118,7 +118,7 @@ def overfit(folder: pathlib.Path, crop: int, steps: int, batch_size: int) -> Rep
     def found_in(mask_logits, class_probs, image_hw):
         hw = image_hw[None]
         return postprocess(
-            mask_logits, class_probs, is_thing, np.int32(len(things)), hw, hw, canvas=(crop, crop), tasks=("panoptic",)
+            mask_logits, {"panoptic": class_probs}, is_thing, np.int32(len(things)), hw, hw, canvas=(crop, crop)
         )
 
     def segmented(parameters, photograph):

@@ -6,16 +6,22 @@ the vocabulary really have: one compiled program serves every output size up to 
 bucket, at a cost that follows the real sizes.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from fcclip_jax.conventions import OVERLAP_THRESHOLD, TASKS, check_tasks
+from fcclip_jax.conventions import OVERLAP_THRESHOLD, check_tasks
 from fcclip_jax.inference.postprocess.folds import Fold, fold_tiles
-from fcclip_jax.inference.postprocess.instances import MAX_INSTANCES, Instances, instance_fold, unpack_mask
+from fcclip_jax.inference.postprocess.instances import (
+    MAX_INSTANCES,
+    Instances,
+    InstanceScores,
+    instance_fold,
+    unpack_mask,
+)
 from fcclip_jax.inference.postprocess.panoptic import Segments, panoptic_fold, panoptic_sweep
 from fcclip_jax.inference.postprocess.semantic import semantic_fold, semantic_scores
 from fcclip_jax.inference.resampling import working_dtype
@@ -23,6 +29,7 @@ from fcclip_jax.structs import AnyArray, checked
 
 __all__ = [
     "MAX_INSTANCES",
+    "InstanceScores",
     "Instances",
     "Postprocessed",
     "Segments",
@@ -48,46 +55,51 @@ class Postprocessed(NamedTuple):
 
 def postprocess(
     mask_logits: Float[Array, "B h w Q"],
-    class_probs: Float[Array, "B Q K1"],
+    class_probs: Mapping[str, Float[Array, "B Q K1"]],
     is_thing: Bool[Array, " K"],
     num_classes: Int[Array, ""],
     image_hw: Int[Array, "B 2"],
     output_hw: Int[Array, "B 2"],
     *,
     canvas: tuple[int, int],
-    tasks: Collection[str] = TASKS,
     overlap_threshold: float | Float[Array, ""] = OVERLAP_THRESHOLD,
     object_mask_threshold: float | Float[Array, ""] = 0.0,
     semantic_before_resize: bool = False,
+    instance_scores: InstanceScores = "mask_probability",
 ) -> Postprocessed:
     """Turns the last prediction into results as the official inference does, for images of any sizes.
 
-    class_probs: the K classes, then void (K1 = K + 1); 0 for the padded classes, from num_classes on.
+    class_probs: for each task to do, the K classes, then void (K1 = K + 1); 0 for the padded classes, from num_classes on.
     image_hw: the resized images' sizes; mask logits beyond their padding to 32 are never read.
     output_hw: the maps' sizes, at most the canvas.
     overlap_threshold: the minimum share of its own mask that a panoptic segment keeps.
     object_mask_threshold: the class score that a query must exceed to take part in the panoptic map.
     semantic_before_resize: class scores are formed at the padded size and then resized, as the official code does when
         only semantic maps are requested.
+    instance_scores: see `DefaultsDescription`.
     """
-    tasks = check_tasks(tasks)
+    tasks = check_tasks(class_probs)
 
     def one_image(
-        image: tuple[Float[Array, "h w Q"], Float[Array, "Q K1"], Int[Array, " 2"], Int[Array, " 2"]],
+        image: tuple[Float[Array, "h w Q"], dict[str, Float[Array, "Q K1"]], Int[Array, " 2"], Int[Array, " 2"]],
     ) -> Postprocessed:
         logits, probs, image_hw, output_hw = image
-        probs = probs.astype(working_dtype(logits))
-        real_probs = probs[:, :-1]
+        probs = {task: values.astype(working_dtype(logits)) for task, values in probs.items()}
+        real = {task: values[:, :-1] for task, values in probs.items()}
         folds: dict[str, Callable[[], Fold]] = {
-            "panoptic": lambda: panoptic_fold(probs[None], is_thing, canvas, overlap_threshold, object_mask_threshold),
-            "semantic": lambda: semantic_fold(real_probs, num_classes, canvas, before_resize=semantic_before_resize),
-            "instances": lambda: instance_fold(real_probs, is_thing, num_classes, canvas),
+            "panoptic": lambda: panoptic_fold(
+                probs["panoptic"][None], is_thing, canvas, overlap_threshold, object_mask_threshold
+            ),
+            "semantic": lambda: semantic_fold(
+                real["semantic"], num_classes, canvas, before_resize=semantic_before_resize
+            ),
+            "instances": lambda: instance_fold(real["instances"], is_thing, num_classes, canvas, instance_scores),
         }
         found = fold_tiles({task: folds[task]() for task in tasks}, logits, image_hw, output_hw, canvas)
         panoptic, segments = jax.tree.map(lambda x: x[0], found.get("panoptic", (None, None)))
         instances, mask_bits = found.get("instances", (None, None))
         return Postprocessed(panoptic, segments, found.get("semantic"), instances, mask_bits)
 
-    results = lax.map(one_image, (mask_logits, class_probs, image_hw, output_hw))
+    results = lax.map(one_image, (mask_logits, dict(class_probs), image_hw, output_hw))
     crop = jax.tree.map(lambda x: x[:, : canvas[0], : canvas[1]], (results.panoptic, results.semantic))
     return checked(results._replace(panoptic=crop[0], semantic=crop[1]))

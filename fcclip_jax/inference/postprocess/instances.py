@@ -1,6 +1,7 @@
 """Instances: the best pairs of query and class, with masks of one bit a pixel."""
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,9 @@ from fcclip_jax.structs import AnyArray
 MAX_INSTANCES = 100
 """TEST.DETECTIONS_PER_IMAGE, stuff included."""
 
+InstanceScores = Literal["mask_probability", "mask_logit"]
+"""What multiplies the class score: see `models.descriptions.DefaultsDescription`."""
+
 
 class Instances(NamedTuple):
     """Things by falling score; rows from `number` on have no meaning."""
@@ -22,7 +26,7 @@ class Instances(NamedTuple):
     number: Int[AnyArray, "*B"]
     class_ids: Int[AnyArray, "*B N"]
     scores: Float[AnyArray, "*B N"]
-    """Class score x mean mask probability inside the mask."""
+    """Class score x mean mask probability (or mean logit) inside the mask."""
     queries: Int[AnyArray, "*B N"]
     """The query whose mask it is."""
     areas: Int[AnyArray, "*B N"]
@@ -45,13 +49,17 @@ class InstanceState(NamedTuple):
 
     mask_bits: UInt8[Array, "H8 W N"]
     """logit > 0: 8 rows to a byte, the first in the lowest bit."""
-    prob_sums: Float[Array, " N"]
-    """Mask probability, summed inside the mask."""
+    sums: Float[Array, " N"]
+    """Mask probability or logit, summed inside the mask."""
     areas: Int[Array, " N"]
 
 
 def instance_fold(
-    probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""], canvas: tuple[int, int]
+    probs: Float[Array, "Q K"],
+    is_thing: Bool[Array, " K"],
+    num_classes: Int[Array, ""],
+    canvas: tuple[int, int],
+    scores: InstanceScores,
 ) -> Fold:
     """One image's instances and their mask bits [N, W, H8].
 
@@ -63,7 +71,8 @@ def instance_fold(
     start = InstanceState(
         jnp.zeros((height // 8, width, count), jnp.uint8), jnp.zeros(count, probs.dtype), jnp.zeros(count, jnp.int32)
     )
-    return Fold(start, visit_instances, lambda state: rank_instances(state, pairs), queries=pairs.queries)
+    visit = functools.partial(visit_instances, scores=scores)
+    return Fold(start, visit, lambda state: rank_instances(state, pairs), queries=pairs.queries)
 
 
 def best_pairs(probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_classes: Int[Array, ""]) -> Pairs:
@@ -76,7 +85,7 @@ def best_pairs(probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_clas
     return Pairs(labels, scores, queries, (scores >= 0) & is_thing[labels])
 
 
-def visit_instances(state: InstanceState, tile: Tile) -> InstanceState:
+def visit_instances(state: InstanceState, tile: Tile, *, scores: InstanceScores) -> InstanceState:
     """Adds one tile to the bits, the sums and the areas."""
     assert tile.logits is not None  # present, because the fold has before_resize=False
     rows, columns, count = tile.logits.shape
@@ -85,17 +94,18 @@ def visit_instances(state: InstanceState, tile: Tile) -> InstanceState:
     place = jnp.asarray(2.0 ** np.arange(8), jnp.float32)[None, :, None, None]
     bits = jnp.where(positive.reshape(rows // 8, 8, columns, count), place, 0.0).sum(axis=1).astype(jnp.uint8)
     corner = (tile.window.row // 8, tile.window.column, np.int32(0))
+    values = tile.probs if scores == "mask_probability" else tile.logits
     return InstanceState(
         lax.dynamic_update_slice(state.mask_bits, bits, corner),
-        state.prob_sums + jnp.where(positive, tile.probs, 0.0).sum(axis=(0, 1)),
+        state.sums + jnp.where(positive, values, 0.0).sum(axis=(0, 1)),
         state.areas + count_pixels(positive),
     )
 
 
 def rank_instances(state: InstanceState, pairs: Pairs) -> tuple[Instances, UInt8[Array, "N W H8"]]:
     """Sorts the things by their final score."""
-    mean_probs = state.prob_sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
-    scores = jnp.where(pairs.kept, pairs.scores * mean_probs, -1.0)
+    means = state.sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
+    scores = jnp.where(pairs.kept, pairs.scores * means, -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
     mask_bits = state.mask_bits.transpose(2, 1, 0)[order]
     table = pairs.class_ids[order], scores[order], pairs.queries[order], state.areas[order], mask_boxes(mask_bits)
