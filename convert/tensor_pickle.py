@@ -24,6 +24,8 @@ MAX_OPEN_MARKS = 100
 MAX_DIMENSIONS = 32
 MAX_NAME = 1000
 """Characters of the keys of dictionaries, and of the names of classes and functions."""
+MAX_COUNT = 2**48
+"""Elements of a tensor or between its rows: NumPy counts bytes in 64 bits, also where a tensor is empty."""
 MAX_INTEGER = 16
 """Bytes; sizes and random seeds have at most 9."""
 
@@ -256,8 +258,10 @@ def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> Stor
     """Describes a view of a storage, after checks that it lies inside."""
     if len(shape) > MAX_DIMENSIONS or len(shape) != len(strides):
         raise ValueError(f"its pickle has a tensor of {len(shape)} dimensions with {len(strides)} strides")
-    if any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
-        raise ValueError("its pickle has a tensor whose offset, shape or strides are not counts")
+    if any(type(number) is not int or not 0 <= number <= MAX_COUNT for number in (offset, *shape, *strides)):
+        raise ValueError("its pickle has a tensor whose offset, shape or strides are no counts")
+    if math.prod(length or 1 for length in shape) > MAX_COUNT:
+        raise ValueError(f"its pickle has a tensor of shape {list(shape)}")
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.length:
         raise ValueError(

@@ -18,8 +18,8 @@ import numpy as np
 from . import tensor_pickle
 from .tensor_pickle import StoredTensor
 
-MAX_DIRECTORY = 16 * 2**20
-"""Bytes of the central directory: more than 100,000 storages."""
+MAX_DIRECTORY = 4 * 2**20
+"""Bytes of the central directory, which has less than 100 for each storage."""
 MAX_PICKLE = 16 * 2**20
 """Bytes of data.pkl, which has about 150 bytes for each tensor."""
 
@@ -51,6 +51,8 @@ class Archive(NamedTuple):
     """By name, without the archive's folder."""
     byte_order: str
     """The storages' byte order, NumPy's `<` or `>`."""
+    pickle: bytes
+    """The member data.pkl."""
 
     def load(self) -> Any:
         """Returns the archive's value, with a StoredTensor for each tensor. Nothing that the file names is called.
@@ -59,7 +61,7 @@ class Archive(NamedTuple):
             ValueError: it contains more than plain tensors and values; the message, without the path, gives the reason.
         """
         sizes = {key.removeprefix("data/"): r.size for key, r in self.records.items() if key.startswith("data/")}
-        return tensor_pickle.load(_content(self.path, self.records, "data.pkl", MAX_PICKLE), sizes)
+        return tensor_pickle.load(self.pickle, sizes)
 
     def read_tensor(self, tensor: StoredTensor) -> np.ndarray:
         """Reads a tensor's own bytes from the file; half precision becomes float32."""
@@ -104,22 +106,21 @@ def open_archive(path: pathlib.Path) -> Archive:
         if any(member.name.endswith("/constants.pkl") for member in members):
             raise ValueError("it is a TorchScript archive, which is a program")
         records = _records(file, members, start)
-    order = _content(path, records, "byteorder", 16) if "byteorder" in records else b"little"
-    if order not in BYTE_ORDERS:
-        raise ValueError(f"its byte order is {order!r}, not little or big")
-    return Archive(path, records, BYTE_ORDERS[order])
+        order = _content(file, records, "byteorder", 16) if "byteorder" in records else b"little"
+        if order not in BYTE_ORDERS:
+            raise ValueError(f"its byte order is {order!r}, not little or big")
+        return Archive(path, records, BYTE_ORDERS[order], _content(file, records, "data.pkl", MAX_PICKLE))
 
 
-def _content(path: pathlib.Path, records: dict[str, Record], name: str, limit: int) -> bytes:
+def _content(file: BinaryIO, records: dict[str, Record], name: str, limit: int) -> bytes:
     """Returns the bytes of a small member, after a check of their number and checksum."""
     if name not in records:
         raise ValueError(f"it has no {name}")
     record = records[name]
     if record.size > limit:
         raise ValueError(f"its {name} has {record.size} bytes, more than {limit}")
-    with path.open("rb") as file:
-        file.seek(record.offset)
-        content = file.read(record.size)
+    file.seek(record.offset)
+    content = file.read(record.size)
     if zlib.crc32(content) != record.crc:
         raise ValueError(f"its {name} is damaged")
     return content
@@ -136,9 +137,11 @@ def _directory(file: BinaryIO) -> tuple[int, int, int]:
         locator, disk64, end64, disks = _unpack(LOCATOR64, file, end - LOCATOR64.size)
         if locator == b"PK\x06\x07":
             stop = end - LOCATOR64.size - END64.size
-            signature, _, _, _, disk64_, first64, here64, count64, size64, start64 = _unpack(END64, file, max(stop, 0))
+            signature, length, _, _, disk64_, first64, here64, count64, size64, start64 = _unpack(
+                END64, file, max(stop, 0)
+            )
             short = (min(count64, 0xFFFF), min(size64, 0xFFFFFFFF), min(start64, 0xFFFFFFFF))
-            if signature != b"PK\x06\x06" or end64 != stop or disk64 or disk64_ or first64 or disks > 1:
+            if signature != b"PK\x06\x06" or end64 != stop or length != 44 or disk64 or disk64_ or first64 or disks > 1:
                 raise ValueError("its zip archive has a misplaced end")
             if (count, size, start) != short or here64 != count64:
                 raise ValueError("its zip archive has two different ends")

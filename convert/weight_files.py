@@ -234,7 +234,9 @@ def _is_pickle(path: pathlib.Path) -> bool:
 
 
 def _is_plain(torch: ModuleType, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return not (value.is_neg() or value.is_conj())  # views whose elements differ from the stored ones
 
 
 def _load_torch(tensor: Any) -> np.ndarray:
