@@ -1,4 +1,8 @@
-"""Reads PyTorch's weight files without running code that they contain, and writes them."""
+"""Reads PyTorch's weight files without running code that they contain, and writes them.
+
+PyTorch reads its own files where it is installed, with weights_only. Without it, `torch_zip` and `tensor_pickle` read those
+of PyTorch 1.6 and later: the same tensors, of the dtypes that .safetensors files may have too.
+"""
 
 import contextlib
 import functools
@@ -56,7 +60,7 @@ def read(path: pathlib.Path, *, name: str | None = None) -> Weights:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has no plain tensors, or would run code, or the package that reads it is missing.
+        ValueError: it has no plain tensors, or would run code, or only PyTorch reads it, which is missing.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the weight file inside it")

@@ -25,7 +25,7 @@ WRITE_CHECKPOINT = commands.write_checkpoint
 
 
 def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch reads and writes .pth files (extra: convert)")
+    return pytest.importorskip("torch", reason="PyTorch writes .pth files (extra: convert)")
 
 
 def write_weights(path, tensors, *, wrap=lambda tensors: tensors):
