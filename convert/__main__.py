@@ -81,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", required=True, metavar="DIR", help="a checkpoint of this project, local or gs://"
     )
     command.add_argument(
-        "--output", required=True, type=pathlib.Path, metavar="FILE", help="the file to write, .safetensors or .pth"
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        metavar="FILE",
+        help="the file to write, .safetensors, or .pth (needs PyTorch)",
     )
     _add_overwrite(command)
     command.set_defaults(run=commands.to_torch)

@@ -1,11 +1,16 @@
-"""Reads PyTorch's weight files without running code that they contain, and writes them."""
+"""Reads PyTorch's weight files without running code that they contain, and writes them.
 
+PyTorch reads its own files where it is installed, with weights_only. Without it, `torch_zip` and `tensor_pickle` read those
+of PyTorch 1.6 and later: the same tensors, of the dtypes that .safetensors files may have too.
+"""
+
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,10 +23,17 @@ from fcclip_jax.checkpoint import Origin
 from fcclip_jax.command_line import first_line
 from fcclip_jax.files import check_space, replacing
 
+from . import torch_zip
+from .tensor_pickle import StoredTensor
+
 WRAPPERS = ("model", "state_dict")
 """Keys that contain the weights in training checkpoints, which also store optimisers and counters."""
 PREFIXES = ("module.", "model.")
 """Prefixes that DistributedDataParallel and other wrappers add to every key."""
+MAX_WRAPPERS = 10
+"""Dictionaries inside each other; a file's dictionary may also contain itself."""
+MAX_KEY = 1000
+"""Characters of a tensor's name."""
 SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -48,13 +60,18 @@ def read(path: pathlib.Path, *, name: str | None = None) -> Weights:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has no plain tensors, or would run code, or the package that reads it is missing.
+        ValueError: it has no plain tensors, or would run code, or only PyTorch reads it, which is missing.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the weight file inside it")
     if not path.is_file():
         raise FileNotFoundError(f"the weight file {path} does not exist; check the path")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in tensors:
+        if len(key) > MAX_KEY or not key.isprintable():
+            raise ValueError(
+                f"{path}: the key {key[:80]!r} has unprintable characters, or more than {MAX_KEY}; rename it"
+            )
     while prefix := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     if not tensors:
@@ -89,7 +106,11 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
         OSError: the file cannot be written, because the disk is full for example.
         ValueError: the suffix is .pth, and PyTorch is missing.
     """
-    torch = _import_torch(path) if path.suffix == ".pth" else None
+    torch = _find_torch() if path.suffix == ".pth" else None
+    if path.suffix == ".pth" and torch is None:
+        raise ValueError(
+            f"{path} needs PyTorch, which is not installed: pip install torch, or write a .safetensors file"
+        )
     try:
         check_space(path.parent, sum(array.nbytes for array in tensors.values()))
         with replacing(path) as temporary:
@@ -127,18 +148,47 @@ def _load_safetensors(file: Any, key: str) -> np.ndarray:
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
-    torch = _import_torch(path)
-    zipped = zipfile.is_zipfile(path)
-    if not zipped and not _is_pickle(path):
-        raise ValueError(f"{path} is not a PyTorch file, or is truncated; download or save it again")
+    """Reads a file of torch.save's with PyTorch, or without it if it is not installed."""
+    torch = _find_torch()
+    if not zipfile.is_zipfile(path):
+        return _read_old_torch(path, torch)
+    with _refusing(path):
+        archive = torch_zip.open_archive(path)
+    if torch is not None:
+        return _read_with_torch(path, torch, mapped=True)
+    with _refusing(path):
+        loaded = archive.load()
+    stored = _named_tensors(path, loaded, lambda value: isinstance(value, StoredTensor))
+    return {key: Tensor(value.shape, functools.partial(archive.read_tensor, value)) for key, value in stored.items()}
+
+
+@contextlib.contextmanager
+def _refusing(path: pathlib.Path) -> Iterator[None]:
+    """Makes a sentence of the reasons for which a file is refused."""
     try:
-        if zipped and _is_torchscript(path):
-            raise ValueError(
-                f"{path} is a TorchScript archive, which is a program; save its state_dict() with PyTorch instead"
-            )
-        # Files from before PyTorch 1.6 are not zip archives, and cannot be mapped.
-        loaded = torch.load(path, weights_only=True, mmap=zipped, map_location="cpu")
-    except (OSError, ValueError):
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is refused: {error}; save the model's state_dict() alone, preferably as .safetensors"
+        ) from None
+
+
+def _read_old_torch(path: pathlib.Path, torch: ModuleType | None) -> dict[str, Tensor]:
+    """Reads a file from before PyTorch 1.6, which is no zip archive and cannot be mapped."""
+    if not _is_pickle(path):
+        raise ValueError(f"{path} is not a PyTorch file, or is truncated; download or save it again")
+    if torch is None:
+        raise ValueError(
+            f"{path} has the format of PyTorch before 1.6 and needs PyTorch, which is not installed: pip install torch,"
+            " or save the weights again with a newer PyTorch or as .safetensors"
+        )
+    return _read_with_torch(path, torch, mapped=False)
+
+
+def _read_with_torch(path: pathlib.Path, torch: ModuleType, *, mapped: bool) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, weights_only=True, mmap=mapped, map_location="cpu")
+    except OSError:
         raise
     # PyTorch has one type of error for files that could run code; a damaged file can raise any other.
     except Exception as error:
@@ -146,25 +196,37 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
             f"{path} is refused: it is damaged, or contains more than plain tensors, which can run code; save the"
             " model's state_dict() alone, preferably as .safetensors"
         ) from error
-    while isinstance(loaded, dict) and (name := next((w for w in WRAPPERS if isinstance(loaded.get(w), dict)), None)):
+    tensors = _named_tensors(path, loaded, functools.partial(_is_plain, torch))
+    return {key: Tensor(tuple(value.shape), functools.partial(_load_torch, value)) for key, value in tensors.items()}
+
+
+def _named_tensors(path: pathlib.Path, loaded: Any, is_plain: Callable[[Any], bool]) -> dict[str, Any]:
+    """Returns the dictionary of tensors inside the wrappers of a training checkpoint."""
+    for _ in range(MAX_WRAPPERS):
+        name = next((w for w in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(w), dict)), None)
+        if name is None:
+            break
         loaded = loaded[name]
+    else:
+        raise ValueError(f"{path} nests more than {MAX_WRAPPERS} dictionaries; save the model's state_dict() alone")
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} contains a {type(loaded).__name__}, not a dictionary of tensors; save a state_dict()")
+    size = path.stat().st_size
     for key, value in loaded.items():
-        if not isinstance(key, str) or not _is_plain(torch, value):
+        if not isinstance(key, str) or not is_plain(value):
             raise ValueError(
                 f"{path}: {key!r} is a {type(value).__name__}, not a plain tensor; save the model's state_dict() alone"
             )
-    return {key: Tensor(tuple(value.shape), functools.partial(_load_torch, value)) for key, value in loaded.items()}
+        if value.nbytes > size:
+            raise ValueError(f"{path}: {key!r} repeats its elements to {value.nbytes} bytes; save it contiguous")
+    return loaded
 
 
-def _import_torch(path: pathlib.Path) -> ModuleType:
+def _find_torch() -> ModuleType | None:
     try:
         import torch
     except ImportError:
-        raise ValueError(
-            f"{path} needs PyTorch, which is not installed: pip install torch, or use a .safetensors file"
-        ) from None
+        return None
     return torch
 
 
@@ -175,13 +237,10 @@ def _is_pickle(path: pathlib.Path) -> bool:
     return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
 
 
-def _is_torchscript(path: pathlib.Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _is_plain(torch: ModuleType, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return not (value.is_neg() or value.is_conj())  # views whose elements differ from the stored ones
 
 
 def _load_torch(tensor: Any) -> np.ndarray:

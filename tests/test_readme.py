@@ -44,7 +44,6 @@ PARSED = {
     "launch/quickstart.sh": "continuous integration runs it",
     "launch/quickstart.sh --train": "trains for ten minutes; tests/world/test_end_to_end.py trains less",
     "launch/test.sh": "it is what runs this test",
-    "pip install '.[convert]'": "installs packages",
     "pip install '.[train]'": "installs packages",
     "pip install '.[train,eval]'": "installs packages",
     "pip install 'jax[tpu]'": "installs packages",

@@ -25,7 +25,7 @@ WRITE_CHECKPOINT = commands.write_checkpoint
 
 
 def need_torch():
-    return pytest.importorskip("torch", reason="PyTorch reads and writes .pth files (extra: convert)")
+    return pytest.importorskip("torch", reason="PyTorch writes .pth files (extra: convert)")
 
 
 def write_weights(path, tensors, *, wrap=lambda tensors: tensors):
@@ -478,7 +478,7 @@ def test_names_that_are_unknown(tmp_path, refused, resnet, monkeypatch):
 
 def test_missing_packages(tmp_path, refused, resnet, monkeypatch):
     _, options = resnet
-    (tmp_path / "w.pth").write_bytes(b"")
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({}))
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "open_clip", None)
     refused("which is not installed: pip install torch,", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
