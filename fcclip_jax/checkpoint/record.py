@@ -4,7 +4,7 @@ import base64
 import importlib.util
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -24,13 +24,25 @@ def convert_command() -> str:
     return "fcclip-convert" if importlib.util.find_spec("fcclip_jax.convert") else "python -m convert"
 
 
-def write_record(path: epath.Path, checkpoint: Checkpoint) -> None:
-    """Writes the description into the directory `path`, which has the parameters already."""
-    record = {**_to_json(checkpoint), "files": _file_sizes(path / PARAMETERS)}
+class Record(NamedTuple):
+    """What fcclip.json says."""
+
+    contents: Checkpoint
+    """All but the parameters."""
+    sums: Mapping[str, str] | None
+    """The sha256 of each parameter's bytes as they are stored; None in checkpoints of earlier versions."""
+
+
+def write_record(path: epath.Path, checkpoint: Checkpoint, sums: Mapping[str, str]) -> None:
+    """Writes the description into the directory `path`, which has the parameters already.
+
+    sums: see `Record`.
+    """
+    record = {**_to_json(checkpoint), "files": _file_sizes(path / PARAMETERS), "parameters_sha256": sums}
     (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def read_record(path: epath.Path) -> Checkpoint:
+def read_record(path: epath.Path) -> Record:
     """Reads all but the parameters, and checks that no file below `path` is missing or truncated.
 
     Raises:
@@ -56,6 +68,7 @@ def read_record(path: epath.Path) -> Checkpoint:
         raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
     try:
         contents = _from_json(record)
+        sums = _parse_sums(record.get("parameters_sha256"))
     except ValueError as error:
         raise ValueError(f"{file}: {first_line(error)}") from None
     found = _file_sizes(path / PARAMETERS)
@@ -63,7 +76,7 @@ def read_record(path: epath.Path) -> Checkpoint:
         if found.get(name) != size:
             state = f"has {found[name]} bytes instead of {size}" if name in found else "is missing"
             raise ValueError(f"{path / PARAMETERS / name} {state}; copy or convert the checkpoint again")
-    return contents
+    return Record(contents, sums)
 
 
 def _suggest(path: epath.Path) -> str:
@@ -142,6 +155,12 @@ def _parse_words(words: Any) -> tuple[str, ...] | None:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise ValueError(f"known_words is {words!r:.80}, not a list of words; convert the checkpoint again")
     return tuple(words)
+
+
+def _parse_sums(sums: Any) -> dict[str, str] | None:
+    if sums is not None and not (isinstance(sums, dict) and all(isinstance(value, str) for value in sums.values())):
+        raise ValueError(f"parameters_sha256 is {sums!r:.80}, not checksums by name; convert the checkpoint again")
+    return sums
 
 
 def _origin(record: Mapping[str, str]) -> Origin:
