@@ -30,7 +30,8 @@ def write_arrays(folder: epath.Path, parameters: Mapping[str, np.ndarray]) -> No
 def checksums(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns the sha256 of each array's bytes. With the processor's own instructions it reads 1.8 GB/s on a core."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(parameters, pool.map(_sha256, parameters.values()), strict=True))
+        # asarray: arithmetic turns NumPy's arrays without axes into scalars.
+        return dict(zip(parameters, pool.map(_sha256, map(np.asarray, parameters.values())), strict=True))
 
 
 def read_arrays(
