@@ -1,6 +1,7 @@
 """Writes fcclip.json, the description inside a checkpoint directory, and reads it without trusting it."""
 
 import base64
+import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 FORMAT = 1
 DESCRIPTION, PARAMETERS = "fcclip.json", "params"
+INDEX_BYTES = 2**20
+"""Files below this size, which include all of orbax's indexes, have a checksum of their own: a damaged index makes tensorstore
+fail in many threads, with as many tracebacks."""
 
 
 def convert_command() -> str:
@@ -38,7 +42,13 @@ def write_record(path: epath.Path, checkpoint: Checkpoint, sums: Mapping[str, st
 
     sums: see `Record`.
     """
-    record = {**_to_json(checkpoint), "files": _file_sizes(path / PARAMETERS), "parameters_sha256": sums}
+    sizes = _file_sizes(path / PARAMETERS)
+    record = {
+        **_to_json(checkpoint),
+        "files": sizes,
+        "files_sha256": {name: _file_sum(path, name) for name, size in sizes.items() if size < INDEX_BYTES},
+        "parameters_sha256": sums,
+    }
     (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -68,7 +78,9 @@ def read_record(path: epath.Path) -> Record:
         raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
     try:
         contents = _from_json(record)
-        sums = _parse_sums(record.get("parameters_sha256"))
+        # Checkpoints of earlier versions have no checksums.
+        sums = _parse_sums(record, "parameters_sha256")
+        file_sums = _parse_sums(record, "files_sha256") or {}
     except ValueError as error:
         raise ValueError(f"{file}: {first_line(error)}") from None
     found = _file_sizes(path / PARAMETERS)
@@ -76,6 +88,11 @@ def read_record(path: epath.Path) -> Record:
         if found.get(name) != size:
             state = f"has {found[name]} bytes instead of {size}" if name in found else "is missing"
             raise ValueError(f"{path / PARAMETERS / name} {state}; copy or convert the checkpoint again")
+    for name in found.keys() & file_sums.keys():
+        if _file_sum(path, name) != file_sums[name]:
+            raise ValueError(
+                f"{path / PARAMETERS / name} does not match its checksum in {DESCRIPTION}; copy or convert the checkpoint again"
+            )
     return Record(contents, sums)
 
 
@@ -93,6 +110,10 @@ def _file_sizes(folder: epath.Path) -> dict[str, int]:
     """Returns the size of each file below: orbax reports truncated or missing files unclearly, or not at all."""
     files = [parent / name for parent, _, names in folder.walk() for name in names]
     return {file.relative_to(folder).as_posix(): file.stat().length for file in files}
+
+
+def _file_sum(path: epath.Path, name: str) -> str:
+    return hashlib.sha256((path / PARAMETERS / name).read_bytes()).hexdigest()
 
 
 def _to_json(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -157,9 +178,10 @@ def _parse_words(words: Any) -> tuple[str, ...] | None:
     return tuple(words)
 
 
-def _parse_sums(sums: Any) -> dict[str, str] | None:
+def _parse_sums(record: Mapping[str, Any], key: str) -> dict[str, str] | None:
+    sums = record.get(key)
     if sums is not None and not (isinstance(sums, dict) and all(isinstance(value, str) for value in sums.values())):
-        raise ValueError(f"parameters_sha256 is {sums!r:.80}, not checksums by name; convert the checkpoint again")
+        raise ValueError(f"{key} is {sums!r:.80}, not checksums by name; convert the checkpoint again")
     return sums
 
 

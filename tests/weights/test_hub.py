@@ -212,7 +212,7 @@ def test_only_whole_checkpoints_are_pushed(saved, tmp_path):
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 4
     largest.write_bytes(data)
-    with pytest.raises(ValueError, match="are damaged: .* does not match its checksum in fcclip.json"):
+    with pytest.raises(ValueError, match="params/.* does not match its checksum in fcclip.json"):
         prepare(damaged, "me/model")
     for name in ("model", "me/model/2", "me/mo--del", "me/model.git", "../model", "me/", "me/.model"):
         with pytest.raises(ValueError, match="is not the name of a repository; write OWNER/NAME"):
