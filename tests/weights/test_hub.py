@@ -86,7 +86,7 @@ def test_pushed_and_loaded_back(server, saved, tmp_path):
     pushed = child(server, tmp_path, (*push, "--private", "--report", str(report)), HF_TOKEN=TOKEN)
     assert pushed[1:] == ['load it with Segmenter.load("hf://me/model")'], pushed
     [created] = server.created
-    # Clients before 2.0 ask for the same in another way.
+    # Older clients ask for the same in another way.
     assert created["name"] == "model" and (created.get("visibility") == "private" or created.get("private") is True)
     stored = server.repositories["me/model"]["main"]
     card = stored["README.md"].decode()
