@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import shutil
 
@@ -13,7 +15,7 @@ from etils import epath
 
 import fcclip_jax
 from fcclip_jax import checkpoint
-from fcclip_jax.checkpoint import Checkpoint, Origin, directory, text_fingerprint
+from fcclip_jax.checkpoint import Checkpoint, Origin, arrays, directory, record, text_fingerprint
 from fcclip_jax.conventions import END_ID, START_ID
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -222,7 +224,12 @@ def write(name, text):
         (lambda path: shutil.rmtree(path / "params"), ValueError, "is missing; copy or convert the checkpoint again"),
         (remove_data, ValueError, "is missing; copy or convert the checkpoint again"),
         (shorten_data, ValueError, r"has \d+ bytes instead of \d+; copy or convert the checkpoint again"),
-        (garble_metadata, ValueError, r"params are damaged \(.*; copy or convert the checkpoint again"),
+        (garble_metadata, ValueError, "_METADATA does not match its checksum in fcclip.json; copy or convert"),
+        (
+            lambda path: garble_metadata(path) or rewrite(path, files_sha256=None),  # as earlier versions wrote it
+            ValueError,
+            r"params are damaged \(.*; copy or convert the checkpoint again",
+        ),
         (write("fcclip.json", "{"), ValueError, "fcclip.json is not JSON"),
         (write("fcclip.json", "[]"), ValueError, "an entry of the description is missing or malformed"),
         (write("fcclip.json", "[" * 100_000), ValueError, "fcclip.json is not JSON"),
@@ -245,6 +252,12 @@ def write(name, text):
             ValueError,
             "the model description has 1 where ClipDescription is",
         ),
+        (
+            lambda path: rewrite(path, parameters_sha256=["ab"]),
+            ValueError,
+            r"parameters_sha256 is \['ab'\], not checksums by name",
+        ),
+        (lambda path: rewrite(path, parameters_sha256={}), ValueError, "does not match its checksum in fcclip.json"),
         (lambda path: rewrite(path, ignored={"a": {"dtype": "O"}}), ValueError, "the tensor 'a' is malformed"),
     ],
 )
@@ -255,6 +268,72 @@ def test_damage_is_one_sentence(damaged, capfd, harm, kind, complaint):
             reader(damaged)
         assert "\n" not in str(caught.value) and str(damaged) in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_flipped_bit_is_noticed(tmp_path, monkeypatch, dtype):
+    saved = tmp_path / "model"
+    monkeypatch.setattr(record, "INDEX_BYTES", 0)  # the files of a small model would be verified first
+    checkpoint.save(saved, contents(), dtype=dtype)
+    expected = contents().parameters["pixel_decoder.mask_features.weight"].astype(dtype)
+    sums = json.loads((saved / "fcclip.json").read_text())["parameters_sha256"]
+    assert sums.keys() == contents().parameters.keys()
+    assert sums["pixel_decoder.mask_features.weight"] == hashlib.sha256(expected.tobytes()).hexdigest()
+    [file] = [file for file in saved.rglob("d/*") if expected.tobytes() in file.read_bytes()]
+    data = bytearray(file.read_bytes())
+    data[data.index(expected.tobytes()) + 6] ^= 1
+    file.write_bytes(data)
+    complaint = (
+        f"the weights in {saved} are damaged: pixel_decoder.mask_features.weight does not match its checksum in fcclip.json;"
+        " copy or convert the checkpoint again"
+    )
+    for reader in (checkpoint.load, checkpoint.read):
+        with pytest.raises(ValueError) as caught:
+            reader(saved)
+        assert str(caught.value) == complaint
+    # Checkpoints of earlier versions have no checksums.
+    description = json.loads((saved / "fcclip.json").read_text())
+    del description["parameters_sha256"], description["files_sha256"]
+    (saved / "fcclip.json").write_text(json.dumps(description))
+    found = checkpoint.read(saved).parameters["pixel_decoder.mask_features.weight"]
+    assert np.sum(found != expected) == 1
+
+
+def test_a_flipped_bit_in_an_index_is_noticed(damaged, capfd):
+    rng = np.random.default_rng(0)
+    for file in sorted(file for file in damaged.rglob("params/**/*") if file.is_file()):
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        file.write_bytes(data)
+        with pytest.raises(ValueError) as caught:
+            checkpoint.read(damaged)
+        assert str(caught.value) == (
+            f"{file} does not match its checksum in fcclip.json; copy or convert the checkpoint again"
+        )
+        file.write_bytes(whole)
+    assert capfd.readouterr() == ("", "")
+    checkpoint.read(damaged)
+
+
+@pytest.mark.parametrize("size", [1, 2**10, 2**40])
+def test_arrays_are_read_in_groups(saved, monkeypatch, size):
+    groups = []
+    monkeypatch.setattr(arrays, "GROUP_BYTES", size)
+    restore = ocp.Checkpointer.restore
+    monkeypatch.setattr(
+        ocp.Checkpointer,
+        "restore",
+        lambda self, path, args: groups.append(list(args.restore_args)) or restore(self, path, args),
+    )
+    found = checkpoint.read(saved).parameters
+    before = contents().parameters
+    assert sorted(itertools.chain(*groups)) == sorted(before) and found.keys() == before.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(found[name], array)
+    for group in groups:
+        assert len(group) == 1 or sum(before[name].nbytes for name in group) <= size
+    assert (len(groups) == len(before)) == (size == 1) and (len(groups) == 1) == (size == 2**40)
 
 
 def test_sizes_without_a_model(damaged):

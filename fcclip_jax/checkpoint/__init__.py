@@ -1,6 +1,7 @@
 """Checkpoints: a directory that describes itself, so that loading one needs no configuration.
 
-    fcclip.json   describes the weights: sizes, the vocabulary that they were trained with, their origin
+    fcclip.json   describes the weights: sizes, the vocabulary that they were trained with, their origin,
+                  checksums
     params/       orbax: a flat dictionary of arrays by `models.building.named_variables`
 
 A `clip` checkpoint contains the two CLIP towers alone, an `fcclip` checkpoint the whole model; names are the same in

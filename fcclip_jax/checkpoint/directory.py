@@ -4,17 +4,16 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
+from fcclip_jax.checkpoint.arrays import checksums, read_arrays, write_arrays
 from fcclip_jax.checkpoint.contents import Checkpoint, text_fingerprint
-from fcclip_jax.checkpoint.record import DESCRIPTION, PARAMETERS, convert_command, read_record, write_record
+from fcclip_jax.checkpoint.record import DESCRIPTION, convert_command, read_record, write_record
 from fcclip_jax.command_line import first_line
 from fcclip_jax.conventions import WORLD_WEIGHTS
 from fcclip_jax.files import check_space, check_writable
@@ -94,9 +93,8 @@ def save(
     try:
         temporary.mkdir(parents=True)
         check_space(temporary, sum(array.nbytes for array in checkpoint.parameters.values()))
-        with _checkpointer() as checkpointer:
-            checkpointer.save(temporary / PARAMETERS, args=ocp.args.PyTreeSave(dict(checkpoint.parameters)))
-        write_record(temporary, checkpoint)
+        write_arrays(temporary, checkpoint.parameters)
+        write_record(temporary, checkpoint, checksums(checkpoint.parameters))
         _put_in_place(temporary, folder)
     # Tensorstore reports the file system's errors as ValueError, orbax as several types.
     except Exception as error:
@@ -154,10 +152,9 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         ValueError: the path is a file, or the checkpoint is damaged.
     """
     folder = find(path)
-    contents = read_record(folder)
+    contents, sums = read_record(folder)
     variables = named_variables(_abstract_model(folder, contents.description))
-    arrays = _restore(folder, variables, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
-    return contents._replace(parameters=cast(dict[str, np.ndarray], arrays))
+    return contents._replace(parameters=read_arrays(folder, variables, sums, lambda array: array))
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
@@ -169,7 +166,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         FileNotFoundError, ValueError: as `read`; or the checkpoint contains a CLIP alone.
     """
     folder = find(path)
-    contents = read_record(folder)
+    contents, sums = read_record(folder)
     if not isinstance(contents.description, ModelDescription) or contents.training_vocabulary is None:
         raise ValueError(
             f"{folder} contains a CLIP alone, without FC-CLIP's head; combine it with an FC-CLIP checkpoint, and load"
@@ -177,10 +174,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         )
     model = _abstract_model(folder, contents.description)
     variables = named_variables(model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    arrays = _restore(
-        folder, variables, ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=device, dtype=np.float32)
-    )
+    device = jax.local_devices()[0]
+    arrays = read_arrays(folder, variables, sums, lambda array: jax.device_put(array, device))
     for name, variable in variables.items():
         variable.set_value(arrays[name])
     return Loaded(
@@ -190,17 +185,6 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         contents.text_sha256,
         contents.known_words,
     )
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    # Each of several processes reads and writes independently, without waiting for the others.
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
-    )
-    # Trained weights hardly compress, and compression doubles the memory and the time of writing.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _sibling(path: epath.Path, suffix: str) -> epath.Path:
@@ -236,57 +220,3 @@ def _abstract_model(path: epath.Path, description: ModelDescription | ClipDescri
         return abstract_model(description)
     except ValueError as error:
         raise ValueError(f"{path / DESCRIPTION}: {error}") from None
-
-
-def _restore(
-    path: epath.Path, variables: Mapping[str, nnx.Variable], how: ocp.RestoreArgs
-) -> dict[str, np.ndarray | jax.Array]:
-    """Restores exactly the variables' arrays, after checking their names, shapes and dtypes. float16 becomes float32."""
-    parameters = path / PARAMETERS
-    with _checkpointer() as checkpointer:
-        with _damage_reported(parameters):
-            tree = checkpointer.metadata(parameters).item_metadata.tree
-            found = {name: _type_of(array, stored=True) for name, array in tree.items()}
-        _check_parameters(path, found, {name: _type_of(variable) for name, variable in variables.items()})
-        with _damage_reported(parameters):
-            return checkpointer.restore(parameters, args=ocp.args.PyTreeRestore(restore_args=dict.fromkeys(found, how)))
-
-
-@contextlib.contextmanager
-def _damage_reported(parameters: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    # The errors that orbax and tensorstore raise for damaged files have no common type.
-    except Exception as error:
-        raise ValueError(
-            f"the weights in {parameters} are damaged ({first_line(error)}); copy or convert the checkpoint again"
-        ) from error
-
-
-def _type_of(array: Any, *, stored: bool = False) -> str:
-    """Describes an array; a `stored` one as it is read."""
-    dtype = np.dtype(array.dtype)
-    if stored and dtype == np.float16:
-        dtype = np.dtype(np.float32)
-    return f"{dtype}{list(array.shape)}"
-
-
-def _check_parameters(path: epath.Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"the model has no {name}" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} is {found[name]} instead of {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if found[name] != expected[name]
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights in {path} do not fit the model that its {DESCRIPTION} describes: {_some(sorted(problems))};"
-            " convert the checkpoint again"
-        )
-
-
-def _some(problems: Sequence[str]) -> str:
-    """Lists up to ten problems."""
-    rest = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-    return ", ".join([*problems[:10], *rest])

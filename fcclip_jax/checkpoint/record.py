@@ -1,10 +1,11 @@
 """Writes fcclip.json, the description inside a checkpoint directory, and reads it without trusting it."""
 
 import base64
+import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -17,6 +18,9 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 FORMAT = 1
 DESCRIPTION, PARAMETERS = "fcclip.json", "params"
+INDEX_BYTES = 2**20
+"""Files below this size, which include all of orbax's indexes, have a checksum of their own: a damaged index makes tensorstore
+fail in many threads, with as many tracebacks."""
 
 
 def convert_command() -> str:
@@ -24,13 +28,31 @@ def convert_command() -> str:
     return "fcclip-convert" if importlib.util.find_spec("fcclip_jax.convert") else "python -m convert"
 
 
-def write_record(path: epath.Path, checkpoint: Checkpoint) -> None:
-    """Writes the description into the directory `path`, which has the parameters already."""
-    record = {**_to_json(checkpoint), "files": _file_sizes(path / PARAMETERS)}
+class Record(NamedTuple):
+    """What fcclip.json says."""
+
+    contents: Checkpoint
+    """All but the parameters."""
+    sums: Mapping[str, str] | None
+    """The sha256 of each parameter's bytes as they are stored; None in checkpoints of earlier versions."""
+
+
+def write_record(path: epath.Path, checkpoint: Checkpoint, sums: Mapping[str, str]) -> None:
+    """Writes the description into the directory `path`, which has the parameters already.
+
+    sums: see `Record`.
+    """
+    sizes = _file_sizes(path / PARAMETERS)
+    record = {
+        **_to_json(checkpoint),
+        "files": sizes,
+        "files_sha256": {name: _file_sum(path, name) for name, size in sizes.items() if size < INDEX_BYTES},
+        "parameters_sha256": sums,
+    }
     (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def read_record(path: epath.Path) -> Checkpoint:
+def read_record(path: epath.Path) -> Record:
     """Reads all but the parameters, and checks that no file below `path` is missing or truncated.
 
     Raises:
@@ -56,6 +78,9 @@ def read_record(path: epath.Path) -> Checkpoint:
         raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
     try:
         contents = _from_json(record)
+        # Checkpoints of earlier versions have no checksums.
+        sums = _parse_sums(record, "parameters_sha256")
+        file_sums = _parse_sums(record, "files_sha256") or {}
     except ValueError as error:
         raise ValueError(f"{file}: {first_line(error)}") from None
     found = _file_sizes(path / PARAMETERS)
@@ -63,7 +88,12 @@ def read_record(path: epath.Path) -> Checkpoint:
         if found.get(name) != size:
             state = f"has {found[name]} bytes instead of {size}" if name in found else "is missing"
             raise ValueError(f"{path / PARAMETERS / name} {state}; copy or convert the checkpoint again")
-    return contents
+    for name in found.keys() & file_sums.keys():
+        if _file_sum(path, name) != file_sums[name]:
+            raise ValueError(
+                f"{path / PARAMETERS / name} does not match its checksum in {DESCRIPTION}; copy or convert the checkpoint again"
+            )
+    return Record(contents, sums)
 
 
 def _suggest(path: epath.Path) -> str:
@@ -80,6 +110,10 @@ def _file_sizes(folder: epath.Path) -> dict[str, int]:
     """Returns the size of each file below: orbax reports truncated or missing files unclearly, or not at all."""
     files = [parent / name for parent, _, names in folder.walk() for name in names]
     return {file.relative_to(folder).as_posix(): file.stat().length for file in files}
+
+
+def _file_sum(path: epath.Path, name: str) -> str:
+    return hashlib.sha256((path / PARAMETERS / name).read_bytes()).hexdigest()
 
 
 def _to_json(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -142,6 +176,13 @@ def _parse_words(words: Any) -> tuple[str, ...] | None:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise ValueError(f"known_words is {words!r:.80}, not a list of words; convert the checkpoint again")
     return tuple(words)
+
+
+def _parse_sums(record: Mapping[str, Any], key: str) -> dict[str, str] | None:
+    sums = record.get(key)
+    if sums is not None and not (isinstance(sums, dict) and all(isinstance(value, str) for value in sums.values())):
+        raise ValueError(f"{key} is {sums!r:.80}, not checksums by name; convert the checkpoint again")
+    return sums
 
 
 def _origin(record: Mapping[str, str]) -> Origin:

@@ -23,6 +23,7 @@ from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.known_words import check_known
 from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.weights import hub
 
 
 class Segmenter:
@@ -111,16 +112,20 @@ class Segmenter:
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
 
-        path: "world" is the small trained model inside this package, unless the working folder has a path of that name.
+        path: "world" is the small trained model inside this package, unless the working folder has a path of that name;
+            "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" is a checkpoint on the Hugging Face hub.
 
         The options are the constructor's; the checkpoint has the defaults of its own.
 
         Raises:
             FileNotFoundError: the path holds no checkpoint.
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
+            OSError: the checkpoint cannot be downloaded.
         """
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
+        if hub.is_url(path):
+            path = hub.fetch_checkpoint(os.fspath(path))
         loaded = checkpoint.load(path)
         return cls(
             loaded.model,
