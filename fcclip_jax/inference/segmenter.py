@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fcclip_jax import caching, checkpoint
+from fcclip_jax import caching, checkpoint, weights
 from fcclip_jax.conventions import TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
@@ -109,19 +109,21 @@ class Segmenter:
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
     ) -> "Segmenter":
-        """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
+        """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://; or published weights by name.
 
-        path: "world" is the small trained model inside this package, unless the working folder has a path of that name.
+        path: a path, or a name that `fcclip weights` lists, unless the working folder has a path of that name. Weights that are
+            not here are downloaded and converted first. "world" is the small trained model inside this package.
 
         The options are the constructor's; the checkpoint has the defaults of its own.
 
         Raises:
             FileNotFoundError: the path holds no checkpoint.
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
+            OSError: the weights cannot be downloaded.
         """
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
-        loaded = checkpoint.load(path)
+        loaded = checkpoint.load(weights.find(path))
         return cls(
             loaded.model,
             loaded.training_vocabulary,
