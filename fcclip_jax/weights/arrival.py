@@ -32,7 +32,7 @@ def verify(entry: Entry, path: pathlib.Path) -> str:
         if sha256 != entry.sha256:
             raise ValueError(
                 f"{path} has the sha256 {sha256} instead of {entry.sha256} ({entry.sha256_from}), so it is damaged or another"
-                f" file; {fetch.manual(entry)}"
+                f" file; repeat the download, or {fetch.manual(entry)}"
             )
         return sha256
     record = store.read_record(entry.name)

@@ -52,6 +52,7 @@ def _announce(entry: Entry, host: str, size: int | None) -> None:
 def _from_hub(entry: Entry, source: Hub) -> pathlib.Path:
     try:
         import huggingface_hub
+        from huggingface_hub import constants
     except ImportError:
         raise _missing("huggingface_hub", entry) from None
     cached = huggingface_hub.try_to_load_from_cache(source.repository, source.file, revision=source.revision)
@@ -59,8 +60,8 @@ def _from_hub(entry: Entry, source: Hub) -> pathlib.Path:
         return pathlib.Path(cached)
     # The client warns about each of its attempts; the last error is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    endpoint = huggingface_hub.constants.ENDPOINT
-    folder = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
+    endpoint = constants.ENDPOINT
+    folder = pathlib.Path(constants.HF_HUB_CACHE)
     try:
         url = huggingface_hub.hf_hub_url(source.repository, source.file, revision=source.revision)
         size = huggingface_hub.get_hf_file_metadata(url).size
@@ -116,7 +117,8 @@ def _drive_url(host: str, id: str) -> str:
     import requests
     from gdown.download import get_url_from_gdrive_confirmation
 
-    with requests.get(url, stream=True, timeout=60) as response:
+    # Of the file itself, if that is the answer, one byte is enough.
+    with requests.get(url, headers={"Range": "bytes=0-0"}, stream=True, timeout=60) as response:
         response.raise_for_status()
         if not response.headers.get("Content-Type", "").startswith("text/html"):
             return url
@@ -178,13 +180,14 @@ def _explained(entry: Entry, error: Exception, host: str, folder: str) -> OSErro
         return OSError(f"{host} refuses access to {entry.file} ({status}); see {entry.page}, or {by_hand}")
     if status is not None:
         return OSError(f"{host} fails to send {entry.file} ({status}); try again later, or {by_hand}")
-    text = command_line.one_line(error)
-    if "DownloadError" in kinds and "retries" not in text:
+    # Connections that cannot be made at all are of this type too, with the client's own words.
+    if "DownloadError" in kinds and not str(error).startswith("Download failed after"):
+        reason = _short(command_line.first_line(error).rstrip("."))
         return OSError(
-            f"the download of {entry.file} stopped early ({_short(text)}); repeat this to resume it, delete"
+            f"the download of {entry.file} stopped early ({reason}); repeat this to resume it, delete"
             f" {store.downloads(entry.name)} to start over, or {by_hand}"
         )
-    return OSError(f"{host} cannot be reached ({_innermost(error)}); check the network, or {by_hand} on this machine")
+    return OSError(f"{host} cannot be reached ({_innermost(error)}); check the network, or {by_hand}")
 
 
 def _page_text(error: Exception) -> str:

@@ -57,6 +57,8 @@ def get(
         return epath.Path(folder)
     with store.one_process_at_once(name, fetch.manual(entry)):
         if overwrite or not folder.exists():
+            for remains in folder.parent.glob(f".{name}.*.tmp"):  # of a conversion that was killed
+                shutil.rmtree(remains)
             path = fetch.fetch(entry)
             _arrive(entry, path, overwrite=overwrite, downloaded=True)
             if isinstance(entry.source, Drive) and not keep_download:
