@@ -57,8 +57,8 @@ class Service:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def downloads(self) -> list[Seen]:
-        """Returns the requests that sent more than one byte of a file."""
-        return [seen for seen in self.seen if seen.method == "GET" and seen.status in (200, 206) and seen.sent > 1]
+        """Returns the requests that sent a file, or a part of it: all but those that only look what is there."""
+        return [seen for seen in self.seen if seen.method == "GET" and seen.status in (200, 206) and seen.range != "bytes=0-0"]
 
     def close(self) -> None:
         self._server.shutdown()
