@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pretrained", required=True, metavar="TAG_OR_FILE", help="OpenCLIP's tag, or a .pth or .safetensors file"
     )
     _add_model(command)
+    _add_source(command)
     _add_output(command)
     command.set_defaults(run=commands.from_openclip)
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         " alone, because it lowers mIoU and AP",
     )
     _add_model(command)
+    _add_source(command)
     _add_output(command)
     command.set_defaults(run=commands.from_fcclip)
 
@@ -118,6 +120,14 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         "--quick-gelu",
         action=argparse.BooleanOptionalAction,
         help="whether CLIP was trained with QuickGELU (default: taken from its name, tag or description)",
+    )
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--source",
+        metavar="TEXT",
+        help="what the checkpoint records as the origin of its weights (default: the tag, or the file's name)",
     )
 
 

@@ -24,6 +24,7 @@ def from_openclip(arguments: argparse.Namespace) -> None:
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     read_description(arguments.model, arguments.quick_gelu, False)  # refuses a wrong name before gigabytes are read
     weights, quick_gelu = read_clip(arguments.pretrained, arguments.model)
+    weights = _with_source(weights, arguments.source)
     if any(key.startswith((fcclip.CLIP_PREFIX, fcclip.HEAD_PREFIX)) for key in weights.tensors):
         raise ValueError(f"{arguments.pretrained} contains a whole FC-CLIP; convert it with `{PROG} fcclip`")
     description = read_description(arguments.model, arguments.quick_gelu, quick_gelu or False)
@@ -37,7 +38,7 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     vocabulary = read_vocabulary(arguments.vocabulary)
     read_description(arguments.model, arguments.quick_gelu, False)  # refuses a wrong name before gigabytes are read
-    weights = read_weights(arguments.checkpoint)
+    weights = read_weights(arguments.checkpoint, name=arguments.source)
     if not any(key.startswith(fcclip.HEAD_PREFIX) for key in weights.tensors):
         raise ValueError(f"{arguments.checkpoint} contains no FC-CLIP; convert a CLIP alone with `{PROG} openclip`")
     for prefix, model in fcclip.FOREIGN.items():
@@ -143,6 +144,10 @@ def write_checkpoint(
     )
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
     _report(arguments.output, contents, variables, given, table)
+
+
+def _with_source(weights: weight_files.Weights, text: str | None) -> weight_files.Weights:
+    return weights if text is None else weights._replace(source=weights.source._replace(name=text))
 
 
 def _report(

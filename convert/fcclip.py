@@ -80,6 +80,10 @@ MASK_DECODER = [
     Rule("void_embedding.weight", "void_embedding", single_row),
 ]
 
+_CLIP_SOURCES = dict.fromkeys(
+    [rule.source for family in ("convnext", "resnet") for rule in open_clip.rules(family)]
+    + [entry.source for entry in open_clip.IGNORED]
+)
 IGNORED = [
     *(Ignored(CLIP_PREFIX + entry.source, entry.reason) for entry in open_clip.IGNORED),
     Ignored("criterion.empty_weight", "the training loss's class weights, which the configuration gives"),
@@ -88,9 +92,7 @@ IGNORED = [
         Ignored(
             f"{TWIN_PREFIX}clip_model.{source}", "OVRCOAT's untouched CLIP, which no result depends on", carried=False
         )
-        for source in dict.fromkeys(
-            entry.source for entry in (*open_clip.rules("convnext"), *open_clip.rules("resnet"), *open_clip.IGNORED)
-        )
+        for source in _CLIP_SOURCES
     ),
 ]
 

@@ -1,13 +1,19 @@
-"""The command line fcclip: segments photographs, and prepares data for training and evaluation."""
+"""The command line fcclip: segments photographs, fetches weights, and prepares data for training and evaluation."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from fcclip_jax import command_line
-from fcclip_jax.commands import annotate, prepare, segment, vocabularies
+from fcclip_jax.commands import annotate, prepare, segment, vocabularies, weights
 
-COMMANDS = {"segment": segment, "vocabularies": vocabularies, "prepare": prepare, "annotate": annotate}
+COMMANDS = {
+    "segment": segment,
+    "weights": weights,
+    "vocabularies": vocabularies,
+    "prepare": prepare,
+    "annotate": annotate,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

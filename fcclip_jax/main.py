@@ -32,7 +32,7 @@ WORKDIR = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The checkpoint that configs/eval.py evaluates: a folder that training or convert wrote;"
-    " \"world\", the small trained model inside this package; or \"random\" for a small model with random weights, to test the setup."
+    " a name that `fcclip weights` lists; \"world\", the small trained model inside this package; or \"random\" for a small model with random weights, to test the setup."
 )  # fmt: skip
 COMPILE_ONLY = flags.DEFINE_string(
     "compile_only", None, "Compiles the training step for a TPU topology, such as v5e:4x4, prints the memory that it needs,"

@@ -219,7 +219,11 @@ def write(name, text):
 @pytest.mark.parametrize(
     ("harm", "kind", "complaint"),
     [
-        (lambda path: shutil.rmtree(path), FileNotFoundError, "does not exist; check the path, or make one .* fcclip`"),
+        (
+            lambda path: shutil.rmtree(path),
+            FileNotFoundError,
+            "does not exist; check the path, choose a name .*, or make one .* fcclip`",
+        ),
         (lambda path: (path / "fcclip.json").unlink(), FileNotFoundError, "has no fcclip.json"),
         (lambda path: shutil.rmtree(path / "params"), ValueError, "is missing; copy or convert the checkpoint again"),
         (remove_data, ValueError, "is missing; copy or convert the checkpoint again"),

@@ -38,6 +38,7 @@ PAGES = [
 
 RUN = {
     "fcclip vocabularies",
+    "fcclip weights",
     'fcclip segment photos/ --classes "cat|kitten, remote control, sofa" --stuff sofa --weights checkpoint_dir --output out/',
 }
 PARSED = {
@@ -45,6 +46,13 @@ PARSED = {
     "launch/quickstart.sh --train": "trains for ten minutes; tests/world/test_end_to_end.py trains less",
     "launch/test.sh": "it is what runs this test",
     "pip install '.[train]'": "installs packages",
+    "pip install '.[weights]'": "installs packages",
+    "fcclip weights get fcclip_convnext_large": "downloads weights; tests/weights does it with small ones",
+    "fcclip weights get fcclip_convnext_large --file fcclip_cocopan.pth": "needs the official weights",
+    "hf auth login": "needs an account",
+    "fcclip weights push my_checkpoint me/my-model --licence apache-2.0 --report runs/ade20k/report.json": "uploads weights;"
+    " tests/weights does it with small ones",
+    'fcclip segment photo.jpg --classes "cat, sofa" --weights fcclip_convnext_large --output out/': "downloads weights",
     "pip install '.[train,eval]'": "installs packages",
     "pip install 'jax[tpu]'": "installs packages",
     "python -m convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output fcclip_convnext_large": (
@@ -208,6 +216,8 @@ def test_commands_run(folder, capsys, command):
     assert program == "fcclip" and cli.main(arguments) == 0
     if arguments[0] == "vocabularies":
         assert len(capsys.readouterr().out.splitlines()) == 11
+    elif arguments[0] == "weights":
+        assert capsys.readouterr().out.startswith("name ")
     else:
         written = {
             path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()

@@ -61,8 +61,8 @@ def read_record(path: epath.Path) -> Record:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"the checkpoint {path} does not exist; check the path, or make one from the official weights with"
-            f" `{convert_command()} fcclip`"
+            f"the checkpoint {path} does not exist; check the path, choose a name from `fcclip weights`, or make one from a"
+            f" file with `{convert_command()} fcclip`"
         )
     if not path.is_dir():
         raise ValueError(

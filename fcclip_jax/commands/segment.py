@@ -73,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         required=True,
-        metavar="DIR",
-        help="a checkpoint directory written by fcclip-convert or by training, local or gs://; or"
+        metavar="DIR_OR_NAME",
+        help="a checkpoint directory written by fcclip-convert or by training, local or gs://; or a name that `fcclip weights`"
+        " lists, whose weights are downloaded if they are not here; or"
         f" {WORLD_WEIGHTS!r}, the small trained model inside this package; or {RANDOM_WEIGHTS!r}, a small model with random"
         " weights, to try the command",
     )
@@ -153,7 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--short-side {short_side} is more than --max-side {max_side}; raise --max-side too")
     words = read_classes(arguments.classes, arguments.stuff)
     if not arguments.weights.strip():
-        raise ValueError(f"--weights is empty; give a checkpoint directory, {WORLD_WEIGHTS} or {RANDOM_WEIGHTS}")
+        raise ValueError(
+            f"--weights is empty; give a checkpoint directory, a name, {WORLD_WEIGHTS} or {RANDOM_WEIGHTS}"
+        )
     output = arguments.output
     files.check_writable(output, f"--output {output}")
     paths = find_photos(arguments.photos, output=output)

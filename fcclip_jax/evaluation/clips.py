@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from fcclip_jax import caching, checkpoint
+from fcclip_jax import caching, checkpoint, weights
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.inference.sweep import SecondClip
 from fcclip_jax.models.building import abstract_model, with_values
@@ -41,10 +41,10 @@ def open_clip(path: str) -> OpenedClip:
     """Loads the CLIP of a checkpoint, which may hold no more than that, or makes a random one with another seed than an FC-CLIP's.
 
     Raises:
-        FileNotFoundError, ValueError: as `checkpoint.read`.
+        FileNotFoundError, ValueError, OSError: as `weights.find` and `checkpoint.read`.
     """
     if path == RANDOM_WEIGHTS:
         return OpenedClip(random_model(SMALL, 1).clip, "random 1", None, path)
-    contents = checkpoint.read(path)
+    contents = checkpoint.read(weights.find(path))
     clip = with_values(abstract_model(contents.description), jax.device_put(dict(contents.parameters))).clip
     return OpenedClip(clip, contents.text_sha256, contents.known_words, path)

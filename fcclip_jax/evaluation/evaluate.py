@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from fcclip_jax import caching, checkpoint, command_line
+from fcclip_jax import caching, checkpoint, command_line, weights
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.evaluation import page, predictions, report
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
@@ -48,7 +48,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     The same call resumes an evaluation that was stopped. Everything that can be checked is checked before the first image is
     segmented.
 
-    checkpoint_path: a folder that training or convert wrote, "world" (see `checkpoint.find`) or "random".
+    checkpoint_path: a folder that training or convert wrote, published weights by name (see `weights.find`) or "random".
 
     Returns:
         0, or 1 if images could not be read.
@@ -122,7 +122,7 @@ def open_model(checkpoint_path: str) -> Opened:
     """Loads a checkpoint, or makes a random model."""
     if checkpoint_path == RANDOM_WEIGHTS:
         return Opened(random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), SMALL, "random 0", None)
-    loaded = checkpoint.load(checkpoint_path)
+    loaded = checkpoint.load(weights.find(checkpoint_path))
     return Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256, loaded.known_words)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fcclip_jax import caching, checkpoint
+from fcclip_jax import caching, checkpoint, weights
 from fcclip_jax.conventions import TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
@@ -23,7 +23,6 @@ from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.known_words import check_known
 from fcclip_jax.text.vocabulary import Vocabulary
-from fcclip_jax.weights import hub
 
 
 class Segmenter:
@@ -110,9 +109,10 @@ class Segmenter:
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
     ) -> "Segmenter":
-        """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://.
+        """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://; or published weights by name.
 
-        path: "world" is the small trained model inside this package, unless the working folder has a path of that name;
+        path: a path, or a name that `fcclip weights` lists, unless the working folder has a path of that name. Weights that are
+            not here are downloaded and converted first. "world" is the small trained model inside this package.
             "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" is a checkpoint on the Hugging Face hub.
 
         The options are the constructor's; the checkpoint has the defaults of its own.
@@ -120,13 +120,11 @@ class Segmenter:
         Raises:
             FileNotFoundError: the path holds no checkpoint.
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
-            OSError: the checkpoint cannot be downloaded.
+            OSError: the weights cannot be downloaded.
         """
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
-        if hub.is_url(path):
-            path = hub.fetch_checkpoint(os.fspath(path))
-        loaded = checkpoint.load(path)
+        loaded = checkpoint.load(weights.find(path))
         return cls(
             loaded.model,
             loaded.training_vocabulary,
@@ -245,8 +243,8 @@ class Segmenter:
         single = not isinstance(images, (list, tuple))
         many = cast("Sequence[ImageLike]", [images] if single else images)
         results: dict[int, Result] = {}
-        options = {"overlap_threshold": overlap_threshold, "void_trust": void_trust}
-        for index, result in self.stream(many, tasks=tasks, **options):
+        stream = self.stream(many, tasks=tasks, overlap_threshold=overlap_threshold, void_trust=void_trust)
+        for index, result in stream:
             if isinstance(result, Exception):
                 raise result
             results[index] = result

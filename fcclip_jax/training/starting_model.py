@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from fcclip_jax import checkpoint
+from fcclip_jax import checkpoint, weights
 from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.models import descriptions
@@ -67,7 +67,7 @@ def starting_point(
     """Returns the whole model before the first step, in host memory.
 
     init: a checkpoint of a CLIP, which gets a new head; a checkpoint of an FC-CLIP, whose head is kept, such as
-        "world" (see `checkpoint.find`); or "random".
+        "world"; either by the name of published weights (see `weights.find`); or "random".
 
     Raises:
         FileNotFoundError: the checkpoint `init` does not exist.
@@ -90,15 +90,15 @@ def starting_point(
             f" {RANDOM_WEIGHTS!r}"
         )
     else:
-        found = checkpoint.read(init)
+        found = checkpoint.read(weights.find(init))
         _check_description(init, found, description)
     whole = isinstance(found.description, ModelDescription)
     if whole:
         # A fine-tuned model segments as the model that it was.
         description = dataclasses.replace(description, defaults=found.description.defaults)
     parameters = dict(found.parameters) if whole else {**found.parameters, **initial_head(description, seed)}
-    weights = np.ones(len(vocabulary.classes) + 1, np.float32)
-    weights[-1] = void_weight
+    class_weights = np.ones(len(vocabulary.classes) + 1, np.float32)
+    class_weights[-1] = void_weight
     return Checkpoint(
         description,
         parameters,
@@ -106,7 +106,7 @@ def starting_point(
         text_fingerprint(description, parameters),
         source=Origin("trained by fcclip_jax", ""),
         clip_source=found.clip_source or found.source,
-        ignored={**found.ignored, EMPTY_WEIGHT: weights},
+        ignored={**found.ignored, EMPTY_WEIGHT: class_weights},
         known_words=found.known_words,
     )
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from fcclip_jax.checkpoint import Checkpoint, Origin
 from fcclip_jax.models.descriptions import CLIP_MODELS, ModelDescription
+from fcclip_jax.weights import table
 
-PATENT = "ByteDance's US patent application 2025/0045929 covers the method; commercial users should ask ByteDance."
 SCORES = {"pq": "PQ", "ap": "AP", "miou": "mIoU"}
 
 
@@ -81,7 +81,7 @@ def model_card(
     ]
     if checkpoint.clip_source is not None:
         facts.append(("CLIP's weights from", _source(checkpoint.clip_source)))
-    table = "\n".join(f"| {name} | {fact} |" for name, fact in facts)
+    rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts)
     return f"""\
 ---
 license: {json.dumps(check_licence(licence))}
@@ -101,7 +101,7 @@ in classes that you name: panoptic, semantic and instance segmentation.
 
 | | |
 |---|---|
-{table}
+{rows}
 
 `fcclip.json` describes the model, with a sha256 of each array, which is verified when the checkpoint is loaded.
 
@@ -123,7 +123,7 @@ segmenter("photo.jpg").draw().save("out.png")
 
 ## Rights
 
-The weights' licence is {check_licence(licence)}, as stated by whoever uploaded them. {PATENT}
+The weights' licence is {check_licence(licence)}, as stated by whoever uploaded them. {table.method_note()}
 """
 
 

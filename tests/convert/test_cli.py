@@ -120,7 +120,9 @@ def test_there_and_back(tmp_path, files, tensors, family, model, suffix, capsys)
 @pytest.mark.parametrize("family", ["convnext"])
 def test_ovrcoat(tmp_path, files, tensors, model, capsys):
     """Its own CLIP counts and the untouched one is dropped, unread; each preset is in the description."""
-    twin = {f"frozen_{key}": np.asarray(array + 1) for key, array in tensors.items() if key.startswith(fcclip.CLIP_PREFIX)}
+    twin = {
+        f"frozen_{key}": np.asarray(array + 1) for key, array in tensors.items() if key.startswith(fcclip.CLIP_PREFIX)
+    }
     weights = write_weights(tmp_path / "ovrcoat.safetensors", tensors | twin)
     made = checkpoint.read(files("fcclip", "made", checkpoint=weights, model=model))
     dropped = [line for line in capsys.readouterr().out.splitlines() if "OVRCOAT's untouched CLIP" in line]

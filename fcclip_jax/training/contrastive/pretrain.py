@@ -10,7 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fcclip_jax import checkpoint
+from fcclip_jax import checkpoint, weights
 from fcclip_jax.checkpoint import Checkpoint, Origin, text_fingerprint
 from fcclip_jax.data.caption_folder import CaptionFolder
 from fcclip_jax.data.captions import CaptionSource, caption_batches
@@ -198,7 +198,7 @@ def _start(workdir: epath.Path, config: ConfigDict, description: ClipDescription
         return start
     known_words = words.WORDS if config.data.captions == "world" else None
     if config.init:
-        start = checkpoint.read(config.init)
+        start = checkpoint.read(weights.find(config.init))
         known_words = start.known_words
         found = start.description.clip if isinstance(start.description, ModelDescription) else start.description
         if found != description:
