@@ -35,9 +35,9 @@ def model_description(clip: str, head: HeadDescription) -> ModelDescription:
         ValueError: no CLIP has that name.
     """
     towers = clip_of_config(clip)
-    ensemble = descriptions.fcclip_description(towers).ensemble
-    defaults = world_clip.DEFAULTS if clip == WORLD else descriptions.OFFICIAL_DEFAULTS
-    return ModelDescription(clip=towers, head=head, ensemble=ensemble, defaults=defaults)
+    if clip == WORLD:
+        return ModelDescription(clip=towers, head=head, ensemble=world_clip.ENSEMBLE, defaults=world_clip.DEFAULTS)
+    return dataclasses.replace(descriptions.fcclip_description(towers), head=head)
 
 
 def clip_of_config(name: str) -> ClipDescription:
