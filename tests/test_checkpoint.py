@@ -102,7 +102,8 @@ def stored_bytes(path):
 def test_half_the_space(saved, tmp_path):
     before, path = contents(), tmp_path / "half"
     checkpoint.save(path, before, dtype="float16")
-    assert stored_bytes(path) < 0.6 * stored_bytes(saved)
+    # Indexes are stored too, and their number depends on how orbax's threads happen to share the work.
+    assert stored_bytes(path) < 0.65 * stored_bytes(saved)
     after, loaded = checkpoint.read(path), checkpoint.load(path)
     variables = named_variables(loaded.model)
     assert after.parameters.keys() == variables.keys() == before.parameters.keys()
