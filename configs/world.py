@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "trainable_clip"):
         raise ValueError(f"configs/world.py has no variant {variant!r}; leave it out, or choose trainable_clip")
     config = base_config(variant)
-    config.steps = 9_000
+    config.steps = 6_000
     config.batch_size = 4
 
     config.data.dataset = "world"
@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.learning_rate = 1e-3
     # Not official: so few steps get further with Muon. At 0.02 the gradients explode after 200 steps.
     config.optim.muon_learning_rate = 0.004
-    config.optim.milestones = (7_500, 8_600)
+    config.optim.milestones = (5_000, 5_700)
     config.average = 0.999
 
     config.checkpoint.every = 500

@@ -17,7 +17,7 @@ from fcclip_jax.world import words
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURES = ROOT / "fcclip_jax" / "world" / "pictures"
-SHOWN = ("snow.jpg", "night.jpg", "shore.jpg", "station.jpg")
+SHOWN = ("shore.jpg", "floor.jpg", "dusk.jpg", "station.jpg")
 
 
 def main(output: str = str(ROOT / "launch" / "quickstart.jpg")) -> None:
