@@ -28,6 +28,8 @@ for seed in "$@"; do
     train trainable world.py:trainable_clip --config.seed="$seed" --config.init="$run/clip/final"
 
     evaluate scores frozen                                                                              # tables 1, 4 and 6
+    evaluate kept_back frozen --config.world.designs=kept_back                                          # table 1
+    evaluate ensemble_kept_back frozen --config.sweep=ensemble --config.world.designs=kept_back         # table 8
     evaluate classifiers trainable --config.sweep=classifiers --config.second_checkpoint="$run/frozen/final"      # table 6
     evaluate grounding frozen --config.grounding                                                                  # table 7
     evaluate ensemble frozen --config.sweep=ensemble                                                              # table 8

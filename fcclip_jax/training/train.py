@@ -80,6 +80,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             "crop": config.data.crop,
             "jitter": list(config.data.jitter),
         }
+        if config.data.dataset == WORLD:
+            stream["designs"] = config.data.world.designs
         if checkpoints.latest is not None:
             _check_same_stream(workdir, checkpoints.read_about(checkpoints.latest)["stream"], stream)
             state = checkpoints.restore(checkpoints.latest, state)
@@ -204,7 +206,9 @@ def _start(workdir: epath.Path, config: ConfigDict, description: ModelDescriptio
     folder = workdir / START
     if folder.exists():
         start = checkpoint.read(folder)
-        same_model = start.description == dataclasses.replace(description, defaults=start.description.defaults)
+        # What training does not depend on may have other values than when the run began.
+        untrained = {"defaults": start.description.defaults, "ensemble": start.description.ensemble}
+        same_model = start.description == dataclasses.replace(description, **untrained)
         if not same_model or start.training_vocabulary != dataset.vocabulary:
             raise ValueError(f"{workdir} holds a run with a different model or vocabulary; choose another workdir")
         return start
@@ -224,7 +228,7 @@ def _result(start: Checkpoint, state: TrainState) -> Checkpoint:
 
 
 def _check_same_stream(workdir: epath.Path, saved: Mapping[str, Any], configured: Mapping[str, Any]) -> None:
-    saved = {"jitter": list(SCALES), **saved}  # runs that are older than this value have the official one
+    saved = {"jitter": list(SCALES), "designs": "training", **saved}  # of runs that are older than these values
     for name, value in configured.items():
         if saved[name] != value:
             raise ValueError(

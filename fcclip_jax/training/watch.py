@@ -43,7 +43,8 @@ class Watch:
         self._log, self._names, self._every = log, names, every
         self._pending: tuple[int, Metrics] | None = None
         self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
-        self.skipped, self.over_budget = 0, 0
+        self.skipped = 0
+        self.over_budget: int | None = None
         self._progress = tqdm(
             total=steps, initial=first, desc="training", unit="step", disable=None if jax.process_index() == 0 else True
         )
@@ -55,11 +56,11 @@ class Watch:
         yield
         self._waited += time.perf_counter() - begin
 
-    def add(self, step: int, metrics: Metrics, skipped: tuple[str, ...], over_budget: int = 0) -> None:
+    def add(self, step: int, metrics: Metrics, skipped: tuple[str, ...], over_budget: int | None = None) -> None:
         """Takes a step that has been dispatched, and checks the one before it.
 
         skipped: the reasons why images were skipped for this step's batch.
-        over_budget: the number of segments that were left out of the batch.
+        over_budget: the number of segments that were left out of the batch; None if it has no segments.
 
         Raises:
             ValueError: a loss or a gradient of the step before is not finite.
@@ -67,7 +68,8 @@ class Watch:
         for reason in skipped:
             tqdm.write(f"skipped an image: {reason}", file=sys.stderr)
         self.skipped += len(skipped)
-        self.over_budget += over_budget
+        if over_budget is not None:
+            self.over_budget = (self.over_budget or 0) + over_budget
         self.flush()
         self._pending = step, metrics
 
@@ -108,8 +110,9 @@ class Watch:
             "data_wait_share": waiting,
             "memory_gib": _peak_memory() / 2**30,
             "skipped_images": self.skipped,
-            "segments_over_budget": self.over_budget,
         }
+        if self.over_budget is not None:
+            measured["segments_over_budget"] = self.over_budget
         for name, value in measured.items():
             self._log.measure(f"train/{name}", float(value))
         self._log.write(step)

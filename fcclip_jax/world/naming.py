@@ -111,12 +111,14 @@ class Naming:
 def accuracies(similarities: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> dict[str, float]:
     """Returns the shares of segments whose word is the most similar one, in percent, by kind; of things, also among five.
 
-    labels: indices into words.WORDS; of each kind there must be at least one segment.
+    A kind without a segment has no share.
+
+    labels: indices into words.WORDS.
     """
     own = np.take_along_axis(similarities, labels[:, None], axis=1)
     rank = np.count_nonzero(similarities > own, axis=1)
     thing = labels < len(words.THINGS)
     seen = np.array([word in words.SEEN for word in words.WORDS])[labels]
     groups = {"things": thing, "things_seen": thing & seen, "things_unseen": thing & ~seen, "stuff": ~thing}
-    found = {name: 100 * float(np.mean(rank[rows] == 0)) for name, rows in groups.items()}
-    return found | {"things_top5": 100 * float(np.mean(rank[thing] < 5))}
+    found = {name: 100 * float(np.mean(rank[rows] == 0)) for name, rows in groups.items() if rows.any()}
+    return found | ({"things_top5": 100 * float(np.mean(rank[thing] < 5))} if thing.any() else {})

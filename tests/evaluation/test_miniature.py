@@ -31,6 +31,8 @@ def runs(tmp_path):
         if seed == 0:
             reports["grounding"] = {"scores": {"pq": 50.0, "miou": 60.0}}
         reports |= {name: {"sweep": sweep_rows(name, first)} for name in ("classifiers", "ensemble", "resolution")}
+        reports["kept_back"] = {"scores": {name: value - 10 for name, value in scores.items() if value is not None}}
+        reports["ensemble_kept_back"] = {"sweep": sweep_rows("ensemble", first - 10)}
         for name, report in reports.items():
             folder = tmp_path / str(seed) / "eval" / name
             folder.mkdir(parents=True)
@@ -55,6 +57,8 @@ def test_means_and_spread_of_each_table(runs, tmp_path, capsys):
     # The sample standard deviation of two values that differ by 3 is 3 / sqrt(2).
     assert ["PQ", "21.5 ± 2.1", "22.5 ± 2.1", "23.5 ± 2.1", "26.8"] in found
     assert ["AP", "24.5 ± 2.1", "25.5 ± 2.1", "-", "16.8"] in found
+    assert ["PQ", "11.5 ± 2.1", "12.5 ± 2.1", "13.5 ± 2.1", "26.8"] in found
+    assert ["0.0", "0.0", "geometric", "12.5 ± 2.1", "22.5 ± 2.1", "2.5 ± 2.1", "17.8"] in found
     assert ["FC-CLIP", "5.5 ± 0.7"] in found
     trained = ["trained", "trained", "frozen", "24.5 ± 2.1", "34.5 ± 2.1", "14.5 ± 2.1", "25.4", "40.0", "14.6"]
     assert trained in found

@@ -21,7 +21,7 @@ from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.run_folder import read_model
 from fcclip_jax.training.step import StepMetrics, TrainState
-from fcclip_jax.training.train import train
+from fcclip_jax.training.train import _check_same_stream, train
 from fcclip_jax.training.watch import check_finite
 from tests.data import tiny
 from tests.ports import free_address
@@ -262,6 +262,13 @@ def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
     with pytest.raises(ValueError, match="remove that folder to resume from step 3"):
         train(tiny_runs.config(paths), workdir)
     assert sys.unraisablehook is hook
+
+
+def test_a_run_of_the_world_keeps_its_designs(tmp_path):
+    """Runs from before the designs were recorded have those of the training."""
+    _check_same_stream(tmp_path, {"seed": 0}, {"seed": 0, "designs": "training"})
+    with pytest.raises(ValueError, match="has designs training, and the configuration kept_back"):
+        _check_same_stream(tmp_path, {"seed": 0}, {"seed": 0, "designs": "kept_back"})
 
 
 def test_another_run_is_not_taken_for_this_one(paths, straight):

@@ -14,6 +14,11 @@ from fcclip_jax.world.naming import HeldOut, Naming, accuracies, held_out_scenes
 from fcclip_jax.world.scenes import Scene
 
 
+def test_a_kind_without_segments_has_no_share():
+    labels = np.array([len(words.THINGS)])
+    assert accuracies(np.eye(len(words.WORDS), dtype=np.float32)[labels], labels) == {"stuff": 100.0}
+
+
 def test_accuracies_by_hand():
     seen = [i for i, word in enumerate(words.THINGS) if word in words.SEEN]
     unseen = [i for i, word in enumerate(words.THINGS) if word not in words.SEEN]
