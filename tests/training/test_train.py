@@ -14,6 +14,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from convert.__main__ import main as convert
 from fcclip_jax import checkpoint
@@ -266,9 +267,9 @@ def test_a_damaged_checkpoint_is_named(paths, straight, cache, tmp_path):
 
 def test_a_run_of_the_world_keeps_its_designs(tmp_path):
     """Runs from before the designs were recorded have those of the training."""
-    _check_same_stream(tmp_path, {"seed": 0}, {"seed": 0, "designs": "training"})
+    _check_same_stream(epath.Path(tmp_path), {"seed": 0}, {"seed": 0, "designs": "training"})
     with pytest.raises(ValueError, match="has designs training, and the configuration kept_back"):
-        _check_same_stream(tmp_path, {"seed": 0}, {"seed": 0, "designs": "kept_back"})
+        _check_same_stream(epath.Path(tmp_path), {"seed": 0}, {"seed": 0, "designs": "kept_back"})
 
 
 def test_another_run_is_not_taken_for_this_one(paths, straight):
