@@ -44,8 +44,10 @@ class Oracle:
     def set_weights(self, weights) -> None:
         self._kept = float(weights["kept"].mean())
 
-    def segment(self, images: Iterable[np.ndarray], *, tasks, overlap_threshold) -> Iterator[tuple[int, Result]]:
-        assert tasks == ("panoptic",) and overlap_threshold == 0.7  # the checkpoint's
+    def segment(
+        self, images: Iterable[np.ndarray], *, tasks, overlap_threshold, void_trust
+    ) -> Iterator[tuple[int, Result]]:
+        assert tasks == ("panoptic",) and overlap_threshold == 0.7 and void_trust["panoptic"] == 0.5  # the checkpoint's
         truths = [read_truth(self._dataset[i], self._dataset.vocabulary) for i in range(len(self._dataset))]
         for index, image in reversed(list(enumerate(images))):
             (truth,) = (t for t in truths if t.id_map.shape == image.shape[:2])
@@ -57,7 +59,9 @@ class Oracle:
 def oracle_validator(dataset: Dataset) -> Validator:
     """Returns a validator of three images, with the oracle as its model."""
     segmenter = types.SimpleNamespace(set_classes=lambda vocabulary: None, engine=Oracle(dataset))
-    description = dataclasses.replace(SMALL, defaults=DefaultsDescription(overlap_threshold=0.7))
+    description = dataclasses.replace(
+        SMALL, defaults=DefaultsDescription(overlap_threshold=0.7, panoptic_void_trust=0.5)
+    )
     start = Checkpoint(description, {}, dataset.vocabulary, "", Origin("", ""), None, {})
     with (
         mock.patch.object(validate, "full_model", lambda start: None),
