@@ -5,9 +5,11 @@ package alone imports neither JAX nor NumPy.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from fcclip_jax.inference.results import Result
     from fcclip_jax.inference.segmenter import Segmenter
     from fcclip_jax.text.vocabulary import Vocabulary
@@ -19,12 +21,14 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.metadata.version("fcclip-jax")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULES[name]), name)
 
     def __dir__() -> list[str]:
-        return sorted(_MODULES)
+        return sorted([*_MODULES, "__version__"])
 
 
 __all__ = ["Result", "Segmenter", "Vocabulary"]

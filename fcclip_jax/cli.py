@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import fcclip_jax
 from fcclip_jax import command_line
 from fcclip_jax.commands import annotate, prepare, segment, vocabularies, weights
 
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_line.ArgumentParser(
         prog="fcclip", description="Open-vocabulary segmentation with a single frozen convolutional CLIP."
     )
+    parser.add_argument("--version", action="version", version=f"fcclip_jax {fcclip_jax.__version__}")
     subparsers = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar=f"{{{','.join(COMMANDS)}}}"
     )

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import pathlib
 import re
-import resource
 import sys
 
 
@@ -15,10 +14,14 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Returns the most memory that this process has held, in bytes."""
+    """Returns the most memory that this process has held, in bytes; 0 where the system does not tell."""
     with contextlib.suppress(OSError):
         status = pathlib.Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

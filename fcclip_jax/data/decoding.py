@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 
 from fcclip_jax.conventions import NO_SEGMENT
-from fcclip_jax.data import images
+from fcclip_jax.data import image_sources, images
 from fcclip_jax.data.records import Record
 
 
@@ -32,15 +32,18 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         ValueError: the data are not an image, or damaged.
     """
+
+    def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:  # of which the header has been read
+        plain = image.format == "JPEG" and image.mode == "RGB"
+        if plain and images.orientation(image) == 1:
+            try:
+                return simplejpeg.decode_jpeg(data)
+            except ValueError:
+                pass  # libjpeg warned; Pillow decides below whether the file is damaged
+        return images.upright_rgb(image)
+
     try:
-        with Image.open(io.BytesIO(data)) as image:  # reads the header only
-            plain = image.format == "JPEG" and image.mode == "RGB"
-            if plain and images.orientation(image) == 1:
-                try:
-                    return simplejpeg.decode_jpeg(data)
-                except ValueError:
-                    pass  # libjpeg warned; Pillow decides below whether the file is damaged
-            return images.load_image(image)
+        return image_sources.read(io.BytesIO(data), pixels)
     except images.PILLOW_ERRORS as error:
         raise ValueError(f"the image cannot be read: {images.reason(error)}") from error
 

@@ -1,47 +1,91 @@
 """Reads photographs, and resizes them for the network."""
 
+import io
 import os
-import pathlib
+import threading
+import warnings
 
 import numpy as np
 from etils import epath
 from jaxtyping import Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-ImageLike = str | pathlib.Path | Image.Image | np.ndarray
+from fcclip_jax.data import image_sources
+from fcclip_jax.data.image_sources import Readable, Seekable
+
+ImageLike = str | os.PathLike | bytes | bytearray | memoryview | Readable | Image.Image | np.ndarray
+"""A path or URL, an encoded image as bytes or as a file opened for reading, a PIL image, or pixels."""
 
 PILLOW_ERRORS = (Exception, Image.DecompressionBombError)
 """Pillow's decoders raise nearly any exception on damaged data, and DecompressionBombError on excessive sizes."""
 
 _SIDEWAYS = (5, 6, 7, 8)
 """The EXIF orientations that swap height and width."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
+
+_pil_images = threading.Lock()
+"""A PIL image reads its file when its pixels are first asked for, which two threads must not do at once."""
+
+# Photographs of that size are common. The error for twice the size remains.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the RGB pixels of a file (any path that etils.epath opens), a PIL image or an array, upright by its EXIF tag.
+    """Returns the RGB pixels of an image, upright by its EXIF tag, as an array that may be written to.
+
+    image: a path (any that etils.epath opens) or an http(s) address, an encoded image as bytes or as a file that is open for
+        reading, a PIL image, or an RGB array, which is returned as it is.
 
     Raises:
-        ValueError: the file is not an image or is damaged, or the array is not uint8 [H, W, 3].
+        ValueError: the data are not an image or are damaged, or the array is not uint8 [H, W, 3].
         FileNotFoundError: the file does not exist.
+        OSError: the address cannot be read.
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise ValueError(f"expected an RGB image as uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
         return image
     if isinstance(image, Image.Image):
-        return _upright_rgb(image)
+        try:
+            with _pil_images:
+                return upright_rgb(image)
+        except PILLOW_ERRORS as error:
+            name = getattr(image, "filename", "") or "the PIL image"
+            raise ValueError(f"cannot read {name}: {reason(error)}") from error
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(image), "the bytes")
+    if isinstance(image, Readable):
+        name = getattr(image, "name", None)
+        return _decode(image_sources.whole(image), name if isinstance(name, str) else "the file object")
     if not isinstance(image, (str, os.PathLike)):
-        raise ValueError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
+        raise ValueError(
+            f"an image is a path, an address, bytes, an open file, a PIL image or an array, not {type(image).__name__}"
+        )
+    if isinstance(image, str) and image_sources.is_address(image):
+        return _decode(io.BytesIO(image_sources.download(image)), image)
     path = epath.Path(image).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"the image {image} does not exist")
     if path.is_dir():
         raise ValueError(f"{image} is a folder, not an image")
+    with path.open("rb") as file:
+        return _decode(file, os.fspath(image))
+
+
+def _decode(file: Seekable, name: str) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        with path.open("rb") as file, Image.open(file) as opened:
-            return _upright_rgb(opened)
+        return image_sources.read(file, upright_rgb)
     except PILLOW_ERRORS as error:
-        raise ValueError(f"cannot read {image}: {reason(error)}") from error
+        raise ValueError(f"cannot read {name}: {reason(error)}") from error
 
 
 def upright_shape(path: epath.Path) -> tuple[int, int]:
@@ -51,20 +95,34 @@ def upright_shape(path: epath.Path) -> tuple[int, int]:
         ValueError: the file is not an image, or its header is damaged.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return image.size if orientation(image) in _SIDEWAYS else image.size[::-1]
+        with path.open("rb") as file:
+            return image_sources.read(
+                file, lambda image: image.size if orientation(image) in _SIDEWAYS else image.size[::-1]
+            )
     except PILLOW_ERRORS as error:
         raise ValueError(f"cannot read {path}: {reason(error)}") from error
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation: 1 is upright, 2 to 8 are flipped or turned."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    """Returns the EXIF orientation: 1 is upright, 2 to 8 are flipped or turned. Damaged EXIF data count as upright."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except PILLOW_ERRORS:
+        return 1
+    return found if found in _UPRIGHT else 1
 
 
 def reason(error: BaseException) -> str:
     """Returns why Pillow could not read a file, for an error message."""
-    return "it is not an image in a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is not an image in a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        return (
+            f"it has more than {limit:.0f} megapixels, which files made to exhaust memory have too; allow more with"
+            " --max-megapixels N, or in Python with PIL.Image.MAX_IMAGE_PIXELS = N"
+        )
+    return str(error) or type(error).__name__
 
 
 def stored_numbers(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
@@ -82,9 +140,15 @@ def stored_numbers(image: Image.Image) -> Shaped[np.ndarray, "H W *C"]:
     return numbers if stretched == 1 else numbers // np.uint8(stretched)
 
 
-def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns a PIL image's RGB pixels, upright; deep greys are stretched to 8 bits.
+
+    Raises:
+        Exception: Pillow's own, of any kind, for damaged data; catch PILLOW_ERRORS.
+    """
     if 0 in image.size:
         raise ValueError(f"the image is empty: {image.width} pixels wide and {image.height} high")
+    turned = orientation(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         # convert("RGB") would clip deep greys to white.
         grey = np.asarray(image, np.float64)
@@ -92,7 +156,9 @@ def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
             raise ValueError("the image has infinite or NaN pixels; give finite ones")
         span = max(grey.max() - grey.min(), 1e-12)
         image = Image.fromarray(np.uint8(np.round((grey - grey.min()) * (255 / span))))
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if turn := _UPRIGHT.get(turned):
+        image = image.transpose(turn)
+    return np.array(image.convert("RGB"))
 
 
 def resized_shape(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:

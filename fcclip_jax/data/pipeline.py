@@ -6,6 +6,7 @@ depend on the number of processes or workers, and the iterator's whole state is 
 """
 
 import functools
+import signal
 from collections.abc import Callable, Collection, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
@@ -78,7 +79,7 @@ def open_stream(load: Callable[[int], Step], start: int, stop: int, workers: int
     if workers:
         _parse_flags()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        steps = steps.mp_prefetch(options, worker_init_fn=_one_thread)
+        steps = steps.mp_prefetch(options, worker_init_fn=_prepare_worker)
     return StepStream(steps, size)
 
 
@@ -188,9 +189,11 @@ def _check_unreadable(reasons: Collection[str], size: int) -> None:
         )
 
 
-def _one_thread(worker: int, workers: int) -> None:
+def _prepare_worker(worker: int, workers: int) -> None:
     """Limits a worker to one thread: by default OpenCV starts one per core in every worker."""
     cv2.setNumThreads(1)
+    # The terminal sends Ctrl-C to all processes; the run saves its state before it ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parse_flags() -> None:

@@ -135,6 +135,8 @@ class Feeder:
         with ThreadPoolExecutor(max_workers=2) as pool:
             pending = []
             for position, image in enumerate(images):
+                # The caller may reuse the array for the next image.
+                image = image.copy() if isinstance(image, np.ndarray) else image
                 pending.append(pool.submit(self.decode, position, image))
                 if len(pending) > ahead:
                     yield pending.pop(0).result()

@@ -1,6 +1,7 @@
 """The result of segmenting one image, on the host, with the class names of its vocabulary."""
 
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fcclip_jax.structs import checked
 from fcclip_jax.text.vocabulary import Vocabulary
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """The segmentation of one image, at the image's size.
 
@@ -70,6 +71,23 @@ class Result:
         if task == "instances":
             return visualize.draw_instances(self.image, self.vocabulary, self.instances, threshold)
         raise ValueError(f"no task {task!r} to draw; name panoptic, semantic or instances")
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        counts = []
+        if self._panoptic is not None:
+            counts.append(f"{len(self._panoptic.segments)} segments")
+        if self._semantic is not None:
+            counts.append(f"a semantic map of {len(np.unique(self._semantic))} classes")
+        if self._instances is not None:
+            counts.append(f"{len(self._instances)} instances")
+        return f"Result({width}x{height}: {', '.join(counts)})"
+
+    def _repr_png_(self) -> bytes:
+        """Shows the drawing in notebooks."""
+        buffer = io.BytesIO()
+        self.draw().save(buffer, "PNG")
+        return buffer.getvalue()
 
     def _required(self, value: Any, task: str) -> Any:
         if value is None:

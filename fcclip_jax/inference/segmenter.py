@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fcclip_jax import caching, checkpoint, weights
-from fcclip_jax.conventions import TASKS
+from fcclip_jax.conventions import RANDOM_WEIGHTS, TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.feeding import Feeder
@@ -113,7 +113,8 @@ class Segmenter:
 
         path: a path, or a name that `fcclip weights` lists, unless the working folder has a path of that name. Weights that are
             not here are downloaded and converted first. "world" is the small trained model inside this package.
-            "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" is a checkpoint on the Hugging Face hub.
+            "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" is a checkpoint on the Hugging Face hub. "random" is what `random`
+            makes.
 
         The options are the constructor's; the checkpoint has the defaults of its own.
 
@@ -122,6 +123,9 @@ class Segmenter:
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
             OSError: the weights cannot be downloaded.
         """
+        if path == RANDOM_WEIGHTS and not os.path.exists(path):
+            options = {"short_side": short_side, "max_side": max_side, "buckets": buckets, "batch_size": batch_size}
+            return cls.random(**options, batched=batched, devices=devices, precision=precision)
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
         loaded = checkpoint.load(weights.find(path))

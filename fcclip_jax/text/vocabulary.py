@@ -147,7 +147,8 @@ class Vocabulary:
                 f"the names in the vocabulary {name!r} do not match its prompts_sha256; restore the file, or remove"
                 " prompts_sha256 if the names were changed on purpose"
             )
-        return vocabulary
+        spaced = (dataclasses.replace(entry, names=tuple(map(_spaced, entry.names))) for entry in vocabulary.classes)
+        return dataclasses.replace(vocabulary, classes=tuple(spaced))
 
 
 @functools.cache
@@ -167,10 +168,15 @@ _FOLDER = resources.files(__package__) / "vocabularies"
 
 
 def _split_synonyms(word: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in word.split(",") if name.strip())
+    names = tuple(spaced for name in word.split(",") if (spaced := _spaced(name)))
     if not names:
         raise ValueError(f"the class name {word!r} is empty; write a word, or several synonyms separated by commas")
     return names
+
+
+def _spaced(name: str) -> str:
+    """Returns a name with single spaces for all white space, as the tokenizer reads it; line breaks cannot be drawn."""
+    return " ".join(name.split())
 
 
 def _parse_class(record: object) -> VocabularyClass:

@@ -21,6 +21,8 @@ from fcclip_jax.training.run_folder import CONFIG
 
 FILE = "metrics.jsonl"
 """The measurements, in the run's folder."""
+WANDB_RUN = "wandb_run.txt"
+"""The id of the run of Weights & Biases, which a resumed run continues."""
 
 
 class RunLog:
@@ -59,7 +61,11 @@ class RunLog:
                     f"the configuration's wandb is {wandb!r}, and wandb is not installed; pip install wandb, or"
                     " leave the setting out"
                 ) from None
-            self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), resume="allow")
+            run = workdir / WANDB_RUN
+            id = run.read_text().strip() if run.exists() else None
+            self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), id=id, resume="allow")
+            if id is None:
+                _replace(run, f"{self._wandb.id}\n")
 
     def measure(self, name: str, value: float) -> None:
         self._values[name] = value

@@ -141,7 +141,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
             scores = None
             if validate and (last or step % config.eval.every == 0):
                 watch.flush()
-                scores = validate(best_parameters(state), step)
+                try:
+                    scores = validate(best_parameters(state), step)
+                except Exception:
+                    checkpoints.save(state, {"stream": stream}, None)  # what stops an evaluation costs no training
+                    checkpoints.wait()
+                    raise
                 watch.report(step, scores)
             stopping = should_stop(step)
             if scores or last or stopping or step % saving.every == 0:

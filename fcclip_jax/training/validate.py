@@ -1,5 +1,7 @@
 """Panoptic quality of a model in training, on annotated images at their own size, with pictures of its segments."""
 
+import itertools
+import sys
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -11,12 +13,12 @@ from tqdm import tqdm
 from fcclip_jax import caching
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_image
-from fcclip_jax.data.records import Dataset, Record
+from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.truth import read_truth
 from fcclip_jax.metrics import panoptic
-from fcclip_jax.metrics.panoptic import PanopticCounts
+from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.starting_model import full_model
 
@@ -61,6 +63,8 @@ class Validator:
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
         """Returns pq, sq, rq, pq_things and pq_stuff in percent; scores without a class among the images are omitted.
 
+        Images that cannot be read are reported and skipped.
+
         All processes call it together.
 
         parameters: the trained ones, by name, on any mesh.
@@ -68,13 +72,20 @@ class Validator:
         self._engine.set_weights(on_host(parameters))
         classes = self._dataset.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
-        # The records of the images that are in the pipeline.
-        records: dict[int, Record] = {}
+        # The annotations of the images that are in the pipeline.
+        truths: dict[int, Truth] = {}
 
         def decoded() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-            for index, chosen in enumerate(self._chosen):
-                records[index] = self._dataset[chosen]
-                yield decode_image(records[index].image)
+            positions = itertools.count()
+            for chosen in self._chosen:
+                try:
+                    image, truth = self._read(chosen)
+                except (OSError, ValueError) as error:
+                    tqdm.write(f"skipped a validation image: {error}", file=sys.stderr)
+                    progress.update()
+                    continue
+                truths[next(positions)] = truth
+                yield image
 
         progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
         with progress:
@@ -86,7 +97,7 @@ class Validator:
             ):
                 if isinstance(result, Exception):
                     raise result
-                truth = read_truth(records.pop(index), self._dataset.vocabulary)
+                truth = truths.pop(index)
                 found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
                 total = total.plus(panoptic.count(truth, result.panoptic.id_map, found, len(classes)))
                 if index < self._pictures:
@@ -94,6 +105,13 @@ class Validator:
                     self._log.show(f"picture {index}, found | annotated", shown, step)
                 progress.update()
         return scores(_over_processes(total), np.asarray(classes))
+
+    def _read(self, chosen: int) -> tuple[UInt8[np.ndarray, "H W 3"], Truth]:
+        record = self._dataset[chosen]
+        try:
+            return decode_image(record.image), read_truth(record, self._dataset.vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{record.file_name}: {error}") from error
 
 
 def scores(counts: PanopticCounts, things: np.ndarray) -> dict[str, float]:

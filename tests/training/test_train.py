@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,9 @@ from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.run_folder import read_model
 from fcclip_jax.training.step import StepMetrics, TrainState
+from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.train import _check_same_stream, train
+from fcclip_jax.training.validate import Validator
 from fcclip_jax.training.watch import check_finite
 from tests.data import tiny
 from tests.ports import free_address
@@ -60,7 +63,7 @@ def lines(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(arguments: list[str], cache: pathlib.Path, devices: int = 1) -> subprocess.Popen:
+def run(arguments: list[str], cache: pathlib.Path, devices: int = 1, **options) -> subprocess.Popen:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -69,7 +72,7 @@ def run(arguments: list[str], cache: pathlib.Path, devices: int = 1) -> subproce
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
 
 
@@ -219,6 +222,57 @@ def test_a_run_asked_to_stop_saves_and_says_so(paths, cache, tmp_path):
         config = tiny_runs.config(paths, **{**changes, "data.workers": workers, "steps": step + 2})
         train(config, folder)
     assert_same(parameters(workdir), parameters(tmp_path / "undisturbed"))
+
+
+def test_ctrl_c_saves_first(paths, cache, tmp_path):
+    """The terminal sends it to all processes of the run, those that load data among them."""
+    workdir = tmp_path / "stopped"
+    changes = {"data.workers": 2, "checkpoint.every": 10_000}
+    process = run(tiny_runs.command(paths, workdir, **changes, steps=10_000), cache, start_new_session=True)
+    wait_for_step(process, workdir, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130 and "Traceback" not in output, output
+    (step,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert f"stop requested: step {step} is saved" in output and output.rstrip().endswith("interrupted")
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_requests() as should_stop:
+        assert not should_stop(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+        pytest.fail("the second Ctrl-C did nothing")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_ctrl_c_ends_the_block_with_an_interrupt():
+    with pytest.raises(KeyboardInterrupt), stop_requests() as should_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop(1)
+
+
+def test_training_in_a_thread_has_no_handlers():
+    """Python allows handlers in the main thread alone."""
+
+    def ask() -> bool:
+        with stop_requests() as should_stop:
+            return should_stop(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask).result() is False
+
+
+def test_an_evaluation_that_fails_costs_no_training(paths, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no space on the device")
+
+    monkeypatch.setattr(Validator, "__call__", fail)
+    with pytest.raises(RuntimeError, match="no space on the device"):
+        train(tiny_runs.config(paths, **{"eval.every": 2, "checkpoint.every": 100, "steps": 3}), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
 def test_a_run_goes_on_with_other_devices_and_processes(paths, straight, cache, tmp_path):

@@ -54,6 +54,26 @@ def test_a_perfect_model(validator, dataset):
     np.testing.assert_array_equal(*np.split(picture, 2, axis=1))
 
 
+def test_damaged_images_are_skipped_and_named(dataset, capsys):
+    """A photograph without its last 200 bytes, and a panoptic PNG that is none, of three images."""
+
+    class Damaged:
+        name, vocabulary, digest = dataset.name, dataset.vocabulary, dataset.digest
+
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, index):
+            record = dataset[index]
+            changes = {0: {"image": record.image[:-200]}, 2: {"panoptic": b"no image"}}
+            return record._replace(**changes.get(index, {}))
+
+    found = oracle_validator(dataset, Damaged())(kept(1), 7)
+    assert found["pq_stuff"] == 100
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped a validation image: ")]
+    assert [dataset[i].file_name in line for i, line in zip((0, 2), skipped, strict=True)] == [True, True]
+
+
 def test_other_weights_other_scores(validator, dataset):
     """Eight columns in ten of every segment match it with a lower IoU; three in ten do not match."""
     found = validator(kept(0.8), 7)

@@ -56,8 +56,8 @@ class Oracle:
             yield index, Result(image, found.vocabulary, Panoptic(id_map, found.panoptic.segments), None, None)
 
 
-def oracle_validator(dataset: Dataset) -> Validator:
-    """Returns a validator of three images, with the oracle as its model."""
+def oracle_validator(dataset: Dataset, validated: Dataset | None = None) -> Validator:
+    """Returns a validator of three images, with the oracle as its model. validated: what it reads instead of the dataset."""
     segmenter = types.SimpleNamespace(set_classes=lambda vocabulary: None, engine=Oracle(dataset))
     description = dataclasses.replace(
         SMALL, defaults=DefaultsDescription(overlap_threshold=0.7, panoptic_void_trust=0.5)
@@ -67,7 +67,7 @@ def oracle_validator(dataset: Dataset) -> Validator:
         mock.patch.object(validate, "full_model", lambda start: None),
         mock.patch.object(validate, "Segmenter", lambda *arguments, **options: segmenter),
     ):
-        return Validator(start, dataset, Pictures(), images=3, pictures=1, short_side=64, max_side=64)
+        return Validator(start, validated or dataset, Pictures(), images=3, pictures=1, short_side=64, max_side=64)
 
 
 def main(images: str, panoptic_json: str, panoptic_pngs: str, address: str, index: str, share: str) -> None:
