@@ -124,7 +124,7 @@ class Segmenter:
         """
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
-        loaded = checkpoint.load(weights.find(path))
+        loaded = checkpoint.load(weights.find(path, whole=True))
         return cls(
             loaded.model,
             loaded.training_vocabulary,
