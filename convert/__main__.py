@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser("torch", help="convert a checkpoint back to the official keys")
     command.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a checkpoint of this project, local or gs://"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a checkpoint of this project, local or gs://, or a name from `fcclip weights`",
     )
     command.add_argument(
         "--output",
@@ -94,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = subparsers.add_parser("half", help="store a checkpoint as float16, in half the space")
     command.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a checkpoint of this project, local or gs://"
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a checkpoint of this project, local or gs://, or a name from `fcclip weights`",
     )
     _add_output(command)
     command.set_defaults(run=commands.halve)

@@ -14,6 +14,7 @@ from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.parameters import is_statistic, is_trainable
 from fcclip_jax.training.run_folder import read_model
+from fcclip_jax.weights import find
 
 from . import PROG, fcclip, open_clip, rules, weight_files
 from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, table_of
@@ -85,7 +86,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     """Converts a checkpoint back to a file with the official keys."""
     weight_files.check_free(arguments.output, overwrite=arguments.overwrite)
     print(f"reading {arguments.checkpoint}", flush=True)
-    contents = checkpoint.read(arguments.checkpoint)
+    contents = checkpoint.read(find(arguments.checkpoint))
     description = contents.description
     clip = description.clip if isinstance(description, ModelDescription) else description
     parameters = open_clip.with_official_sizes(contents.parameters, clip)
@@ -98,7 +99,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
 def halve(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint again, with parameters of float16."""
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
-    contents = checkpoint.read(arguments.checkpoint)
+    contents = checkpoint.read(find(arguments.checkpoint))
     size = sum(array.nbytes for array in contents.parameters.values()) // 2
     print(f"writing {len(contents.parameters)} parameters, {in_units(size)}", flush=True)
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite, dtype="float16")

@@ -1,6 +1,7 @@
 """Exit codes and one-sentence errors, for all command lines."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,6 +12,8 @@ INCOMPLETE = 1
 REFUSED = 2
 """The user can correct the cause; one sentence on stderr explains how."""
 INTERRUPTED = 130
+OUTPUT_CLOSED = 141
+"""The reader of the output, such as head, has ended; the shells' code for SIGPIPE."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -30,7 +33,13 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
     describe: makes the sentence from an error; by default `one_line`.
     """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -38,6 +47,9 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
         print(f"error: {(describe or one_line)(error)}", file=sys.stderr)
         return REFUSED
     except (MemoryError, RuntimeError) as error:
+        if "home directory" in str(error):  # pathlib's error for ~ without a home
+            print("error: a home folder is unknown; set HOME, or write paths without ~", file=sys.stderr)
+            return REFUSED
         # RESOURCE_EXHAUSTED is XLA's error for a failed allocation.
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -55,3 +67,11 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, for libraries with long messages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Returns an error and those behind it, the innermost last: libraries wrap the system's errors several times."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    return chain

@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epath
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk, and of limits on the user's files."""
 PLAN = "plan.json"
 """The file in which `claim` identifies the data of a folder."""
 
@@ -87,7 +89,7 @@ def check_space(folder: str | os.PathLike[str], size: int) -> None:
                 piece = pieces.enter_context(tempfile.TemporaryFile(dir=folder))
                 os.posix_fallocate(piece.fileno(), 0, min(2**31, size - start))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in NO_SPACE:
                 raise OSError(f"it takes {size / 2**20:.1f} MiB: {os.strerror(error.errno)}; free some space") from None
 
 

@@ -353,6 +353,13 @@ def test_sizes_without_a_model(damaged):
         checkpoint.load(damaged)
 
 
+def test_an_address_on_no_known_storage():
+    with pytest.raises(
+        ValueError, match=r"https://host/model is on no storage that can be read \(https://\); give a folder"
+    ):
+        checkpoint.find("https://host/model")
+
+
 def test_a_file_is_no_checkpoint(tmp_path):
     file = tmp_path / "fcclip_cocopan.pth"
     file.write_bytes(b"weights")

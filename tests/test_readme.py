@@ -102,6 +102,9 @@ PARSED = {
     "python -m pallas_kernels.bench depthwise_norm": "takes minutes",
     "python -m pallas_kernels.roofline": "takes minutes",
     "python -m pallas_kernels.compile_tpu": "takes minutes; tests/pallas_kernels compiles less",
+    "python -m convert fcclip --checkpoint ovrcoat.pth --model convnext_large_d_320 --as-official --output ovrcoat_official": (
+        "needs the authors' weights"
+    ),
     "python -m pallas_kernels.compile_gpu": "takes minutes; tests/pallas_kernels compiles less",
 }
 """Commands that are not run as written, and the reason."""

@@ -39,9 +39,14 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     """Returns an absolute path, local or on any storage that etils.epath supports, such as gs://.
 
     Raises:
-        ValueError: the storage needs a package that is not installed.
+        ValueError: the storage needs a package that is not installed, or is of another kind.
     """
-    resolved = epath.Path(path).expanduser()
+    try:
+        resolved = epath.Path(path).expanduser()
+    except KeyError as error:
+        raise ValueError(
+            f"{os.fspath(path)} is on no storage that can be read ({error.args[0]}); give a folder, or an address on gs:// or s3://"
+        ) from None
     if "://" not in os.fspath(resolved):
         return resolved.resolve()
     try:

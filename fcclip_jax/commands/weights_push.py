@@ -19,7 +19,7 @@ def add_push(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     push.set_defaults(action=run_push)
-    push.add_argument("checkpoint", metavar="DIR", help="the checkpoint's folder")
+    push.add_argument("checkpoint", metavar="DIR", help="the checkpoint's folder, or the name of weights")
     push.add_argument("repository", metavar="REPO", help="OWNER/NAME on the hub")
     push.add_argument("--licence", required=True, metavar="ID", help="the weights' licence, such as apache-2.0")
     push.add_argument(
@@ -47,5 +47,6 @@ def run_push(arguments: argparse.Namespace) -> int:
         address = publish.push(
             upload, private=arguments.private, revision=arguments.revision, message=arguments.message
         )
-        print(f'{address}\nload it with Segmenter.load("hf://{arguments.repository}")')
+        at = "" if arguments.revision is None else f"@{arguments.revision}"
+        print(f'{address}\nload it with Segmenter.load("hf://{arguments.repository}{at}")')
     return command_line.DONE

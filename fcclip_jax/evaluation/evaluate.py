@@ -122,7 +122,7 @@ def open_model(checkpoint_path: str) -> Opened:
     """Loads a checkpoint, or makes a random model."""
     if checkpoint_path == RANDOM_WEIGHTS:
         return Opened(random_model(SMALL, 0), Vocabulary.load("coco_panoptic"), SMALL, "random 0", None)
-    loaded = checkpoint.load(weights.find(checkpoint_path))
+    loaded = checkpoint.load(weights.find(checkpoint_path, whole=True))
     return Opened(loaded.model, loaded.training_vocabulary, loaded.description, loaded.text_sha256, loaded.known_words)
 
 

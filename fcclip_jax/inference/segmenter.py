@@ -128,7 +128,7 @@ class Segmenter:
             return cls.random(**options, batched=batched, devices=devices, precision=precision)
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
-        loaded = checkpoint.load(weights.find(path))
+        loaded = checkpoint.load(weights.find(path, whole=True))
         return cls(
             loaded.model,
             loaded.training_vocabulary,

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,20 +12,24 @@ from fcclip_jax.weights import fetch, store
 from fcclip_jax.weights.table import Entry
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z][a-zA-Z-]")
+"""How web pages begin. The length with which .safetensors files begin may contain a <, but no letters after it."""
 
 
 def verify(entry: Entry, path: pathlib.Path) -> str:
     """Returns a file's sha256 after comparing it with the published one, or with the one recorded at first use.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: the file is a web page, or its checksum is another.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the file {entry.file} inside it")
     if not path.is_file():
         raise FileNotFoundError(f"the weight file {path} does not exist; check the path")
     with path.open("rb") as file:
         # Browsers save the pages of a service under the name of the file that it did not send.
-        if file.read(512).lstrip().startswith(b"<"):
+        if WEB_PAGE.match(file.read(512)):
             raise ValueError(f"{path} is a web page, not {entry.file}; {fetch.manual(entry)}")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -71,13 +76,14 @@ def convert(entry: Entry, path: pathlib.Path, clip: pathlib.Path | None, *, over
             [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
     store.say(f"converting {entry.name}")
+    # -P: a convert.py of the user's, in the working folder, must not run instead.
     done = subprocess.run(
-        [sys.executable, "-m", module, *command], env=environment, check=False, capture_output=True, text=True
+        [sys.executable, "-P", "-m", module, *command], env=environment, check=False, capture_output=True, text=True
     )
     if done.returncode == command_line.INTERRUPTED:
         raise KeyboardInterrupt
     if done.returncode != command_line.DONE:
-        _, found, reason = done.stderr.rpartition("error: ")
+        _, found, reason = f"\n{done.stderr}".partition("\nerror: ")
         if not found or done.returncode != command_line.REFUSED:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             reason = f"the conversion ended with exit code {done.returncode} ({last})"

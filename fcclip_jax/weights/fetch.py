@@ -7,7 +7,6 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
 
 from fcclip_jax import command_line, files
 from fcclip_jax.weights import store
@@ -17,7 +16,6 @@ DRIVE = "FCCLIP_JAX_DRIVE"
 """The environment variable with the address of a mirror that answers ADDRESS/uc?id=ID as Google Drive does."""
 GOOGLE = "https://drive.google.com"
 OFFLINE = "HF_HUB_OFFLINE"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def manual(entry: Entry) -> str:
@@ -154,7 +152,7 @@ def _missing(package: str, entry: Entry) -> ValueError:
 
 def _offline(entry: Entry) -> OSError:
     return OSError(
-        f"{entry.name} is not here yet, and {OFFLINE} forbids to download it; unset {OFFLINE}, or {manual(entry)}"
+        f"{entry.name} is not here yet, and {OFFLINE} forbids downloads; unset {OFFLINE}, or {manual(entry)}"
     )
 
 
@@ -165,7 +163,7 @@ def _explained(entry: Entry, error: Exception, host: str, folder: str) -> OSErro
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "OfflineModeIsEnabled" in kinds:
         return _offline(entry)
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
+    if isinstance(error, OSError) and error.errno in files.NO_SPACE:
         reason = error.strerror or "no space left"
         return OSError(
             f"{entry.file} does not fit into {folder}: {reason}; when there is space, repeat this, or {by_hand}"
@@ -198,9 +196,7 @@ def _page_text(error: Exception) -> str:
 
 def _innermost(error: BaseException) -> str:
     """Returns the reason that the operating system gave, which clients wrap several times."""
-    chain: list[Any] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
+    chain = command_line.causes(error)
     reasons = [part.strerror for part in chain if isinstance(part, OSError) and part.strerror]
     return _short(reasons[-1] if reasons else command_line.first_line(chain[-1]))
 

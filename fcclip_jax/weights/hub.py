@@ -1,6 +1,5 @@
 """Converted checkpoints on the Hugging Face hub: hf://OWNER/NAME, and hf://OWNER/NAME@REVISION."""
 
-import errno
 import importlib
 import os
 import re
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from fcclip_jax.command_line import first_line, one_line
+from fcclip_jax.command_line import causes, first_line, one_line
+from fcclip_jax.files import NO_SPACE
 
 SCHEME = "hf://"
 FILES = ("fcclip.json", "params/*")
@@ -18,7 +18,6 @@ FILES = ("fcclip.json", "params/*")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Address(NamedTuple):
@@ -100,10 +99,10 @@ def explained(error: Exception, address: Address, failure: str) -> OSError:
     constants: Any = importlib.import_module("huggingface_hub.constants")
     host, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     repository, revision = address.repository, address.revision or "main"
-    chain = _chain(error)
+    chain: list[Any] = causes(error)
     kinds = {kind.__name__ for part in chain for kind in type(part).__mro__}
     statuses = [part.response.status_code for part in chain if getattr(part, "response", None) is not None]
-    full = [part for part in chain if isinstance(part, OSError) and part.errno in _NO_SPACE]
+    full = [part for part in chain if isinstance(part, OSError) and part.errno in NO_SPACE]
     if full:
         return OSError(f"{failure}: {full[0].strerror} in {cache}; free some space, or choose another folder (HF_HOME)")
     if "OfflineModeIsEnabled" in kinds:
@@ -135,11 +134,3 @@ def explained(error: Exception, address: Address, failure: str) -> OSError:
     if kinds & {"TransportError", "ConnectionError"}:
         return OSError(f"{failure}: {host} cannot be reached ({reason}); check the network, then try again")
     return OSError(f"{failure}: {type(chain[-1]).__name__}, {reason}")
-
-
-def _chain(error: BaseException) -> list[Any]:
-    """Returns an error and its causes, which clients wrap several times."""
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
-    return chain

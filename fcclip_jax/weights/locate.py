@@ -11,10 +11,11 @@ from fcclip_jax.weights import arrival, fetch, hub, store, table
 from fcclip_jax.weights.table import Drive, Entry
 
 
-def find(name_or_path: str | os.PathLike[str]) -> epath.Path:
+def find(name_or_path: str | os.PathLike[str], *, whole: bool = False) -> epath.Path:
     """Returns the directory of a checkpoint: of a path that exists, or else of weights by their name, fetched when needed.
 
     name_or_path: may be hf://OWNER/NAME or hf://OWNER/NAME@REVISION, a converted checkpoint on the Hugging Face hub.
+    whole: whether only a whole FC-CLIP serves; the name of a CLIP alone is then refused before anything is downloaded.
 
     Raises:
         FileNotFoundError: there is no such path, and the name is close to the name of published weights.
@@ -26,6 +27,11 @@ def find(name_or_path: str | os.PathLike[str]) -> epath.Path:
     if folder.exists():
         return folder
     if name in table.entries():
+        if whole and table.entry(name).kind == "clip":
+            raise ValueError(
+                f"{name} is a CLIP alone, without FC-CLIP's head, so it cannot segment; choose other weights from"
+                f" `fcclip weights`, or train a head with --config.init={name}"
+            )
         return get(name)
     if hint := table.did_you_mean(name):
         raise FileNotFoundError(
@@ -50,6 +56,8 @@ def get(
     """
     entry = table.entry(name)
     if entry.source is None:
+        if file is not None:
+            raise ValueError(f"{name} is inside this package and is not converted from a file; remove --file {file}")
         return checkpoint.find(name)
     folder = store.folder(name)
     if folder.exists() and not overwrite:
@@ -73,10 +81,18 @@ def get(
 def _arrive(entry: Entry, path: pathlib.Path, *, overwrite: bool, downloaded: bool = False) -> None:
     sha256 = _verified(entry, path, downloaded=downloaded)
     clip = None if entry.clip is None else _clip(table.entry(entry.clip))
-    arrival.convert(entry, path, clip, overwrite=overwrite)
+    try:
+        arrival.convert(entry, path, clip, overwrite=overwrite)
+    except ValueError as error:
+        if downloaded and entry.sha256 is None:
+            # Nothing shows whether the file is damaged, or something else is wrong, such as a full disk.
+            raise ValueError(f"{error}; the download is kept: delete {path} to repeat it") from None
+        raise
     known = entry.sha256_from
-    if known is None:
-        known = "as at its first use" if store.read_record(entry.name) else "recorded now, to compare later files with"
+    if known is None and store.read_record(entry.name):
+        known = "as at its first use"
+    elif known is None:
+        known = "recorded now, to compare later files with"
         store.write_record(entry.name, sha256)
     store.say(f"{entry.name} is ready in {store.folder(entry.name)} (sha256 {sha256}, {known})")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fcclip_jax import checkpoint
 from fcclip_jax.command_line import one_line
 from fcclip_jax.models.descriptions import ModelDescription
-from fcclip_jax.weights import hub, model_card
+from fcclip_jax.weights import hub, locate, model_card
 from fcclip_jax.weights.model_card import Figures
 
 CARD = "README.md"
@@ -26,27 +26,31 @@ class Upload(NamedTuple):
 def prepare(path: str | os.PathLike[str], repository: str, *, licence: str, figures: Sequence[Figures] = ()) -> Upload:
     """Verifies a checkpoint and writes its card; uploads nothing.
 
-    path: a checkpoint's folder on a local disk, or "world".
+    path: a checkpoint's folder on a local disk, or a name or an address that `locate.find` takes.
     repository: OWNER/NAME.
     licence, figures: see `model_card.model_card`.
 
     Raises:
         FileNotFoundError: the folder is not a checkpoint.
-        ValueError: the checkpoint is damaged or contains a CLIP alone, or an argument is malformed.
+        ValueError: the checkpoint is damaged, contains a CLIP alone or is on a remote storage, or an argument is malformed.
+        OSError: as `locate.find`.
     """
     if not hub.is_repository(repository):
         raise ValueError(
             f"{repository} is not the name of a repository; write OWNER/NAME, such as me/fcclip-convnext-large"
         )
     licence = model_card.check_licence(licence)
-    contents = checkpoint.read(path)
+    found = locate.find(path, whole=True)
+    if "://" in os.fspath(found):
+        raise ValueError(f"{path} is not on a local disk; copy it to one first")
+    contents = checkpoint.read(found)
     if not isinstance(contents.description, ModelDescription):
         raise ValueError(
             f"{path} contains a CLIP alone, which cannot segment; combine it with an FC-CLIP checkpoint first"
         )
-    folder = pathlib.Path(checkpoint.find(path))
-    found = [file for pattern in ("fcclip.json", "params/**/*") for file in folder.glob(pattern) if file.is_file()]
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(found)}
+    folder = pathlib.Path(found)
+    paths = [file for pattern in ("fcclip.json", "params/**/*") for file in folder.glob(pattern) if file.is_file()]
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(paths)}
     size = sum(file.stat().st_size for file in files.values())
     card = model_card.model_card(contents, repository, size, licence=licence, figures=figures)
     return Upload(repository, files, card)

@@ -43,8 +43,18 @@ def record_of(name: str) -> pathlib.Path:
 
 
 def read_record(name: str) -> Record | None:
+    """Returns the record, or None if there is none.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
     path = record_of(name)
-    return Record(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Record(**json.loads(path.read_text()))
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} is not a record of a checksum; delete it to record the next file's") from None
 
 
 def write_record(name: str, sha256: str) -> None:

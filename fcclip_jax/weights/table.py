@@ -93,7 +93,7 @@ def entry(name: str) -> Entry:
 
 def did_you_mean(name: str) -> str:
     """Returns a hint at the closest name, or nothing."""
-    close = difflib.get_close_matches(name, entries(), n=1, cutoff=0.75)
+    close = difflib.get_close_matches(name.strip().lower(), entries(), n=1, cutoff=0.75)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

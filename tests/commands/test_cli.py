@@ -1,5 +1,9 @@
 """Tests the command line's help and its list of vocabularies."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from fcclip_jax import cli
@@ -51,3 +55,24 @@ def test_a_command_is_required(capsys):
     assert stop.value.code == 2
     error = "error: the following arguments are required: {segment,weights,vocabularies,prepare,annotate}; see fcclip --help\n"
     assert capsys.readouterr().err == error
+
+
+def test_a_reader_that_ends_early():
+    """As in `fcclip vocabularies ade20k_847 | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "fcclip_jax.cli", "vocabularies", "ade20k_847"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_home_that_does_not_exist(capsys, monkeypatch):
+    monkeypatch.setenv("FCCLIP_JAX_CACHE", "~nobody of this name/cache")
+    assert cli.main(["weights"]) == 2
+    assert capsys.readouterr().err == "error: a home folder is unknown; set HOME, or write paths without ~\n"

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from convert.__main__ import main as convert
 from fcclip_jax import checkpoint, cli, weights
 from fcclip_jax.evaluation.clips import open_clip
 from fcclip_jax.evaluation.evaluate import open_model
@@ -96,6 +98,14 @@ def test_a_file_that_does_not_convert(tiny, service, contents, tmp_path, capsys)
         .startswith(f"error: tiny_hub does not convert: {file} contains no FC-CLIP; convert a CLIP alone with `")
     )
     assert not store.folder("tiny_hub").exists() and store.read_record("tiny_hub") is None
+    folder = tmp_path / "error: one"  # the reason begins before it
+    folder.mkdir()
+    (folder / "tiny.pth").write_text("no weights")
+    assert cli.main(["weights", "get", "tiny_hub", "--file", str(folder / "tiny.pth")]) == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"error: tiny_hub does not convert: {folder}/tiny.pth is not a PyTorch file, or is truncated; download or save it again"
+    )
 
 
 def test_names_that_do_not_exist(tiny, capsys, tmp_path, monkeypatch):
@@ -107,3 +117,29 @@ def test_names_that_do_not_exist(tiny, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == (
         "error: no weights have the name 'tiny_driv' (did you mean tiny_drive?); `fcclip weights` lists the names\n"
     )
+
+
+def test_a_module_of_the_working_folder_does_not_run(tiny, contents, tmp_path, monkeypatch):
+    """The conversion is a process of its own; a user may have a convert.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "convert.py").write_text("open('ran', 'w')")
+    (tmp_path / "whole.safetensors").write_bytes(contents["whole"])
+    assert cli.main(["weights", "get", "tiny_drive", "--file", "whole.safetensors"]) == 0
+    assert not (tmp_path / "ran").exists() and (tiny / "tiny_drive" / "fcclip.json").exists()
+
+
+def test_a_name_wherever_a_checkpoint_is_expected(tiny, contents, tmp_path, capsys):
+    (tmp_path / "whole.safetensors").write_bytes(contents["whole"])
+    assert cli.main(["weights", "get", "tiny_drive", "--file", str(tmp_path / "whole.safetensors")]) == 0
+    back = tmp_path / "back.safetensors"
+    assert convert(["torch", "--checkpoint", "tiny_drive", "--output", str(back)]) == 0
+    assert set(safetensors.numpy.load_file(back)) == set(official_tensors(model_description("convnext")))
+    capsys.readouterr()
+    assert cli.main(["weights", "push", "tiny_drive", "me/model", "--licence", "mit", "--dry-run"]) == 0
+    assert "| converted from | `tiny.safetensors, https://drive.google.com/" in capsys.readouterr().out
+
+
+def test_a_clip_alone_is_refused_before_its_download(tiny, service):
+    with pytest.raises(ValueError, match="tiny_clip is a CLIP alone, .* train a head with --config.init=tiny_clip"):
+        Segmenter.load("tiny_clip")
+    assert not service.seen

@@ -1,6 +1,7 @@
 """The services' real clients against a server on the loopback: downloads, cuts, refusals. Nothing is converted."""
 
 import hashlib
+import json
 import random
 import sys
 import time
@@ -149,7 +150,7 @@ def test_a_quota_page(get, service):
 
 
 def test_a_page_saved_by_a_browser(get, tmp_path):
-    (tmp_path / "tiny.safetensors").write_text("\n<!DOCTYPE html>")
+    (tmp_path / "tiny.safetensors").write_text("\N{BYTE ORDER MARK}\n<!DOCTYPE html>")
     code, error = get("tiny_drive", "--file", tmp_path / "tiny.safetensors")
     assert code == 2
     assert error == f"error: {tmp_path}/tiny.safetensors is a web page, not tiny.safetensors; {by_hand('tiny_drive')}"
@@ -180,6 +181,55 @@ def test_a_file_that_changed_since_its_first_use(get, service, contents, convert
     assert converted == {"tiny_drive": contents["heads"]} and store.read_record("tiny_drive").sha256 == second
 
 
+def test_a_file_whose_first_bytes_look_like_a_tag(get, tmp_path, converted):
+    """The first eight bytes of .safetensors are a length: here 15,392."""
+    content = (0x3C20).to_bytes(8, "little") + b"{}"
+    (tmp_path / "tiny.safetensors").write_bytes(content)
+    assert get("tiny_drive", "--file", tmp_path / "tiny.safetensors")[0] == 0
+    assert converted == {"tiny_drive": content}
+
+
+def test_files_that_are_none(get, tmp_path):
+    assert get("tiny_drive", "--file", tmp_path) == (
+        2,
+        f"error: {tmp_path} is a folder; give the file tiny.safetensors inside it",
+    )
+    code, error = get("tiny_drive", "--file", tmp_path / "nothing")
+    assert (code, error) == (2, f"error: the weight file {tmp_path}/nothing does not exist; check the path")
+
+
+def test_a_download_that_does_not_convert(get, service, contents, converted, monkeypatch):
+    """Without a published sum it may be truncated; the sentence says how to download it again."""
+
+    def fail(entry, path, clip, *, overwrite):
+        raise ValueError("tiny_drive does not convert: it is truncated")
+
+    convert = arrival.convert
+    monkeypatch.setattr(arrival, "convert", fail)
+    path = store.downloads("tiny_drive") / "tiny.safetensors"
+    assert get("tiny_drive")[1].splitlines()[-1] == (
+        f"error: tiny_drive does not convert: it is truncated; the download is kept: delete {path} to repeat it"
+    )
+    assert store.read_record("tiny_drive") is None
+    path.unlink()
+    monkeypatch.setattr(arrival, "convert", convert)
+    assert get("tiny_drive")[0] == 0 and converted == {"tiny_drive": contents["whole"]}
+
+
+def test_the_record_of_the_first_use(get, service):
+    path = store.record_of("tiny_drive")
+    assert get("tiny_drive")[0] == 0
+    first = json.dumps({**json.loads(path.read_text()), "date": "2020-02-20"})
+    path.write_text(first)
+    assert get("tiny_drive", "--overwrite")[0] == 0 and path.read_text() == first
+    for damaged in ("{", "[]", '{"sha256": "0"}'):
+        path.write_text(damaged)
+        code, error = get("tiny_drive", "--overwrite")
+        assert code == 2 and error.splitlines()[-1] == (
+            f"error: {path} is not a record of a checksum; delete it to record the next file's"
+        )
+
+
 def test_files_that_are_gone(get, hub, service):
     service.drive.clear()
     service.hub.clear()
@@ -201,7 +251,7 @@ def test_offline(get, hub, service, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub(service.address, offline=True)
     for name in ("tiny_drive", "tiny_hub"):
-        reason = f"{name} is not here yet, and HF_HUB_OFFLINE forbids to download it; unset HF_HUB_OFFLINE"
+        reason = f"{name} is not here yet, and HF_HUB_OFFLINE forbids downloads; unset HF_HUB_OFFLINE"
         refused(get(name), name, reason)
     assert not service.seen
 

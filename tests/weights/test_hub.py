@@ -111,7 +111,7 @@ def test_pushed_and_loaded_back(server, saved, tmp_path):
         "--message",
         "Two",
     )
-    assert len(child(server, tmp_path, again, HF_TOKEN=TOKEN)) == 2
+    assert child(server, tmp_path, again, HF_TOKEN=TOKEN)[1:] == ['load it with Segmenter.load("hf://me/model@v/2")']
     branch = server.repositories["me/model"]["v/2"]
     assert {name for name in branch if name.startswith("params/")} == {
         name for name in files_of(tmp_path / "other") if name.startswith("params/")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from fcclip_jax import weights
 from fcclip_jax.evaluation.paper_tables import REPORTED
 from fcclip_jax.models.descriptions import CLIP_MODELS
 from fcclip_jax.text import vocabulary
@@ -47,3 +48,11 @@ def test_reported_scores_are_those_that_evaluation_prints():
             for benchmark, scores in entry.reported.items():
                 assert scores == {name: known[benchmark][name] for name in scores}, (entry.name, benchmark)
     assert ENTRIES["fcclip_coconut_b"].reported == {"ade20k": {"pq": 27.4, "ap": 17.4, "miou": 33.7}}
+
+
+def test_hints(tmp_path):
+    assert table.did_you_mean(" FCCLIP_RN50 ") == " (did you mean fcclip_rn50?)"
+    with pytest.raises(
+        ValueError, match="world is inside this package and is not converted from a file; remove --file"
+    ):
+        weights.get("world", file=tmp_path)
