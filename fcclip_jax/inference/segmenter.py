@@ -124,8 +124,15 @@ class Segmenter:
             OSError: the weights cannot be downloaded.
         """
         if path == RANDOM_WEIGHTS and not os.path.exists(path):
-            options = {"short_side": short_side, "max_side": max_side, "buckets": buckets, "batch_size": batch_size}
-            return cls.random(**options, batched=batched, devices=devices, precision=precision)
+            return cls.random(
+                short_side=short_side,
+                max_side=max_side,
+                buckets=buckets,
+                batch_size=batch_size,
+                batched=batched,
+                devices=devices,
+                precision=precision,
+            )
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
         loaded = checkpoint.load(weights.find(path, whole=True))
