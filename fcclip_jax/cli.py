@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from fcclip_jax import command_line
-from fcclip_jax.commands import annotate, prepare, segment, vocabularies, weights
+from fcclip_jax.commands import annotate, demo, prepare, segment, vocabularies, weights
 
 COMMANDS = {
     "segment": segment,
+    "demo": demo,
     "weights": weights,
     "vocabularies": vocabularies,
     "prepare": prepare,

@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -148,6 +149,14 @@ class Vocabulary:
                 " prompts_sha256 if the names were changed on purpose"
             )
         return vocabulary
+
+
+def split_words(text: str) -> list[str]:
+    """Splits what a user types at commas and line breaks, into words for `Vocabulary.from_words`.
+
+    The user separates synonyms with |; in a vocabulary's words commas do.
+    """
+    return [word.replace("|", ",") for word in re.split(r"[,\n]", text) if word.strip(" |\r")]
 
 
 @functools.cache
