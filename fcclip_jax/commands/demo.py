@@ -115,5 +115,5 @@ def about(weights: str) -> "About":
 def _port(text: str) -> int:
     port = command_line.count(text)
     if port > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port, which is at most 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, which is at most 65535")
     return port

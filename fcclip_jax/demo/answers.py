@@ -109,9 +109,9 @@ def read_photo(path: str | None) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         with Image.open(path) as image:
             pixels = load_image(image)
     except FileNotFoundError:
-        raise ValueError(f"{name} is no longer here, because uploads are deleted; upload it again") from None
+        raise ValueError(f"the file {name} is no longer here, because uploads are deleted; upload it again") from None
     except PILLOW_ERRORS as error:
-        raise ValueError(f"{name} cannot be read: {_cause(error, path)}") from None
+        raise ValueError(f"the file {name} cannot be read: {_cause(error, path)}") from None
     height, width = pixels.shape[:2]
     if max(height, width) <= LARGEST_SIDE:
         return pixels, ""

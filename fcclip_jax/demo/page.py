@@ -35,15 +35,6 @@ class About(NamedTuple):
     examples: tuple[Example, ...]
 
 
-class Photograph(gr.Image):
-    """An image whose file reaches `answers` as it was uploaded: Gradio reports a damaged one without a reason."""
-
-    is_template = True  # the browser's part is gr.Image's
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        return None if payload is None else payload.path
-
-
 def build(answerer: Answerer, about: About) -> gr.Blocks:
     """Returns the page."""
     defaults, mixture = answerer.segmenter.defaults, answerer.segmenter.engine.ensemble
@@ -59,9 +50,12 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
         gr.Markdown(f"# {about.title}\n\n{about.text}")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                photo = Photograph(
+                photo = gr.Image(
                     type="filepath", label="Photograph", sources=["upload", "webcam", "clipboard"], height=260
                 )
+                # The file reaches `answers` as it was uploaded: Gradio reports a damaged one without a reason. A subclass
+                # would make Gradio write a .pyi file beside this one.
+                photo.preprocess = _path
                 words = gr.Textbox(
                     about.words,
                     label="Words",
@@ -135,3 +129,7 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
                 answer, inputs, outputs, concurrency_limit=1, concurrency_id="segment", api_visibility="private"
             )
     return page
+
+
+def _path(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
