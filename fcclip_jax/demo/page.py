@@ -4,7 +4,6 @@ import pathlib
 from typing import NamedTuple
 
 import gradio as gr
-from gradio.data_classes import ImageData
 
 from fcclip_jax.conventions import TASKS
 from fcclip_jax.demo import overlay
@@ -40,9 +39,10 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
     defaults, mixture = answerer.segmenter.defaults, answerer.segmenter.engine.ensemble
 
     def answer(photo, words, stuff, task, threshold, alpha, beta, void_trust):
-        if photo is not None and pathlib.Path(photo).exists():
-            pathlib.Path(photo).touch()  # Gradio deletes by age
-        found = answerer.answer(Question(photo, words, stuff, alpha, beta, void_trust))
+        path = photo and photo["path"]
+        if path and pathlib.Path(path).exists():
+            pathlib.Path(path).touch()  # Gradio deletes by age
+        found = answerer.answer(Question(path, words, stuff, alpha, beta, void_trust))
         result = "" if found.result is None else overlay.render(found.result, task, threshold)
         return f'<p class="sentence">{overlay.escape(found.sentence)}</p>', result
 
@@ -53,9 +53,6 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
                 photo = gr.Image(
                     type="filepath", label="Photograph", sources=["upload", "webcam", "clipboard"], height=260
                 )
-                # The file reaches `answers` as it was uploaded: Gradio reports a damaged one without a reason. A subclass
-                # would make Gradio write a .pyi file beside this one.
-                photo.preprocess = _path
                 words = gr.Textbox(
                     about.words,
                     label="Words",
@@ -107,6 +104,9 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
             " results are not stored."
         )
         inputs, outputs = [photo, words, stuff, task, threshold, alpha, beta, void_trust], [sentence, result]
+        # The photograph's file is passed on as it was uploaded: Gradio's own reading reports a damaged one without a reason. It
+        # has checked before that the file is an upload.
+        how = {"preprocess": False, "concurrency_limit": 1, "concurrency_id": "segment", "api_visibility": "private"}
         gr.on(
             [
                 run.click,
@@ -120,16 +120,8 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
             inputs,
             outputs,
             trigger_mode="always_last",
-            concurrency_limit=1,
-            concurrency_id="segment",
-            api_visibility="private",
+            **how,
         )
         if about.examples:
-            examples.load_input_event.then(
-                answer, inputs, outputs, concurrency_limit=1, concurrency_id="segment", api_visibility="private"
-            )
+            examples.load_input_event.then(answer, inputs, outputs, **how)
     return page
-
-
-def _path(payload: ImageData | None) -> str | None:
-    return None if payload is None else payload.path
