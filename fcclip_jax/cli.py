@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import fcclip_jax
 from fcclip_jax import command_line
-from fcclip_jax.commands import annotate, prepare, segment, vocabularies, weights
+from fcclip_jax.commands import annotate, demo, prepare, segment, vocabularies, weights
 
 COMMANDS = {
     "segment": segment,
+    "demo": demo,
     "weights": weights,
     "vocabularies": vocabularies,
     "prepare": prepare,

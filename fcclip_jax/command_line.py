@@ -1,4 +1,4 @@
-"""Exit codes and one-sentence errors, for all command lines."""
+"""Exit codes, one-sentence errors and types of arguments, for all command lines."""
 
 import argparse
 import os
@@ -55,6 +55,17 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
             raise
         print(f"error: not enough memory; {memory_advice}", file=sys.stderr)
         return REFUSED
+
+
+def count(text: str) -> int:
+    """Reads an argument that is a positive whole number."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
 
 
 def one_line(error: BaseException) -> str:

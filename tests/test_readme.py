@@ -45,6 +45,8 @@ PARSED = {
     "launch/quickstart.sh": "continuous integration runs it",
     "launch/quickstart.sh --train": "trains for ten minutes; tests/world/test_end_to_end.py trains less",
     "launch/test.sh": "it is what runs this test",
+    "pip install '.[demo]'": "installs packages",
+    "fcclip demo": "serves until it is stopped; tests/demo/test_browser.py does it",
     "pip install '.[train]'": "installs packages",
     "pip install '.[weights]'": "installs packages",
     "fcclip weights get fcclip_convnext_large": "downloads weights; tests/weights does it with small ones",

@@ -4,7 +4,7 @@ import difflib
 import pathlib
 
 from fcclip_jax.text import vocabulary
-from fcclip_jax.text.vocabulary import Vocabulary
+from fcclip_jax.text.vocabulary import Vocabulary, split_words
 
 
 def read_classes(classes: str, stuff: str = "") -> Vocabulary:
@@ -15,7 +15,7 @@ def read_classes(classes: str, stuff: str = "") -> Vocabulary:
         OSError: the file cannot be read.
     """
     text = classes.strip()
-    stuff_words = _split_words(stuff)
+    stuff_words = split_words(stuff)
     if text in vocabulary.shipped():
         if stuff_words:
             raise ValueError(
@@ -30,15 +30,10 @@ def read_classes(classes: str, stuff: str = "") -> Vocabulary:
         except ValueError as error:
             raise ValueError(f"{error}; for a class of that name, add a comma: '{text},'") from None
     else:
-        words = _split_words(text)
+        words = split_words(text)
     if not words:
         raise ValueError(f"--classes {classes!r} names no classes; give some, such as 'cat, remote control'")
     return Vocabulary.from_words(words, stuff_words)
-
-
-def _split_words(text: str) -> list[str]:
-    """Splits at commas. On the command line | separates synonyms; in a vocabulary's words commas do."""
-    return [word.replace("|", ",") for word in text.split(",") if word.strip(" |")]
 
 
 def _read_lines(path: pathlib.Path) -> list[str]:

@@ -112,14 +112,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--short-side",
-        type=_count,
+        type=command_line.count,
         metavar="PIXELS",
         help="the shorter side of the resized images that the network reads (default: the checkpoint's,"
         f" {SHORT_SIDE} officially)",
     )
     parser.add_argument(
         "--max-side",
-        type=_count,
+        type=command_line.count,
         metavar="PIXELS",
         help="the longest that their longer side may become; it limits the shorter side too (default: the checkpoint's,"
         f" {MAX_SIDE} officially)",
@@ -132,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_count,
+        type=command_line.count,
         default=1,
         metavar="N",
         help="images of one bucket per batch (default: %(default)s). Larger batches are faster on accelerators; a CPU"
@@ -259,14 +259,4 @@ def _share(text: str) -> float:
         value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value

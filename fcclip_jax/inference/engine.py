@@ -163,6 +163,8 @@ class Engine:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float = OVERLAP_THRESHOLD,
         void_trust: Mapping[str, float] = NO_VOID_TRUST,
+        alpha: float | None = None,
+        beta: float | None = None,
         semantic_before_resize: bool = False,
         instance_scores: InstanceScores = "mask_probability",
         offered: Callable[[int], Sequence[int]] | None = None,
@@ -173,6 +175,7 @@ class Engine:
         that are set when the first result is requested.
 
         void_trust: by task; see `models.classifiers.ensemble`.
+        alpha, beta: by default the model's ensemble's.
         semantic_before_resize: forms class scores at the network's size and then resizes them, as the official
             semantic-only configs do.
         instance_scores: see `DefaultsDescription`.
@@ -181,6 +184,10 @@ class Engine:
         vocabulary, words, tasks = self._required_vocabulary(), self._words, check_tasks(tasks)
         if not 0 <= overlap_threshold <= 1:
             raise ValueError(f"overlap_threshold is {overlap_threshold}; it is a share, from 0 to 1")
+        alpha = self.ensemble.alpha if alpha is None else alpha
+        beta = self.ensemble.beta if beta is None else beta
+        if not (0 <= alpha <= 1 and 0 <= beta <= 1):
+            raise ValueError(f"alpha is {alpha} and beta is {beta}; they are weights, from 0 to 1")
 
         def dispatch(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed:
             choice = None
@@ -194,6 +201,7 @@ class Engine:
                 words[place],
                 np.float32(overlap_threshold),
                 np.asarray([void_trust[task] for task in tasks], np.float32),
+                np.asarray([alpha, beta], np.float32),
                 choice,
                 canvas=shapes.canvas,
                 tasks=tasks,

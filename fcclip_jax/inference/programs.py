@@ -52,6 +52,7 @@ def segment(
     words: Words,
     overlap_threshold: Float[Array, ""],
     void_trust: Float[Array, " T"],
+    alpha_beta: Float[Array, "2"],
     offered: Bool[Array, "B K"] | None,
     *,
     canvas: tuple[int, int],
@@ -62,6 +63,7 @@ def segment(
     """Segments one batch, from pixels to maps.
 
     void_trust: each task's, see `models.classifiers.ensemble`.
+    alpha_beta: the ensemble's, as arguments, so that other values do not recompile.
     offered: the classes that each image may have; None offers all.
     before_resize: `postprocess`'s semantic_before_resize.
     """
@@ -73,7 +75,9 @@ def segment(
         prediction, features = model(pixels, valid_hw, words.text)
 
         def classify(void_trust: Float[Array, ""]) -> Float[Array, "B Q K1"]:
-            return model.classify(prediction, features.clip_dense, valid_hw, words.text, offered, void_trust)
+            return model.classify(
+                prediction, features.clip_dense, valid_hw, words.text, offered, void_trust, alpha_beta
+            )
 
         class_probs = jax.vmap(classify)(void_trust)
     return postprocess(
@@ -90,8 +94,8 @@ def segment(
     )
 
 
-SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, WHOLE, BY_IMAGE)
-"""Placement of `segment`'s arrays: state, inputs, words, overlap_threshold, void_trust, offered."""
+SEGMENT_SPECS = (WHOLE, BY_IMAGE, WHOLE, WHOLE, WHOLE, WHOLE, BY_IMAGE)
+"""Placement of `segment`'s arrays: state, inputs, words, overlap_threshold, void_trust, alpha_beta, offered."""
 
 
 def score(

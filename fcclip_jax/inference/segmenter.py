@@ -58,7 +58,8 @@ class Segmenter:
         """Wraps a model; `load` and `random` make one.
 
         training_vocabulary: the classes that the model was trained on; they count as seen.
-        fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`, if any.
+        fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`;
+            None caches those of the latest names, in memory.
         known_words: the only words that the model knows; None if it takes any.
         defaults: what the model segments with where an argument is None.
         short_side, max_side: pixels; images are resized to this shorter side, or smaller, so that the longer side is at most
@@ -108,6 +109,7 @@ class Segmenter:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
+        keep_words: bool = True,
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://; or published weights by name.
 
@@ -115,8 +117,9 @@ class Segmenter:
             not here are downloaded and converted first. "world" is the small trained model inside this package.
             "hf://OWNER/NAME" or "hf://OWNER/NAME@REVISION" is a checkpoint on the Hugging Face hub. "random" is what `random`
             makes.
+        keep_words: False writes no embeddings of words to the cache folder: a server keeps nothing of what its visitors ask.
 
-        The options are the constructor's; the checkpoint has the defaults of its own.
+        The other options are the constructor's; the checkpoint has the defaults of its own.
 
         Raises:
             FileNotFoundError: the path holds no checkpoint.
@@ -149,7 +152,7 @@ class Segmenter:
             batched=batched,
             devices=devices,
             precision=precision,
-            cache_dir=caching.cache_dir() / "text",
+            cache_dir=caching.cache_dir() / "text" if keep_words else None,
         )
 
     @classmethod
@@ -238,6 +241,8 @@ class Segmenter:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float | None = None,
         void_trust: float | Mapping[str, float] | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
     ) -> Result | list[Result]:
         """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
 
@@ -246,6 +251,8 @@ class Segmenter:
         void_trust: from 0 to 1, by default the checkpoint's (0 for FC-CLIP): how far the certainty of CLIP reduces a mask's
             probability of void, as OVRCOAT does. More than 0 finds more objects of unseen words, and more false ones.
             A number is for panoptic results alone, {"semantic": 0.5, "instances": 0.5} for others.
+        alpha, beta: from 0 to 1, by default the checkpoint's: the weight of CLIP's own scores, beside those of the trained
+            classifier, for classes that were seen in training, and for all others.
 
         Raises:
             OSError: an image cannot be read.
@@ -254,7 +261,9 @@ class Segmenter:
         single = not isinstance(images, (list, tuple))
         many = cast("Sequence[ImageLike]", [images] if single else images)
         results: dict[int, Result] = {}
-        stream = self.stream(many, tasks=tasks, overlap_threshold=overlap_threshold, void_trust=void_trust)
+        stream = self.stream(
+            many, tasks=tasks, overlap_threshold=overlap_threshold, void_trust=void_trust, alpha=alpha, beta=beta
+        )
         for index, result in stream:
             if isinstance(result, Exception):
                 raise result
@@ -268,6 +277,8 @@ class Segmenter:
         tasks: Collection[str] = TASKS,
         overlap_threshold: float | None = None,
         void_trust: float | Mapping[str, float] | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
     ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
@@ -280,6 +291,8 @@ class Segmenter:
             tasks=tasks,
             overlap_threshold=defaults.overlap_threshold if overlap_threshold is None else overlap_threshold,
             void_trust=defaults.choose_void_trust(void_trust),
+            alpha=alpha,
+            beta=beta,
             instance_scores=defaults.instance_scores,
         )
 

@@ -61,6 +61,7 @@ def ensemble(
     valid_masks: Bool[Array, "B Q"],
     description: EnsembleDescription,
     void_trust: float | Float[Array, ""] = 0.0,
+    alpha_beta: Float[Array, "2"] | None = None,
 ) -> Float[Array, "B Q K1"]:
     """Mixes both classifiers into probabilities, void last (paper, equation 7; fcclip.py).
 
@@ -73,11 +74,13 @@ def ensemble(
 
     void_trust: OVRCOAT's w (ovrcoat.py), from 0 to 1. Void keeps the share 1 - w m of its probability, where m is the largest
         out-of-vocabulary probability of the query: CLIP may know what is void to the trained classifier. 0 is FC-CLIP.
+    alpha_beta: replaces alpha and beta of the description.
     """
     real = jnp.isfinite(out_vocab_logits)
     log_in = jnp.where(real, jax.nn.log_softmax(in_vocab_logits[..., :-1], axis=-1), 0.0)
     log_out = jnp.where(real, jax.nn.log_softmax(out_vocab_logits, axis=-1), 0.0)
-    weight = jnp.where(seen, description.alpha, description.beta).astype(log_in.dtype)[None, None, :]
+    alpha, beta = (description.alpha, description.beta) if alpha_beta is None else alpha_beta
+    weight = jnp.where(seen, alpha, beta).astype(log_in.dtype)[None, None, :]
     if description.valid_masks_only:
         weight = weight * valid_masks[..., None].astype(weight.dtype)
     if description.mode == "geometric":

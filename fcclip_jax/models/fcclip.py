@@ -67,11 +67,12 @@ class FCCLIP(nnx.Module):
         text: TextClassifier,
         offered: Bool[Array, "B K"] | None = None,
         void_trust: float | Float[Array, ""] = 0.0,
+        alpha_beta: Float[Array, "2"] | None = None,
     ) -> Float[Array, "B Q K1"]:
         """Computes class probabilities, void last: seen classes lean on the trained classifier, unseen ones on CLIP.
 
         offered: the classes that each image may have, as if its vocabulary had no others; by default all.
-        void_trust: see `ensemble`.
+        void_trust, alpha_beta: see `ensemble`.
         """
         masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
         embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
@@ -80,7 +81,8 @@ class FCCLIP(nnx.Module):
         if offered is not None:
             out_vocab = jnp.where(offered[:, None, :], out_vocab, -jnp.inf)
             in_vocab = in_vocab.at[..., :-1].set(jnp.where(offered[:, None, :], in_vocab[..., :-1], -jnp.inf))
-        return ensemble(in_vocab, out_vocab, text.seen, jnp.any(masks, axis=(1, 2)), self.ensemble, void_trust)
+        valid_masks = jnp.any(masks, axis=(1, 2))
+        return ensemble(in_vocab, out_vocab, text.seen, valid_masks, self.ensemble, void_trust, alpha_beta)
 
 
 def dense_masks(

@@ -25,6 +25,9 @@ BATCH = 64
 CLASS_BUCKETS = (2048, 8192, 32768, 131072)
 """Sizes that text rows and classes are padded to: cheap, and all shipped vocabularies fit the first."""
 
+LATEST_NAMES = 4096
+"""Names whose embeddings are kept in memory: at most 12 MB of rows of 768 numbers."""
+
 TEXT_LENGTHS = (16, 32, 77)
 """Prompts are cut to these numbers of tokens: attention is causal, so nothing after the end token matters."""
 
@@ -36,7 +39,7 @@ class TextEncoder:
         """Prepares a tower.
 
         fingerprint: identifies the tower's weights in the cache.
-        cache_dir: the folder that keeps embeddings between runs, None to keep none.
+        cache_dir: the folder that keeps embeddings between runs. None keeps those of the latest names in memory.
         """
         graphdef, self._state = nnx.split(tower)
         self._embed_dim = tower.text_projection.shape[1]
@@ -50,6 +53,7 @@ class TextEncoder:
 
         self._run = jax.jit(run)
         self._fingerprint, self._cache_dir = fingerprint, cache_dir
+        self._latest: dict[str, Float[np.ndarray, " C"]] = {}  # by name, the latest last
 
     def classifier(self, vocabulary: Vocabulary, training_vocabulary: Vocabulary) -> TextClassifier:
         """Returns the vocabulary as padded arrays, for a model trained on the classes of `training_vocabulary`."""
@@ -58,7 +62,7 @@ class TextEncoder:
     def embed(self, vocabulary: Vocabulary) -> Float[np.ndarray, "T C"]:
         """Returns one normalised row a synonym, from the cache if possible."""
         if self._cache_dir is None:
-            return aggregate(self.encode(vocabulary.prompts()))
+            return self._embed_in_memory([name for entry in vocabulary.classes for name in entry.names])
         key = hashlib.sha256(f"{self._fingerprint} {vocabulary.prompts_sha256}".encode()).hexdigest()
         path = self._cache_dir / f"{key}.npy"
         shape = (len(vocabulary.groups), self._embed_dim)
@@ -67,6 +71,15 @@ class TextEncoder:
             cached = aggregate(self.encode(vocabulary.prompts()))
             _write_cached(path, cached)
         return cached
+
+    def _embed_in_memory(self, names: list[str]) -> Float[np.ndarray, "T C"]:
+        missing = [name for name in dict.fromkeys(names) if name not in self._latest]
+        prompts = [template.format(name) for name in missing for template in PROMPT_TEMPLATES]
+        rows = dict(zip(missing, aggregate(self.encode(prompts)), strict=True)) if missing else {}
+        rows |= {name: self._latest.pop(name) for name in dict.fromkeys(names) if name in self._latest}
+        latest = [*self._latest.items(), *rows.items()]
+        self._latest = dict(latest[-LATEST_NAMES:])
+        return np.stack([rows[name] for name in names])
 
     def encode(self, prompts: list[str]) -> Float[np.ndarray, "N C"]:
         """Returns the tower's features, not normalised, in the order of the prompts.

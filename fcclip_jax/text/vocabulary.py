@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -149,6 +150,14 @@ class Vocabulary:
             )
         spaced = (dataclasses.replace(entry, names=tuple(map(_spaced, entry.names))) for entry in vocabulary.classes)
         return dataclasses.replace(vocabulary, classes=tuple(spaced))
+
+
+def split_words(text: str) -> list[str]:
+    """Splits what a user types at commas and line breaks, into words for `Vocabulary.from_words`.
+
+    The user separates synonyms with |; in a vocabulary's words commas do.
+    """
+    return [word.replace("|", ",") for word in re.split(r"[,\n]", text) if word.strip(" |\r")]
 
 
 @functools.cache

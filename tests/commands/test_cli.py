@@ -53,7 +53,7 @@ def test_a_command_is_required(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([])
     assert stop.value.code == 2
-    error = "error: the following arguments are required: {segment,weights,vocabularies,prepare,annotate}; see fcclip --help\n"
+    error = "error: the following arguments are required: {segment,demo,weights,vocabularies,prepare,annotate}; see fcclip --help\n"
     assert capsys.readouterr().err == error
 
 

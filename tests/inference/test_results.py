@@ -76,3 +76,10 @@ def test_tasks_that_were_not_requested():
     with pytest.raises(ValueError, match="this result holds panoptic; segment with 'semantic' among the tasks"):
         result.draw("semantic")
     assert fake_result().tasks == ("panoptic", "semantic", "instances")
+
+
+def test_a_line_and_a_picture():
+    result = fake_result((48, 64))
+    assert repr(result) == "Result(64x48: 3 segments, a semantic map of 2 classes, 2 instances)"
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(result.draw()))

@@ -293,3 +293,27 @@ def test_what_is_refused():
         Segmenter.random().set_classes("cityscapes", stuff=["car"])
     with pytest.raises(ValueError, match="batch_size is 0"):
         Segmenter.random(batch_size=0)
+
+
+def test_random_weights_by_their_name(monkeypatch):
+    made = []
+    monkeypatch.setattr(Segmenter, "random", classmethod(lambda cls, **options: made.append(options)))
+    Segmenter.load("random", short_side=64)
+    assert made[0]["short_side"] == 64 and made[0]["batch_size"] == 1
+
+
+def test_a_buffer_that_the_caller_reuses(segmenter):
+    """Frames come through one array: each result is of its own frame, and keeps it."""
+    segmenter.set_classes(WORDS)
+    frames = [np.asarray(make_photo((96, 128), seed)) for seed in range(4)]
+    buffer = np.empty_like(frames[0])
+
+    def through_the_buffer():
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    results = dict(segmenter.stream(through_the_buffer(), tasks=["semantic"]))
+    for position, frame in enumerate(frames):
+        np.testing.assert_array_equal(results[position].image, frame)
+        np.testing.assert_array_equal(results[position].semantic, segmenter(frame, tasks=["semantic"]).semantic)

@@ -12,7 +12,7 @@ IN_VOCAB, OUT_VOCAB = np.log([[[0.3, 0.1, 0.6]]]), np.log([[[0.8, 0.2]]])
 SEEN, VALID = np.array([True, False]), np.array([[True]])
 
 
-def probabilities(void_trust, **mixing):
+def probabilities(void_trust, alpha_beta=None, **mixing):
     found = ensemble(
         jnp.asarray(IN_VOCAB, jnp.float32),
         jnp.asarray(OUT_VOCAB, jnp.float32),
@@ -20,6 +20,7 @@ def probabilities(void_trust, **mixing):
         jnp.asarray(VALID),
         EnsembleDescription(**mixing),
         void_trust,
+        alpha_beta,
     )
     return np.asarray(found)[0, 0]
 
@@ -36,6 +37,13 @@ def test_no_trust_changes_no_bit(mode):
     assert probabilities(0.0, mode=mode).tolist() == probabilities(jnp.zeros(()), mode=mode).tolist()
     before, after = probabilities(0.0, mode=mode), probabilities(0.7, mode=mode)
     np.testing.assert_allclose(after[:2] / after[:2].sum(), before[:2] / before[:2].sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["geometric", "arithmetic"])
+def test_alpha_and_beta_as_an_array_change_no_bit(mode):
+    given = probabilities(0.5, jnp.asarray([0.3, 0.7], jnp.float32), mode=mode)
+    assert given.tolist() == probabilities(0.5, mode=mode, alpha=0.3, beta=0.7).tolist()
+    assert given.tolist() != probabilities(0.5, mode=mode).tolist()
 
 
 def test_padded_classes_have_no_certainty():

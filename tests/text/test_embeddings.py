@@ -13,6 +13,7 @@ from fcclip_jax.models.descriptions import SMALL
 from fcclip_jax.models.random_weights import random_model
 from fcclip_jax.text import embeddings
 from fcclip_jax.text.embeddings import TextEncoder, aggregate, class_bucket, pad_classifier
+from fcclip_jax.text.prompts import PROMPT_TEMPLATES
 from fcclip_jax.text.tokenizer import tokenize
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -115,3 +116,17 @@ def test_class_buckets():
     assert [class_bucket(n) for n in (1, 2048, 2049, 100_000)] == [2048, 2048, 8192, 131072]
     with pytest.raises(ValueError, match="131073 names, more than the limit of 131072"):
         class_bucket(131073)
+
+
+def test_the_latest_names_are_kept_in_memory(tower, monkeypatch):
+    encoder = TextEncoder(tower, fingerprint="a", cache_dir=None)
+    embedded = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda prompts: embedded.append(len(prompts)) or encode(prompts))
+    monkeypatch.setattr(embeddings, "LATEST_NAMES", 3)
+    first = encoder.embed(Vocabulary.from_words(["cat, kitten", "dog"]))
+    second = encoder.embed(Vocabulary.from_words(["dog", "cat", "tree"]))
+    # A name's prompts are in other rows of a batch, which changes the order of no sum.
+    np.testing.assert_array_equal(second[:2], first[[2, 0]])
+    encoder.embed(Vocabulary.from_words(["kitten"]))  # the one that was not used for the longest time is forgotten
+    assert embedded == [3 * len(PROMPT_TEMPLATES), len(PROMPT_TEMPLATES), len(PROMPT_TEMPLATES)]

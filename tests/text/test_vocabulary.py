@@ -1,5 +1,6 @@
 """Shipped vocabularies, vocabularies of your own words, and their JSON."""
 
+import dataclasses
 import json
 
 import pytest
@@ -88,6 +89,14 @@ def test_your_own_words():
     assert vocabulary.prompts()[:2] == ["a photo of a cat.", "This is a photo of a cat"]
     assert vocabulary.prompts()[14 * 3] == "a photo of a clouds."
     assert vocabulary.prompts()[-1] == "There is a large traffic light in the scene."
+
+
+def test_white_space_in_names_is_one_space():
+    """As the tokenizer reads it; a line break could not be drawn. The checksum is of the names as they were written."""
+    odd = "fire\n hydrant\u2028"
+    assert Vocabulary.from_words([odd], stuff=["fire hydrant"]).classes[0].names == ("fire hydrant",)
+    written = dataclasses.replace(Vocabulary.from_words(["cat"]), classes=(VocabularyClass((odd,), True, (0, 0, 0), 1),))
+    assert Vocabulary.from_json(written.to_json()).classes[0].names == ("fire hydrant",)
 
 
 def test_stuff_may_be_written_as_in_the_words():
