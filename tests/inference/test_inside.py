@@ -100,11 +100,11 @@ def test_an_explanation_makes_the_result(segmenter):
     result = segmenter(photo, tasks=["panoptic"], overlap_threshold=0.1, void_trust=void_trust)
     made = postprocess(
         jnp.pad(masks, ((0, -masks.shape[0] % 8), (0, -masks.shape[1] % 8), (0, 0)), mode="edge")[None],
-        {"panoptic": mixed[None]},
-        np.asarray([True, True, True, False]),
-        np.asarray(4, np.int32),
-        np.asarray([resized], np.int32),
-        np.asarray([photo.shape[:2]], np.int32),
+        {"panoptic": jnp.asarray(mixed[None])},
+        jnp.asarray([True, True, True, False]),
+        jnp.asarray(len(WORDS), jnp.int32),
+        jnp.asarray([resized], jnp.int32),
+        jnp.asarray([photo.shape[:2]], jnp.int32),
         canvas=(640, 640),
         overlap_threshold=0.1,
     )
