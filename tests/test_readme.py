@@ -33,6 +33,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("convert", "fcclip_jax", "launch", "pallas_kernels", "tests")
 PAGES = [
     "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "fcclip_jax/inference/TROUBLESHOOTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("README.md")),
 ]
 
@@ -100,6 +103,9 @@ PARSED = {
     ),
     "pip download --only-binary=:all: --python-version 3.12 --dest wheels -r missing.txt": "downloads packages",
     "pip install --no-index --find-links wheels -r missing.txt": "installs packages",
+    "source .venv-test/bin/activate": "launch/test.sh makes the environment",
+    "python -m pytest tests/inference/test_segmenter.py": "launch/test.sh runs all tests",
+    "ruff check . && ruff format --check . && mypy": "launch/test.sh does it",
     "python -m pallas_kernels.bench": "takes minutes",
     "python -m pallas_kernels.bench depthwise_norm": "takes minutes",
     "python -m pallas_kernels.roofline": "takes minutes",
@@ -252,6 +258,11 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     program, *arguments = shlex.split(command.removeprefix("JAX_PLATFORMS=cpu "))
     if program == "pip":
         check_installable(arguments)
+    elif program in ("source", "ruff"):
+        script = (ROOT / "launch/test.sh").read_text()
+        assert ".venv-test" in script and all(part in script for part in ("/ruff", "format --check", "/mypy"))
+    elif arguments[:2] == ["-m", "pytest"]:
+        assert (ROOT / arguments[2]).exists()
     elif program.startswith("launch/"):
         subprocess.run(["bash", "-n", ROOT / program], check=True)
     elif arguments[0] == "-c":

@@ -11,38 +11,22 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int, UInt8
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.cluster.vq import kmeans2
 
 from fcclip_jax import caching, command_line, files
-from fcclip_jax.conventions import STRIDE, ceil_div, round_up
-from fcclip_jax.data.images import load_image, pad, resize, resized_shape
+from fcclip_jax.conventions import STRIDE
+from fcclip_jax.data.images import load_image
 from fcclip_jax.evaluation.clips import open_clip
 from fcclip_jax.evaluation.examples import open_world
-from fcclip_jax.models.fcclip import normalize_images
+from fcclip_jax.inference.inside import dense_features
 
 CLUSTERS = 8
 ROUNDS = 50
 SIZES = (128, 256, 512)
-
-
-def dense_features(trunk: nnx.Module, image: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "h w C"]:
-    """Returns the trunk's features of the whole image, resized to this shorter side in pixels."""
-    shape = resized_shape(*image.shape[:2], size, sys.maxsize)
-    pixels = pad(resize(image, shape), (round_up(shape[0], STRIDE), round_up(shape[1], STRIDE)))
-    graphdef, state = nnx.split(trunk)
-
-    @jax.jit
-    def run(state: nnx.State, pixels: jax.Array, hw: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state)(*normalize_images(pixels, hw)).clip_dense
-
-    dense = run(state, pixels[None], np.asarray([shape], np.int32))
-    return np.asarray(dense)[0, : ceil_div(shape[0], trunk.stride), : ceil_div(shape[1], trunk.stride)]
 
 
 def cluster(features: Float[np.ndarray, "h w C"], count: int = CLUSTERS) -> Int[np.ndarray, "h w"]:

@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from fcclip_jax.conventions import OVERLAP_THRESHOLD, TASKS, check_tasks
 from fcclip_jax.data.images import ImageLike
-from fcclip_jax.inference import buckets, programs
+from fcclip_jax.inference import buckets, inside, programs
 from fcclip_jax.inference.buckets import Shapes
 from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
+from fcclip_jax.inference.inside import Explanation
 from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
@@ -78,6 +79,7 @@ class Engine:
         self._shapes = {name: variable.shape for name, variable in named_variables(image_model).items()}
         self._platform = devices[0].platform
         graphdef, state = split_for_inference(image_model, self.precision, self._platform)
+        self._graphdef = graphdef
         segment: Callable[..., Postprocessed] = functools.partial(programs.segment, graphdef, self.precision)
         sweep_all: Callable[..., Postprocessed] = functools.partial(sweep, graphdef, self.precision)
         if batched and len(devices) > 1:
@@ -97,6 +99,11 @@ class Engine:
     def vocabulary(self) -> Vocabulary | None:
         """The classes to find; None before `set_words`."""
         return self._vocabulary
+
+    @property
+    def trunk(self) -> nnx.Module:
+        """The image trunk with the weights as they are now, in the engine's precision."""
+        return nnx.merge(self._graphdef, self._states[0]).clip.image
 
     def set_words(self, vocabulary: Vocabulary, words: Words) -> None:
         """Sets the classes that the next call finds. Does not recompile within a bucket of classes.
@@ -257,10 +264,7 @@ class Engine:
         self, image: ImageLike, *, before_resize: bool = False, void_trust: float = 0.0
     ) -> Float[np.ndarray, "K H W"]:
         """Returns every class's score at every pixel of one image: see `Segmenter.semantic_scores`."""
-        vocabulary = self._required_vocabulary()
-        photo = self.feeder.decode(0, image)
-        if isinstance(photo, Unreadable):
-            raise photo.error
+        vocabulary, photo = self._required_vocabulary(), self._read(image)
         height, width = photo.image.shape[:2]
         scores = self._score(
             self._states[0],
@@ -272,6 +276,13 @@ class Engine:
             before_resize=before_resize,
         )
         return np.moveaxis(np.array(np.asarray(scores)[0, :height, :width]), -1, 0)
+
+    def explain(self, image: ImageLike, *, void_trust: float = 0.0) -> Explanation:
+        """Returns each query's mask and class probabilities: see `Segmenter.explain`."""
+        self._required_vocabulary()
+        photo = self._read(image)
+        inputs, text = stack([photo], photo.bucket, size=1), self._words[0].text
+        return inside.explain(self._graphdef, self.precision, self._states[0], inputs, text, void_trust)
 
     def _results(
         self, images: Iterable[ImageLike], dispatch: Dispatch, finish: Callable[[Photo, Postprocessed], Any]
@@ -301,6 +312,12 @@ class Engine:
     def _put(self, tree: Any) -> list[Any]:
         """Returns a copy for each placement. For None, arrays stay uncommitted: committed ones would recompile programs."""
         return [jax.device_put(tree, place) for place in self._places]
+
+    def _read(self, image: ImageLike) -> Photo:
+        photo = self.feeder.decode(0, image)
+        if isinstance(photo, Unreadable):
+            raise photo.error
+        return photo
 
     def _required_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:

@@ -14,6 +14,7 @@ from fcclip_jax.conventions import RANDOM_WEIGHTS, TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
 from fcclip_jax.inference.feeding import Feeder
+from fcclip_jax.inference.inside import Explanation, dense_features
 from fcclip_jax.inference.programs import Words
 from fcclip_jax.inference.results import Result
 from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS, SMALL, DefaultsDescription
@@ -304,3 +305,28 @@ class Segmenter:
         """
         void_trust = self.defaults.semantic_void_trust
         return self.engine.semantic_scores(image, before_resize=before_resize, void_trust=void_trust)
+
+    def features(self, image: ImageLike, short_side: int) -> Float[np.ndarray, "h w C"]:
+        """Returns the frozen trunk's dense features of one image: the input of CLIP's own head, before any pooling.
+
+        They have stride 32: a row and a column for each 32 pixels of the resized image, the last of which may be part of it.
+        Whatever the words, they stay the same. The out-of-vocabulary classifier averages them under each mask.
+
+        short_side: pixels, at least 32; the image is resized to this shorter side, however long the other becomes.
+
+        Raises:
+            OSError: the image cannot be read.
+            ValueError: the image is damaged, or `short_side` is too small.
+        """
+        return dense_features(self.engine.trunk, image, short_side, self.engine.precision)
+
+    def explain(self, image: ImageLike, *, void_trust: float | None = None) -> Explanation:
+        """Returns what the panoptic result of one image is made of: each query's mask, and what both classifiers say of it.
+
+        void_trust: for panoptic results, as when segmenting; by default the checkpoint's.
+
+        Raises:
+            OSError: the image cannot be read.
+            ValueError: the classes are not set, the image is damaged, or `void_trust` is not from 0 to 1.
+        """
+        return self.engine.explain(image, void_trust=self.defaults.choose_void_trust(void_trust)["panoptic"])

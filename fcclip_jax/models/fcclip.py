@@ -74,15 +74,24 @@ class FCCLIP(nnx.Module):
         offered: the classes that each image may have, as if its vocabulary had no others; by default all.
         void_trust, alpha_beta: see `ensemble`.
         """
-        masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
-        embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
-        out_vocab = text_logits(embeddings, text, self.clip.logit_scale[...])
+        out_vocab, valid_masks = self.out_vocab_logits(prediction, clip_dense, valid_hw, text)
         in_vocab = prediction.class_logits
         if offered is not None:
             out_vocab = jnp.where(offered[:, None, :], out_vocab, -jnp.inf)
             in_vocab = in_vocab.at[..., :-1].set(jnp.where(offered[:, None, :], in_vocab[..., :-1], -jnp.inf))
-        valid_masks = jnp.any(masks, axis=(1, 2))
         return ensemble(in_vocab, out_vocab, text.seen, valid_masks, self.ensemble, void_trust, alpha_beta)
+
+    def out_vocab_logits(
+        self,
+        prediction: Prediction,
+        clip_dense: Float[Array, "B h w C"],
+        valid_hw: Int[Array, "B 2"],
+        text: TextClassifier,
+    ) -> tuple[Float[Array, "B Q K"], Bool[Array, "B Q"]]:
+        """Returns CLIP's own score of each class for each mask, and whether the mask has any cell of its features."""
+        masks = dense_masks(shrink(prediction.mask_logits, STRIDE // MASK_STRIDE), valid_hw)
+        embeddings = self.clip.image.embed_masks(clip_dense, valid_hw, masks)
+        return text_logits(embeddings, text, self.clip.logit_scale[...]), jnp.any(masks, axis=(1, 2))
 
 
 def dense_masks(

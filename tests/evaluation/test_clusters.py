@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcclip_jax.evaluation.clusters import cluster, dense_features, main
-from fcclip_jax.models.descriptions import SMALL
-from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.evaluation.clusters import cluster, main
 from tests.inference.test_segmenter import make_photo
 
 
@@ -21,15 +19,6 @@ def test_directions_are_clustered_and_the_largest_is_first():
 
 def test_fewer_positions_than_clusters():
     assert sorted(cluster(np.eye(2)[None]).ravel().tolist()) == [0, 1]
-
-
-def test_features_of_the_image_without_padding():
-    trunk = random_model(SMALL, 0).clip.image
-    image = make_photo((60, 90))
-    dense = dense_features(trunk, image, 64)  # 64 x 96
-    assert dense.shape == (2, 3, 256)
-    # 70 x 105 is padded to 96 x 128, of which the image has 3 x 4 cells.
-    assert dense_features(trunk, image, 70).shape == (3, 4, 256)
 
 
 def test_the_picture_and_what_is_refused(tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Tests results that are made by hand, and the arguments that they refuse."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcclip_jax.inference.postprocess import Instances, Postprocessed, Segments
 from fcclip_jax.inference.results import make_result, truth_result

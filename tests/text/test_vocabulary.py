@@ -95,7 +95,9 @@ def test_white_space_in_names_is_one_space():
     """As the tokenizer reads it; a line break could not be drawn. The checksum is of the names as they were written."""
     odd = "fire\n hydrant\u2028"
     assert Vocabulary.from_words([odd], stuff=["fire hydrant"]).classes[0].names == ("fire hydrant",)
-    written = dataclasses.replace(Vocabulary.from_words(["cat"]), classes=(VocabularyClass((odd,), True, (0, 0, 0), 1),))
+    written = dataclasses.replace(
+        Vocabulary.from_words(["cat"]), classes=(VocabularyClass((odd,), True, (0, 0, 0), 1),)
+    )
     assert Vocabulary.from_json(written.to_json()).classes[0].names == ("fire hydrant",)
 
 
