@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fcclip_jax.conventions import STRIDE, round_up
-from fcclip_jax.data.images import PILLOW_ERRORS, load_image, reason
+from fcclip_jax.data import image_sources
+from fcclip_jax.data.images import PILLOW_ERRORS, reason, upright_rgb
 from fcclip_jax.inference.buckets import CANVAS_SIDES
 from fcclip_jax.inference.feeding import Feeder
 from fcclip_jax.inference.results import Result
@@ -106,8 +107,8 @@ def read_photo(path: str | None) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         raise ValueError("choose a photograph first")
     name = pathlib.Path(path).name
     try:
-        with Image.open(path) as image:
-            pixels = load_image(image)
+        with open(path, "rb") as file:
+            pixels = image_sources.read(file, upright_rgb)
     except FileNotFoundError:
         raise ValueError(f"the file {name} is no longer here, because uploads are deleted; upload it again") from None
     except PILLOW_ERRORS as error:

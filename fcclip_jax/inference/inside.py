@@ -12,8 +12,11 @@ from jaxtyping import Array, Float, Int, UInt8
 from fcclip_jax.conventions import MASK_STRIDE, STRIDE, ceil_div, round_up
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
 from fcclip_jax.inference.programs import Inputs
+from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.precision import FLOAT32, Precision
+from fcclip_jax.models.resnet import ResNet
+from fcclip_jax.models.vit import VisionTransformer
 from fcclip_jax.structs import TextClassifier, checked
 
 
@@ -34,7 +37,7 @@ class Explanation(NamedTuple):
 
 
 def dense_features(
-    trunk: nnx.Module, image: ImageLike, short_side: int, precision: Precision = FLOAT32
+    trunk: ConvNeXt | ResNet | VisionTransformer, image: ImageLike, short_side: int, precision: Precision = FLOAT32
 ) -> Float[np.ndarray, "h w C"]:
     """Returns the features of an image trunk of any kind: see `Segmenter.features`.
 
@@ -43,7 +46,8 @@ def dense_features(
     if short_side < STRIDE:
         raise ValueError(f"short_side is {short_side}; give at least {STRIDE} pixels")
     pixels = load_image(image)
-    shape = resized_shape(*pixels.shape[:2], short_side, sys.maxsize)
+    height, width = pixels.shape[:2]
+    shape = resized_shape(height, width, short_side, sys.maxsize)
     padded = pad(resize(pixels, shape), (round_up(shape[0], STRIDE), round_up(shape[1], STRIDE)))
     graphdef, state = nnx.split(trunk)
     dense = _trunk_features(graphdef, precision, state, padded[None], np.asarray([shape], np.int32))
