@@ -180,8 +180,17 @@ def test_a_bad_file_gets_a_sentence(server, chromium, tmp_path):
     bad.write_bytes(b"not a picture")
     visitor = chromium.visit(server.url)
     visitor.upload(bad)
-    sentence = visitor.wait_for("document.querySelector('#sentence').innerText.trim() || false")
+    sentence = visitor.wait_for("document.querySelector('#sentence .sentence')?.innerText || false")
     assert sentence == "The file bad.png cannot be read: it is not an image in a known format."
+
+
+def test_an_example(server, chromium):
+    visitor = chromium.visit(server.url)
+    visitor.wait_for(
+        "(() => { const row = [...document.querySelectorAll('tr')].find((row) => row.innerText.includes('crescent moon'));"
+        " row?.click(); return !!row; })()"
+    )
+    assert {"night sky", "brick wall", "crescent moon"} <= set(names(visitor))
 
 
 def test_ctrl_c_ends_the_server_and_deletes_uploads(server):
