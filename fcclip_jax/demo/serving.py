@@ -20,7 +20,8 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # Python adds the address, in other words.
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0]
         raise OSError(f"cannot listen at {host}:{port} ({reason}); choose another --port or --host") from None
 
 
