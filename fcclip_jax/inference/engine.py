@@ -15,7 +15,7 @@ from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference import buckets, inside, programs
 from fcclip_jax.inference.buckets import Shapes
 from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
-from fcclip_jax.inference.inside import Explanation
+from fcclip_jax.inference.inside import Explanation, Trunk
 from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
@@ -101,7 +101,7 @@ class Engine:
         return self._vocabulary
 
     @property
-    def trunk(self) -> nnx.Module:
+    def trunk(self) -> Trunk:
         """The image trunk with the weights as they are now, in the engine's precision."""
         return nnx.merge(self._graphdef, self._states[0]).clip.image
 

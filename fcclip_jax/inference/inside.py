@@ -12,9 +12,14 @@ from jaxtyping import Array, Float, Int, UInt8
 from fcclip_jax.conventions import MASK_STRIDE, STRIDE, ceil_div, round_up
 from fcclip_jax.data.images import ImageLike, load_image, pad, resize, resized_shape
 from fcclip_jax.inference.programs import Inputs
+from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.fcclip import normalize_images
 from fcclip_jax.models.precision import FLOAT32, Precision
+from fcclip_jax.models.resnet import ResNet
+from fcclip_jax.models.vit import VisionTransformer
 from fcclip_jax.structs import TextClassifier, checked
+
+Trunk = ConvNeXt | ResNet | VisionTransformer
 
 
 class Explanation(NamedTuple):
@@ -34,21 +39,22 @@ class Explanation(NamedTuple):
 
 
 def dense_features(
-    trunk: nnx.Module, image: ImageLike, short_side: int, precision: Precision = FLOAT32
+    trunk: Trunk, image: ImageLike, short_side: int, precision: Precision = FLOAT32
 ) -> Float[np.ndarray, "h w C"]:
-    """Returns the features of an image trunk of any kind: see `Segmenter.features`.
+    """Returns the features of an image trunk, at its own stride: see `Segmenter.features`.
 
     Compiles a program for each size that the image has after padding to a multiple of 32.
     """
     if short_side < STRIDE:
         raise ValueError(f"short_side is {short_side}; give at least {STRIDE} pixels")
     pixels = load_image(image)
-    shape = resized_shape(*pixels.shape[:2], short_side, sys.maxsize)
+    height, width = pixels.shape[:2]
+    shape = resized_shape(height, width, short_side, sys.maxsize)
     padded = pad(resize(pixels, shape), (round_up(shape[0], STRIDE), round_up(shape[1], STRIDE)))
     graphdef, state = nnx.split(trunk)
     dense = _trunk_features(graphdef, precision, state, padded[None], np.asarray([shape], np.int32))
-    height, width = (ceil_div(side, trunk.stride) for side in shape)
-    return np.asarray(dense)[0, :height, :width].astype(np.float32)
+    rows, columns = (ceil_div(side, trunk.stride) for side in shape)
+    return np.asarray(dense)[0, :rows, :columns].astype(np.float32)
 
 
 def explain(
