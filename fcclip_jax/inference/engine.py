@@ -15,17 +15,15 @@ from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference import buckets, inside, programs
 from fcclip_jax.inference.buckets import Shapes
 from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
-from fcclip_jax.inference.inside import Explanation
+from fcclip_jax.inference.inside import Explanation, Trunk
 from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed
 from fcclip_jax.inference.programs import Words, spread
 from fcclip_jax.inference.results import Result, make_result
 from fcclip_jax.inference.sweep import SWEEP_SPECS, SecondClip, SecondInputs, Way, sweep
 from fcclip_jax.models.building import name_before_unroll, named_variables, split_for_inference, without_text
-from fcclip_jax.models.convnext import ConvNeXt
 from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
-from fcclip_jax.models.resnet import ResNet
 from fcclip_jax.text.vocabulary import Vocabulary
 
 NO_VOID_TRUST = OFFICIAL_DEFAULTS.void_trust
@@ -103,7 +101,7 @@ class Engine:
         return self._vocabulary
 
     @property
-    def trunk(self) -> ConvNeXt | ResNet:
+    def trunk(self) -> Trunk:
         """The image trunk with the weights as they are now, in the engine's precision."""
         return nnx.merge(self._graphdef, self._states[0]).clip.image
 

@@ -19,6 +19,8 @@ from fcclip_jax.models.resnet import ResNet
 from fcclip_jax.models.vit import VisionTransformer
 from fcclip_jax.structs import TextClassifier, checked
 
+Trunk = ConvNeXt | ResNet | VisionTransformer
+
 
 class Explanation(NamedTuple):
     """The queries of one image, before any of them becomes a segment.
@@ -37,9 +39,9 @@ class Explanation(NamedTuple):
 
 
 def dense_features(
-    trunk: ConvNeXt | ResNet | VisionTransformer, image: ImageLike, short_side: int, precision: Precision = FLOAT32
+    trunk: Trunk, image: ImageLike, short_side: int, precision: Precision = FLOAT32
 ) -> Float[np.ndarray, "h w C"]:
-    """Returns the features of an image trunk of any kind: see `Segmenter.features`.
+    """Returns the features of an image trunk, at its own stride: see `Segmenter.features`.
 
     Compiles a program for each size that the image has after padding to a multiple of 32.
     """
@@ -51,8 +53,8 @@ def dense_features(
     padded = pad(resize(pixels, shape), (round_up(shape[0], STRIDE), round_up(shape[1], STRIDE)))
     graphdef, state = nnx.split(trunk)
     dense = _trunk_features(graphdef, precision, state, padded[None], np.asarray([shape], np.int32))
-    height, width = (ceil_div(side, trunk.stride) for side in shape)
-    return np.asarray(dense)[0, :height, :width].astype(np.float32)
+    rows, columns = (ceil_div(side, trunk.stride) for side in shape)
+    return np.asarray(dense)[0, :rows, :columns].astype(np.float32)
 
 
 def explain(

@@ -44,10 +44,12 @@ def test_features_are_the_trunks(segmenter, random_trunk, short_side, resized, c
     height, width = (32 * side for side in cells)
     padded = np.zeros((1, height, width, 3), np.float32)
     padded[0, : resized[0], : resized[1]] = normal
+    graphdef, state = nnx.split(random_trunk)
     with jax.default_matmul_precision("highest"):
-        expected = random_trunk(jnp.asarray(padded), jnp.asarray([[height, width]])).clip_dense[0]
+        run = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state)(*inputs).clip_dense[0])
+        expected = run(state, padded, np.asarray([[height, width]], np.int32))
     assert features.shape == (*cells, 256) and features.dtype == np.float32
-    # The program is another than the single operations, whose sums have another order.
+    # The engine unrolls the trunk's stacked layers, and sums have another order.
     np.testing.assert_allclose(features, expected, atol=2e-5 * np.abs(expected).max())
 
 
