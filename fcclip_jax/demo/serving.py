@@ -19,8 +19,9 @@ def check_port(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        # The text of most errors repeats the address; a host that is not found has an error number of its own.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise OSError(f"cannot listen at {host}:{port} ({reason}); choose another --port or --host") from None
 
 
