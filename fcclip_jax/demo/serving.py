@@ -20,8 +20,9 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        # The text of most errors repeats the address; a host that is not found has an error number of its own.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        # The error's own text repeats the address. Numbers below 0 are of a host's name.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else "no such host"
         raise OSError(f"cannot listen at {host}:{port} ({reason}); choose another --port or --host") from None
 
 
