@@ -19,9 +19,10 @@ def check_port(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except (OSError, OverflowError) as error:
-        # Python adds the address, in other words.
-        reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0]
+    except OSError as error:
+        # The error's own text repeats the address. Numbers below 0 are of a host's name.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else "no such host"
         raise OSError(f"cannot listen at {host}:{port} ({reason}); choose another --port or --host") from None
 
 
