@@ -99,6 +99,15 @@ def stored_bytes(path):
     return sum(file.stat().st_size for file in (path / "params").rglob("d/*"))
 
 
+def test_no_file_has_the_path_that_was_written_to(tmp_path):
+    """Checkpoints are published; the packaged one is."""
+    checkpoint.save(tmp_path / "a_secret_name" / "model", contents())
+    files = [file for file in (tmp_path / "a_secret_name" / "model").rglob("*") if file.is_file()]
+    assert "commit_success.txt" in {file.name for file in files}
+    for file in files:
+        assert b"a_secret_name" not in file.read_bytes(), file
+
+
 def test_half_the_space(saved, tmp_path):
     before, path = contents(), tmp_path / "half"
     checkpoint.save(path, before, dtype="float16")
