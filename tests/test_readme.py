@@ -4,7 +4,8 @@ or a pod, its flags are shown to be accepted.
 
 import argparse
 import configparser
-import importlib
+import importlib.metadata
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -250,6 +251,8 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     program, *arguments = shlex.split(command.removeprefix("JAX_PLATFORMS=cpu "))
     if program == "pip":
         check_installable(arguments)
+    elif program == "hf":
+        assert importlib.metadata.entry_points(group="console_scripts", name=program)
     elif program.startswith("launch/"):
         subprocess.run(["bash", "-n", ROOT / program], check=True)
     elif arguments[0] == "-c":

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from fcclip_jax import checkpoint
 from fcclip_jax.commands import weights_push
@@ -279,7 +280,7 @@ def test_urls(url, address):
 def test_segmenter_loads_from_the_hub(monkeypatch, saved):
     with pytest.raises(ValueError, match="hf://model does not name a checkpoint on the hub"):
         Segmenter.load("hf://model")
-    monkeypatch.setattr(hub, "fetch_checkpoint", {"hf://me/model@v1": saved}.__getitem__)
+    monkeypatch.setattr(hub, "fetch_checkpoint", {"hf://me/model@v1": epath.Path(saved)}.__getitem__)
     assert Segmenter.load("hf://me/model@v1").training_vocabulary == contents().training_vocabulary
 
 
