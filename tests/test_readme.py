@@ -4,7 +4,8 @@ or a pod, its flags are shown to be accepted.
 
 import argparse
 import configparser
-import importlib
+import importlib.metadata
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -263,6 +264,8 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
         assert ".venv-test" in script and all(part in script for part in ("/ruff", "format --check", "/mypy"))
     elif arguments[:2] == ["-m", "pytest"]:
         assert (ROOT / arguments[2]).exists()
+    elif program == "hf":
+        assert importlib.metadata.entry_points(group="console_scripts", name=program)
     elif program.startswith("launch/"):
         subprocess.run(["bash", "-n", ROOT / program], check=True)
     elif arguments[0] == "-c":

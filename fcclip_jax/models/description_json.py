@@ -33,7 +33,7 @@ def clip_from_json(data: Any) -> ClipDescription:
     families = {"convnext": ConvNeXtDescription, "resnet": ResNetDescription, "vit": ViTDescription}
     _check_fields(ClipDescription, data)
     family = data["image"].get("family") if isinstance(data["image"], dict) else None
-    if family not in families:
+    if not isinstance(family, str) or family not in families:
         raise ValueError(f"the model description has the trunk family {family!r}; choose from {', '.join(families)}")
     return ClipDescription(
         image=_from_json(families[family], data["image"]), text=_from_json(TextDescription, data["text"])

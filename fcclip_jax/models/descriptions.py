@@ -5,7 +5,6 @@ The CLIP sizes are OpenCLIP's model configurations; the head's are the official 
 
 import dataclasses
 import difflib
-import numbers
 from collections.abc import Mapping
 from typing import Literal
 
@@ -192,7 +191,7 @@ class DefaultsDescription:
         Raises:
             ValueError: a task does not exist, or a number is not from 0 to 1.
         """
-        chosen = {TASKS[0]: chosen} if isinstance(chosen, numbers.Real) else chosen or {}
+        chosen = {TASKS[0]: chosen} if isinstance(chosen, (int, float)) else chosen or {}
         for task, value in chosen.items():
             if task not in TASKS or not 0 <= value <= 1:
                 raise ValueError(

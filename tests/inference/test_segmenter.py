@@ -165,7 +165,7 @@ def test_defaults_of_the_checkpoint(monkeypatch):
     list(segmenter.stream([]))
     segmenter([])
     segmenter([], overlap_threshold=0.0)
-    segmenter([], void_trust=np.float32(0.25))
+    segmenter([], void_trust=0.25)
     segmenter([], void_trust={"instances": 1.0, "semantic": 0.0})
     assert [options["overlap_threshold"] for options in used] == [0.25, 0.25, 0.0, 0.25, 0.25]
     own, chosen, other = (options["void_trust"] for options in used[2:])

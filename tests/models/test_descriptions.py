@@ -108,6 +108,7 @@ def test_a_description_from_before_a_field_existed():
 @pytest.mark.parametrize(
     ("part", "field", "value", "complaint"),
     [
+        ("image", "family", [], r"the trunk family \[\]; choose from convnext"),
         ("image", "kernels", [7, 7, 7, 7], "ConvNeXtDescription in the model description has fields"),
         ("image", "kernel_sizes", None, "ConvNeXtDescription.kernel_sizes is None"),
         ("image", "kernel_sizes", [7, 7, 7, 7.0], r"ConvNeXtDescription.kernel_sizes is \(7, 7, 7, 7.0\)"),
