@@ -86,7 +86,7 @@ def test_every_cell_runs(executed):
     notebook, values = executed
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(2, len(cells) + 2))  # after the cell of this test
-    assert pictures(notebook) == 8
+    assert pictures(notebook) == 7
     assert "The official weights are left out: fcclip_convnext_large is not here yet" in printed(notebook)
     assert "The cells below use the miniature and its scene." in printed(notebook)
     assert values["device"] == "cpu" and values["seconds"] == 5
@@ -115,7 +115,7 @@ def test_the_committed_outputs():
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert pictures(notebook) == 8
+    assert pictures(notebook) == 7
     assert "The official weights are left out: this is not Colab" in printed(notebook)
     assert "/home/" not in printed(notebook) and "Warning" not in printed(notebook)
     assert PATH.stat().st_size < 3 * 2**20
