@@ -139,6 +139,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " computes images one by one",
     )
     parser.add_argument(
+        "--max-megapixels",
+        type=command_line.count,
+        metavar="N",
+        help="refuse photographs with more megapixels than this (default: 179, Pillow's limit, since files that are made to"
+        " exhaust memory have more)",
+    )
+    parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="bfloat16 takes half the memory, and is the fastest on most accelerators; tf32 needs an NVIDIA GPU of the"
@@ -161,6 +168,8 @@ def run(arguments: argparse.Namespace) -> int:
     files.check_writable(output, f"--output {output}")
     paths = find_photos(arguments.photos, output=output)
 
+    from PIL import Image
+
     from fcclip_jax import caching
     from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
@@ -176,6 +185,9 @@ def run(arguments: argparse.Namespace) -> int:
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
     }
+    if arguments.max_megapixels is not None:
+        # Pillow refuses twice as many pixels as it says here.
+        Image.MAX_IMAGE_PIXELS = arguments.max_megapixels * 10**6 // 2
     started = time.perf_counter()
     with caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:

@@ -120,7 +120,7 @@ def reason(error: BaseException) -> str:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         return (
             f"it has more than {limit:.0f} megapixels, which files made to exhaust memory have too; allow more with"
-            " --max-megapixels N, or in Python with PIL.Image.MAX_IMAGE_PIXELS = N"
+            " --max-megapixels N, or in Python with PIL.Image.MAX_IMAGE_PIXELS = N * 500_000"
         )
     return str(error) or type(error).__name__
 

@@ -87,6 +87,15 @@ def test_void_trust_by_task(segment, fake, photos, text, expected):
     assert fake[0].options["void_trust"] == expected
 
 
+def test_more_megapixels_than_pillow_reads(segment, fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    photo = write_photo(tmp_path / "large.png", (48, 64))
+    error = fails(capsys, segment(photo), skipped=1)
+    assert error.startswith("error: no photograph could be segmented")
+    assert segment(photo, "--max-megapixels", 1) == 0
+    assert Image.MAX_IMAGE_PIXELS == 500_000
+
+
 def test_the_threshold_is_the_checkpoints_by_default(segment, photos, monkeypatch, tmp_path):
     monkeypatch.setattr(FakeSegmenter, "defaults", DefaultsDescription(instance_threshold=0.25))
     assert segment(photos) == 0
