@@ -93,10 +93,21 @@ def inject(engine: Engine, examples: Examples) -> None:
     program = jax.jit(postprocess, static_argnames=("canvas", "semantic_before_resize"))
 
     def segment(
-        state, inputs, words, overlap_threshold, void_trust, offered, *, canvas, tasks, before_resize, instance_scores
+        state,
+        inputs,
+        words,
+        overlap_threshold,
+        void_trust,
+        alpha_beta,
+        offered,
+        *,
+        canvas,
+        tasks,
+        before_resize,
+        instance_scores,
     ):
         assert instance_scores == "mask_probability" and not void_trust.any()
-        del state, offered
+        del state, alpha_beta, offered
         shape = inputs.images.shape[1:3]
         logits, probs = [], np.zeros((len(inputs.images), QUERIES, words.is_thing.shape[0] + 1), np.float32)
         for row, (image, (height, width)) in enumerate(zip(inputs.images, inputs.image_hw, strict=True)):

@@ -125,7 +125,7 @@ def test_the_precision_of_products_in_any_thread(precision):
         """Returns the precisions of the products of float32 arrays."""
         inputs = stack([photo], photo.bucket, size=1)
         options = {"canvas": (640, 640), "classes": len(WORDS), "before_resize": False}
-        program = engine._score.trace(engine._states[0], inputs, engine._words[0].text, **options).jaxpr
+        program = engine._score.trace(engine._states[0], inputs, engine._words[0].text, np.float32(0), **options).jaxpr
         found = [e for e in equations(program) if e.primitive.name in ("dot_general", "conv_general_dilated")]
         return [e.params["precision"] for e in found if str(e.invars[0].aval.dtype) == "float32"]
 

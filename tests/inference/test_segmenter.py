@@ -205,7 +205,7 @@ def test_words_that_the_model_does_not_know():
     segmenter.set_classes(["Night  sky"])
     with pytest.raises(ValueError, match="'kitten' is not one of them; segmenter.known_words lists them all"):
         segmenter.set_classes(["cat, kitten"])
-    assert [entry.name for entry in segmenter.vocabulary.classes] == ["Night  sky"]
+    assert [entry.name for entry in segmenter.vocabulary.classes] == ["Night sky"]
 
 
 def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
