@@ -22,7 +22,10 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            return importlib.metadata.version("fcclip-jax")
+            try:
+                return importlib.metadata.version("fcclip-jax")
+            except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+                return "unknown"
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULES[name]), name)

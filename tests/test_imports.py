@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import importlib.metadata
 import pathlib
 import pkgutil
 import subprocess
@@ -94,3 +95,11 @@ def test_every_package_is_installed():
     }
     found = {".".join(folder.parts) for folder in folders} | {"fcclip_jax.configs", "fcclip_jax.convert"}
     assert listed == found
+
+
+def test_the_version_of_a_checkout_that_is_not_installed(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert fcclip_jax.__version__ == "unknown"
