@@ -66,11 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     # A server is stopped by this signal; like Ctrl-C, it then deletes the folder of uploads.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = {"short_side": arguments.short_side, "precision": arguments.precision}
-    if arguments.weights == RANDOM_WEIGHTS:
-        segmenter = Segmenter.random(**options)
-    else:
-        segmenter = Segmenter.load(arguments.weights, **options, keep_words=False)
+    segmenter = Segmenter.load(
+        arguments.weights, short_side=arguments.short_side, precision=arguments.precision, keep_words=False
+    )
     answerer = Answerer(segmenter)
     with serving.uploads():
         from fcclip_jax.demo import page

@@ -192,9 +192,7 @@ def run(arguments: argparse.Namespace) -> int:
     with caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:
             print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
-            segmenter = Segmenter.random(**options)
-        else:
-            segmenter = Segmenter.load(arguments.weights, **options)
+        segmenter = Segmenter.load(arguments.weights, **options)
         threshold = segmenter.defaults.instance_threshold if arguments.threshold is None else arguments.threshold
         exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=threshold)
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")

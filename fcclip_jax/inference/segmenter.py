@@ -127,7 +127,7 @@ class Segmenter:
             ValueError: the checkpoint is damaged or holds only a CLIP, or an option does not fit.
             OSError: the weights cannot be downloaded.
         """
-        if path == RANDOM_WEIGHTS and not os.path.exists(path):
+        if path == RANDOM_WEIGHTS:
             return cls.random(
                 short_side=short_side,
                 max_side=max_side,

@@ -17,7 +17,6 @@ def fake(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(segmenter.Segmenter, "load", make)
-    monkeypatch.setattr(segmenter.Segmenter, "random", lambda **options: make("random", **options))
     return made
 
 
