@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fcclip_jax.process_memory import ran_out
+
 DONE = 0
 INCOMPLETE = 1
 """Part of the work failed and was reported; the rest is done."""
@@ -50,8 +52,7 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
         if "home directory" in str(error):  # pathlib's error for ~ without a home
             print("error: a home folder is unknown; set HOME, or write paths without ~", file=sys.stderr)
             return REFUSED
-        # RESOURCE_EXHAUSTED is XLA's error for a failed allocation.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not ran_out(error):
             raise
         print(f"error: not enough memory; {memory_advice}", file=sys.stderr)
         return REFUSED

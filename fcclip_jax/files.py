@@ -39,8 +39,10 @@ def replacing(path: epath.PathLike, *, sole_writer: bool = False) -> Iterator[ep
             temporary.unlink(missing_ok=True)
 
 
-def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
+def write_files(contents: Mapping[pathlib.Path, bytes], *, sole_writer: bool = False) -> None:
     """Writes all of the files or none: first each under a temporary name, then all are renamed.
+
+    sole_writer: see `replacing`.
 
     Raises:
         OSError: a file cannot be written, because the disk is full for example.
@@ -48,9 +50,11 @@ def write_files(contents: Mapping[pathlib.Path, bytes]) -> None:
     try:
         with contextlib.ExitStack() as stack:
             for path, content in contents.items():
-                pathlib.Path(stack.enter_context(replacing(path))).write_bytes(content)
+                pathlib.Path(stack.enter_context(replacing(path, sole_writer=sole_writer))).write_bytes(content)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        said = OSError(f"cannot write {path}: {error.strerror or error}")
+        said.errno = error.errno
+        raise said from error
 
 
 def claim(folder: epath.Path, plan: Mapping[str, Any]) -> None:

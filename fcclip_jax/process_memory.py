@@ -26,6 +26,12 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def ran_out(error: BaseException) -> bool:
+    """Returns whether an error says that memory ran out, on the host or on a device."""
+    # RESOURCE_EXHAUSTED is XLA's error for a failed allocation.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
 def return_free_memory() -> None:
     """Returns memory that is free, but that the C library keeps for later, to the system (only glibc can).
 

@@ -1,6 +1,7 @@
 """A checkpoint directory: written whole or not at all, read into host memory or onto the device."""
 
 import contextlib
+import hashlib
 import os
 import time
 import uuid
@@ -31,6 +32,8 @@ class Loaded(NamedTuple):
     model: FCCLIP
     description: ModelDescription
     training_vocabulary: Vocabulary
+    sha256: str
+    """Identifies the checkpoint: of its description, which holds the checksums of its arrays."""
     text_sha256: str
     known_words: tuple[str, ...] | None
 
@@ -187,6 +190,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         cast(FCCLIP, model),
         contents.description,
         contents.training_vocabulary,
+        hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest(),
         contents.text_sha256,
         contents.known_words,
     )

@@ -1,7 +1,10 @@
 """`fcclip segment`: segments photographs, and writes pictures and files in COCO's formats."""
 
 import argparse
+import contextlib
 import difflib
+import errno
+import hashlib
 import math
 import pathlib
 import sys
@@ -43,12 +46,17 @@ outputs, below the --output folder:
   images.json                       images and categories; "index" is a category's number in semantic maps
 
 NAME is the photograph's file name without its suffix. If several photographs share it, the later ones get -2, -3, ...
-Files of the same name from an earlier run are replaced.
+
+A run that was stopped or killed goes on where it was: the same command segments what is not done yet, and photographs that
+are new or have changed; .run/ below the output lists what is done. Results for other classes, weights or options are refused in
+that folder, unless --overwrite removes the earlier ones.
 
 exit codes: 0 all photographs are segmented; 1 some were damaged or too large (they are reported and skipped);
 2 stopped, with the reason, or no photograph could be segmented; 130 interrupted (finished results are kept).
 """
-MEMORY_ADVICE = "try a smaller --short-side, --max-side or --batch-size"
+MEMORY_ADVICE = "try --output-size network, or a smaller --short-side, --max-side or --batch-size"
+UNFIT_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+"""The errors of file names that a file system does not take: of one photograph, not of all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +154,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " exhaust memory have more)",
     )
     parser.add_argument(
+        "--output-size",
+        type=_output_size,
+        default="image",
+        metavar="SIZE",
+        help="the size of the results: image is each photograph's own; network is the size that the network reads; a number is"
+        " the longer side in pixels, for photographs that are larger. Results of a 12-megapixel photograph at its own size"
+        " take longer than the network on a GPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-overlays", action="store_true", help="write no overlays/, which take the most time of all files"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the results of an earlier run with other settings from --output",
+    )
+    parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="bfloat16 takes half the memory, and is the fastest on most accelerators; tf32 needs an NVIDIA GPU of the"
@@ -171,19 +196,18 @@ def run(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from fcclip_jax import caching
+    from fcclip_jax.commands.segment_log import SegmentLog
     from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
     from fcclip_jax.text.known_words import check_known
 
-    shapes = None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets)
-    photos = result_files.name_photos(paths)
-
     options = {
         "short_side": short_side,
         "max_side": max_side,
-        "buckets": shapes,
+        "buckets": None if arguments.buckets is None else buckets.parse_buckets(arguments.buckets),
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
+        "output_size": arguments.output_size,
     }
     if arguments.max_megapixels is not None:
         # Pillow refuses twice as many pixels as it says here.
@@ -194,50 +218,96 @@ def run(arguments: argparse.Namespace) -> int:
             print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
         segmenter = Segmenter.load(arguments.weights, **options)
         threshold = segmenter.defaults.instance_threshold if arguments.threshold is None else arguments.threshold
-        exporter = result_files.Exporter(output, words, tasks=arguments.task, threshold=threshold)
+        exporter = result_files.Exporter(
+            output, words, tasks=arguments.task, threshold=threshold, overlays=not arguments.no_overlays
+        )
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
+        about = {
+            "classes": ["|".join(entry.names) for entry in words.classes],
+            "vocabulary": hashlib.sha256(words.to_json().encode()).hexdigest(),
+            "tasks": arguments.task,
+            "threshold": threshold,
+            "overlap_threshold": arguments.overlap_threshold,
+            "void_trust": arguments.void_trust,
+            "overlays": not arguments.no_overlays,
+            **segmenter.settings,
+        }
+        log = SegmentLog(output, about, exporter, overwrite=arguments.overwrite)
+        photos = log.name(paths)
+        remaining = log.unfinished(photos)
+        if len(remaining) < len(photos):
+            exporter.finish()  # an earlier run may have been killed before
         segmenter.set_classes(words)
         results = segmenter.stream(
-            paths,
+            [photo.path for photo in remaining],
             tasks=arguments.task,
             overlap_threshold=arguments.overlap_threshold,
             void_trust=arguments.void_trust,
         )
-        done = _export_all(results, photos, exporter)
-    seconds, skipped = time.perf_counter() - started, len(photos) - done
+        done = _export_all(results, remaining, exporter, log)
+    earlier, skipped = len(photos) - len(remaining), len(remaining) - done
+    if not done and not earlier:
+        raise ValueError("no photograph could be segmented; the lines above give the reasons")
+    seconds = time.perf_counter() - started
     print(
         f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
-        f"{f', {skipped} skipped' if skipped else ''}. The results are in {output}."
+        f"{f', {earlier} done before' if earlier else ''}{f', {skipped} skipped' if skipped else ''}."
+        f" The results are in {output}."
     )
     return command_line.INCOMPLETE if skipped else command_line.DONE
 
 
-def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], exporter: Any) -> int:
+def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], exporter: Any, log: Any) -> int:
     """Writes the results of Segmenter.stream and reports its errors. Returns the number of segmented images.
 
-    photos, exporter: types of fcclip_jax.inference.result_files, which is imported only when the command runs.
+    photos, exporter, log: types of modules that are imported only when the command runs.
     """
     done = 0
     try:
         for index, result in tqdm(results, "segmenting", total=len(photos), unit="image", disable=None):
-            if isinstance(result, Exception):
-                tqdm.write(f"skipped: {_describe(photos[index].path, result)}", file=sys.stderr)
-            else:
-                exporter.add(photos[index], result)
+            failure = result if isinstance(result, Exception) else _export(result, photos[index], exporter, log)
+            if failure is None:
                 done += 1
-    except KeyboardInterrupt:
+                exporter.update()
+            else:
+                tqdm.write(f"skipped: {_describe(photos[index].path, failure)}", file=sys.stderr)
+    except BaseException:
         if done:
-            exporter.finish()
+            with contextlib.suppress(OSError):  # the first error says why
+                exporter.finish()
         raise
-    if not done:
-        raise ValueError("no photograph could be segmented; the lines above give the reasons")
-    exporter.finish()
+    finally:
+        log.close()
+    if done:
+        exporter.finish()
     return done
 
 
+def _export(result: Any, photo: Any, exporter: Any, log: Any) -> Exception | None:
+    """Writes one result; returns the error if only this photograph's cannot be written."""
+    try:
+        log.record(photo, exporter.add(photo, result))
+    except MemoryError as error:
+        return error
+    except OSError as error:
+        if error.errno not in UNFIT_NAMES:
+            raise
+        return error
+    return None
+
+
 def _describe(path: pathlib.Path, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"{path}: not enough memory; {MEMORY_ADVICE}"
     text = command_line.one_line(error)
     return text if str(path) in text else f"{path}: {text}"
+
+
+def _output_size(text: str) -> str | int:
+    try:
+        return text if text in ("image", "network") else command_line.count(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not image, network or a number of pixels") from None
 
 
 def _tasks(text: str) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ def write_report(
     counts = {"benchmark": config.benchmark, "evaluated": len(lines), "skipped": outcome.failed}
     if outcome.failed:
         images = "1 image was" if outcome.failed == 1 else f"{outcome.failed} images were"
-        text += f"\n{images} skipped, because the files could not be read.\n"
+        text += f"\n{images} skipped: unreadable, or too large for the memory.\n"
     encoded = report.to_json({**counts, **content, "about": about})
     write_files({folder / "report.json": encoded, folder / "report.md": text.encode()})
     if settings.save_predictions:

@@ -30,6 +30,7 @@ from fcclip_jax.evaluation.predictions import names_of, save
 from fcclip_jax.evaluation.rows import Example
 from fcclip_jax.evaluation.scores import image_line, panoptic_counts, sweep_line
 from fcclip_jax.inference.engine import Engine
+from fcclip_jax.inference.feeding import Failure
 from fcclip_jax.inference.results import Result
 from fcclip_jax.inference.sweep import SecondClip, Way
 from fcclip_jax.metrics.panoptic import PanopticCounts, quality
@@ -132,7 +133,7 @@ class Speed:
 
 def decode_ahead(
     examples: Examples, places: Iterable[int], pool: ThreadPoolExecutor, *, ahead: int
-) -> Iterator[tuple[int, Example | OSError | ValueError]]:
+) -> Iterator[tuple[int, Example | Failure]]:
     """Yields examples in order; at most `ahead` are decoded or being decoded before they are needed."""
     places = iter(places)
     pending: deque[tuple[int, Future[Example]]] = deque()
@@ -146,16 +147,16 @@ def decode_ahead(
 
 def segment(
     engine: Engine,
-    decoded: Iterable[tuple[int, Example | OSError | ValueError]],
+    decoded: Iterable[tuple[int, Example | Failure]],
     examples: Examples,
     settings: EvalSettings,
     ways: Sequence[Way],
     second_clip: SecondClip | None,
     speed: Speed,
-) -> Iterator[tuple[int, Segmented | OSError | ValueError]]:
+) -> Iterator[tuple[int, Segmented | Failure]]:
     """Yields each image as soon as the engine has segmented it, in the engine's order."""
     underway: dict[int, tuple[int, Example]] = {}  # by position in the engine's stream
-    failed: deque[tuple[int, OSError | ValueError]] = deque()
+    failed: deque[tuple[int, Failure]] = deque()
 
     def images() -> Images:
         for place, example in decoded:
@@ -191,12 +192,12 @@ def segment(
 
 
 def score_behind(
-    segmented: Iterable[tuple[int, Segmented | OSError | ValueError]],
+    segmented: Iterable[tuple[int, Segmented | Failure]],
     score: Callable[[int, Example, Found], Line],
     pool: ThreadPoolExecutor,
     *,
     behind: int,
-) -> Iterator[tuple[int, Line | OSError | ValueError]]:
+) -> Iterator[tuple[int, Line | Failure]]:
     """Yields lines; at most `behind` images wait for theirs while the network continues.
 
     Raises the errors of `score`: unlike an image that cannot be read, a prediction that cannot be written is not
@@ -243,7 +244,7 @@ def _scorer(examples: Examples, settings: EvalSettings, folder: pathlib.Path) ->
     return score_and_save
 
 
-def _finished(place: int, future: Future[Example]) -> tuple[int, Example | OSError | ValueError]:
+def _finished(place: int, future: Future[Example]) -> tuple[int, Example | Failure]:
     try:
         return place, future.result()
     except (OSError, ValueError) as error:

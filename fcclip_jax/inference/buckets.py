@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 from fcclip_jax.conventions import STRIDE, round_up
 
 CANVAS_SIDES = (640, 1344, 2048, 4096)
-"""Sides of output maps, which are square. Their cost follows the image's size, so few are enough; larger ones are multiples
-of the last."""
+"""Longer sides of output maps. Time follows the image's own size, so few are enough; larger ones are multiples of the last."""
+
+STRIP_SIDE = 4096
+STRIP_ASPECTS = (16, 4)
+"""Longer side over shorter side of the output maps of strips, such as panoramas, from this longer side on. All other maps are
+square: only a large strip is worth a program of its own, since a square around 300x8200 has 61 times as many pixels."""
 
 LANDSCAPES = (4 / 3, 3 / 2, 5 / 3, 2.0, 2.5)
 PORTRAITS = (4 / 3, 5 / 3, 2.5)
@@ -98,11 +102,13 @@ def check_size(size: Any) -> tuple[int, int]:
 
 
 def canvas(output_hw: tuple[int, int]) -> tuple[int, int]:
-    """Returns the square array that holds an output map of this size."""
-    longest = max(output_hw)
+    """Returns the (height, width) of the array that holds an output map of this size."""
+    shorter, longer = sorted(output_hw)
     sides = itertools.chain(CANVAS_SIDES, itertools.count(2 * CANVAS_SIDES[-1], CANVAS_SIDES[-1]))
-    side = next(side for side in sides if side >= longest)
-    return side, side
+    long = next(side for side in sides if side >= longer)
+    strips = [long // aspect for aspect in STRIP_ASPECTS if long >= STRIP_SIDE]
+    short = next(side for side in (*strips, long) if side >= shorter)
+    return (short, long) if output_hw[0] < output_hw[1] else (long, short)
 
 
 def share_programs(
@@ -126,7 +132,8 @@ def share_programs(
 
     def joined(a: Shapes, b: Shapes) -> Shapes:
         height, width = (max(sides) for sides in zip(a.bucket, b.bucket, strict=True))
-        return Shapes(choose_bucket((height, width), buckets), max(a.canvas, b.canvas))
+        rows, columns = (max(sides) for sides in zip(a.canvas, b.canvas, strict=True))
+        return Shapes(choose_bucket((height, width), buckets), (rows, columns))
 
     def cost(a: Shapes, b: Shapes) -> float:
         both = joined(a, b)

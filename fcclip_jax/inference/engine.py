@@ -14,7 +14,7 @@ from fcclip_jax.conventions import OVERLAP_THRESHOLD, TASKS, check_tasks
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference import buckets, inside, programs
 from fcclip_jax.inference.buckets import Shapes
-from fcclip_jax.inference.feeding import Feeder, Photo, Unreadable, stack
+from fcclip_jax.inference.feeding import Failure, Feeder, Photo, Unreadable, stack
 from fcclip_jax.inference.inside import Explanation, Trunk
 from fcclip_jax.inference.postprocess import InstanceScores, Postprocessed
 from fcclip_jax.inference.programs import Words, spread
@@ -24,6 +24,7 @@ from fcclip_jax.models.building import name_before_unroll, named_variables, spli
 from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
+from fcclip_jax.process_memory import ran_out
 from fcclip_jax.text.vocabulary import Vocabulary
 
 NO_VOID_TRUST = OFFICIAL_DEFAULTS.void_trust
@@ -175,11 +176,11 @@ class Engine:
         semantic_before_resize: bool = False,
         instance_scores: InstanceScores = "mask_probability",
         offered: Callable[[int], Sequence[int]] | None = None,
-    ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
+    ) -> Iterator[tuple[int, Result | Failure]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
-        For an image that cannot be read it yields the error, and continues with the others. The classes are those
-        that are set when the first result is requested.
+        For an image that cannot be read, or that needs too much memory, it yields the error, and continues with the others.
+        The classes are those that are set when the first result is requested.
 
         void_trust: by task; see `models.classifiers.ensemble`.
         alpha, beta: by default the model's ensemble's.
@@ -228,7 +229,7 @@ class Engine:
         *,
         second_clip: SecondClip | None = None,
         overlap_threshold: float = OVERLAP_THRESHOLD,
-    ) -> Iterator[tuple[int, list[Result] | ValueError | OSError]]:
+    ) -> Iterator[tuple[int, list[Result] | Failure]]:
         """Works as `segment`, but yields a panoptic result for each way to classify the masks, which are computed once.
 
         second_clip: another CLIP, for the ways that use it.
@@ -289,23 +290,31 @@ class Engine:
     ) -> Iterator[tuple[int, Any]]:
         """Yields finished images. The devices compute a batch while the host fetches and finishes the one before."""
 
-        def finished(parts: list[tuple[list[Photo], Postprocessed]]) -> Iterator[tuple[int, Any]]:
-            for photos, output in parts:
-                output = jax.device_get(output)
-                for row, photo in enumerate(photos):
-                    yield photo.position, finish(photo, jax.tree.map(lambda x, row=row: x[row], output))
+        def start(place: int, shapes: Shapes, photos: list[Photo]) -> Postprocessed | MemoryError:
+            return _unless_memory_runs_out(lambda: dispatch(place, shapes, photos))
 
-        underway: list[tuple[list[Photo], Postprocessed]] = []
+        def finished(parts: list[tuple[list[Photo], Postprocessed | MemoryError]]) -> Iterator[tuple[int, Any]]:
+            for photos, output in parts:
+                if not isinstance(output, MemoryError):
+                    output = _unless_memory_runs_out(functools.partial(jax.device_get, output))
+                for row, photo in enumerate(photos):
+                    if isinstance(output, MemoryError):
+                        yield photo.position, output
+                    else:
+                        yield photo.position, finish(photo, jax.tree.map(lambda x, row=row: x[row], output))
+
+        underway: list[tuple[list[Photo], Postprocessed | MemoryError]] = []
         size = self._rows * len(self._places)
         for batch in self.feeder.batches(images, size, ahead=self.batch_size + 1):
             if isinstance(batch, Unreadable):
                 yield batch.position, batch.error
                 continue
             shapes, photos = batch
-            parts = [photos[start : start + self._rows] for start in range(0, len(photos), self._rows)]
-            before, underway = underway, [(part, dispatch(place, shapes, part)) for place, part in enumerate(parts)]
+            parts = [photos[first : first + self._rows] for first in range(0, len(photos), self._rows)]
+            before, underway = underway, [(part, start(place, shapes, part)) for place, part in enumerate(parts)]
             for _, output in underway:
-                jax.tree.map(lambda x: x.copy_to_host_async(), output)  # once it is computed, beside the next batch
+                if not isinstance(output, MemoryError):
+                    jax.tree.map(lambda x: x.copy_to_host_async(), output)  # once computed, beside the next batch
             yield from finished(before)
         yield from finished(underway)
 
@@ -323,3 +332,13 @@ class Engine:
         if self._vocabulary is None:
             raise ValueError("the classes to find are not set; call Segmenter.set_classes first")
         return self._vocabulary
+
+
+def _unless_memory_runs_out(compute: Callable[[], Postprocessed]) -> Postprocessed | MemoryError:
+    """Returns what `compute` returns, or the error if there is too little memory for these images: others may fit."""
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        return MemoryError("not enough memory")

@@ -22,17 +22,24 @@ class Photo(NamedTuple):
 
     position: int
     """Its position in the sequence of images."""
+    size: tuple[int, int]
+    """(height, width) as it was read."""
     image: UInt8[np.ndarray, "H W 3"]
+    """At the size of the results."""
     resized: UInt8[np.ndarray, "h w 3"]
     """At the size that the network reads."""
     bucket: tuple[int, int]
 
 
+Failure = ValueError | OSError | MemoryError
+"""Why an image cannot be segmented while others can."""
+
+
 class Unreadable(NamedTuple):
-    """An image that cannot be segmented, and the reason."""
+    """An image that cannot be prepared, and the reason."""
 
     position: int
-    error: ValueError | OSError
+    error: Failure
 
 
 class PhotoBatch(NamedTuple):
@@ -45,12 +52,20 @@ class PhotoBatch(NamedTuple):
 class Feeder:
     """Turns images into batches; few shapes occur, however many sizes the images have."""
 
-    def __init__(self, short_side: int, max_side: int, buckets: Sequence[tuple[int, int]] | None = None):
+    def __init__(
+        self,
+        short_side: int,
+        max_side: int,
+        buckets: Sequence[tuple[int, int]] | None = None,
+        output_size: str | int = "image",
+    ):
         """Chooses the buckets; the arguments are `Segmenter`'s.
 
         Raises:
-            ValueError: the sides or the buckets do not fit.
+            ValueError: the sides, the buckets or the size of the results do not fit.
         """
+        if output_size not in ("image", "network") and not (isinstance(output_size, int) and output_size >= 1):
+            raise ValueError(f'output_size is {output_size!r}; choose "image", "network" or a number of pixels')
         if not 1 <= short_side <= max_side:
             raise ValueError(
                 f"short_side {short_side} and max_side {max_side} do not fit; choose 1 <= short_side <= max_side"
@@ -61,7 +76,7 @@ class Feeder:
             raise ValueError(
                 "buckets is empty; give at least one (height, width), or None for a few that follow the sides"
             )
-        self.short_side, self.max_side = short_side, max_side
+        self.short_side, self.max_side, self.output_size = short_side, max_side, output_size
         self._shared: dict[Shapes, Shapes] = {}
 
     def expect(self, sizes: Iterable[tuple[int, int]], limit: int) -> None:
@@ -92,7 +107,7 @@ class Feeder:
             if isinstance(item, Unreadable):
                 yield item
                 continue
-            shapes = self.shapes(item.image.shape[:2])
+            shapes = self.shapes(item.size)
             waiting[shapes].append(item)
             if len(waiting[shapes]) == size:
                 yield PhotoBatch(shapes, waiting.pop(shapes))
@@ -107,9 +122,11 @@ class Feeder:
             shape = resized_shape(height, width, self.short_side, self.max_side)
             bucket = bucket_lists.choose_bucket(shape, self.buckets)
             small = resize(pixels, shape)
-        except (ValueError, OSError) as error:
+            size = self._output_shape(height, width)
+            image = pixels if size == (height, width) else np.array(resize(pixels, size))  # which may be written to
+        except (ValueError, OSError, MemoryError) as error:
             return Unreadable(position, error)
-        return Photo(position, pixels, small, bucket)
+        return Photo(position, (height, width), image, small, bucket)
 
     def view(self, photos: Sequence[Photo], bucket: tuple[int, int], short_side: int, *, size: int) -> View:
         """Returns the images of a batch at another size, in arrays whose shape follows from the bucket."""
@@ -129,7 +146,16 @@ class Feeder:
     def _own_shapes(self, size: tuple[int, int]) -> Shapes:
         """Returns the smallest shapes, which the image may have to share."""
         resized = resized_shape(*size, self.short_side, self.max_side)
-        return Shapes(bucket_lists.choose_bucket(resized, self.buckets), bucket_lists.canvas(size))
+        return Shapes(bucket_lists.choose_bucket(resized, self.buckets), bucket_lists.canvas(self._output_shape(*size)))
+
+    def _output_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the (height, width) of the results for an image of this size."""
+        if self.output_size == "image":
+            return height, width
+        if self.output_size == "network":
+            return resized_shape(height, width, self.short_side, self.max_side)
+        side = min(self.output_size, max(height, width))
+        return resized_shape(height, width, side, side)
 
     def _decoded(self, images: Iterable[ImageLike], ahead: int) -> Iterator[Photo | Unreadable]:
         with ThreadPoolExecutor(max_workers=2) as pool:

@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import pathlib
+import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from fcclip_jax.conventions import TASKS
 from fcclip_jax.files import write_files
 from fcclip_jax.inference.results import Result
 from fcclip_jax.inference.segments import Box, Instance, Panoptic
@@ -19,6 +22,14 @@ from fcclip_jax.text.vocabulary import Vocabulary
 
 MOST_CLASSES = 2**16
 """A 16-bit PNG has this many values."""
+
+JSON_FILES = ("images.json", "panoptic.json", "instances.json")
+
+LONGEST_NAME = 255 - len("-999999.instances.jpg.partial")
+"""Bytes of an output's name without what follows it; file systems allow 255."""
+
+UPDATE_SHARE = 0.05
+"""At most this share of a run's time is spent on JSON files of images that are done while others are not."""
 
 
 class NamedPhoto(NamedTuple):
@@ -29,26 +40,61 @@ class NamedPhoto(NamedTuple):
     name: str
 
 
-def name_photos(paths: Sequence[pathlib.Path]) -> list[NamedPhoto]:
+def name_photos(paths: Sequence[pathlib.Path], known: Sequence[NamedPhoto] = ()) -> list[NamedPhoto]:
     """Gives each image a unique id and a unique name.
 
-    The name is the file's own without its suffix. Of several with the same name, the later ones get -2, -3 and so on;
-    names that differ only in capitals count as the same, as they do in many file systems. If every name is a number, ids
-    are these numbers, as in COCO, so that results can be compared with COCO's annotations; otherwise they count from 1.
+    The name is the file's own without its suffix, shortened where the names of the outputs would be too long. Of several with
+    the same name, the later ones get -2, -3 and so on; names that differ only in capitals count as the same, as they do in many
+    file systems. If every name is a number, ids are these numbers, as in COCO, so that results can be compared with COCO's
+    annotations; otherwise they count from 1.
+
+    known: images of an earlier run, whose names and ids stay, and are not given to others.
     """
+    earlier = {photo.path: photo for photo in known}
+    stems = [_shortened(path.stem) for path in paths]
+    taken = Counter(map(str.casefold, stems))
+    used = {photo.name.casefold() for photo in known}
     names: list[str] = []
-    taken = Counter(path.stem.casefold() for path in paths)
-    used: set[str] = set()
-    for path in paths:
-        name, count = path.stem, 1
+    for path, stem in zip(paths, stems, strict=True):
+        if path in earlier:
+            names.append(earlier[path].name)
+            continue
+        name, count = stem, 1
         while name.casefold() in used or (count > 1 and name.casefold() in taken):
             count += 1
-            name = f"{path.stem}-{count}"
+            name = f"{stem}-{count}"
         used.add(name.casefold())
         names.append(name)
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-    ids = numbers if len(set(numbers)) == len(names) else range(1, len(names) + 1)
-    return [NamedPhoto(*photo) for photo in zip(paths, ids, names, strict=True)]
+    numbered = len(set(numbers)) == len(names) and all(
+        photo.name.isdigit() and int(photo.name) == photo.id for photo in known
+    )
+    used_ids = {photo.id for photo in known}
+    photos = []
+    for place, (path, name) in enumerate(zip(paths, names, strict=True)):
+        if path in earlier:
+            photos.append(earlier[path])
+            continue
+        id = numbers[place] if numbered else place + 1
+        if id in used_ids:
+            id = max(used_ids) + 1
+        used_ids.add(id)
+        photos.append(NamedPhoto(path, id, name))
+    return photos
+
+
+def _shortened(name: str) -> str:
+    """Returns the name, cut to LONGEST_NAME bytes."""
+    return name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore")
+
+
+class Entry(NamedTuple):
+    """What the JSON files say about one image, in COCO's formats."""
+
+    image: Mapping[str, Any]
+    annotation: Mapping[str, Any] | None
+    """The panoptic one."""
+    instances: Sequence[Mapping[str, Any]]
 
 
 class Exporter:
@@ -64,8 +110,18 @@ class Exporter:
     incomplete. Files of the same name from an earlier run are replaced; others stay.
     """
 
-    def __init__(self, folder: pathlib.Path, vocabulary: Vocabulary, *, tasks: Collection[str], threshold: float):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        vocabulary: Vocabulary,
+        *,
+        tasks: Collection[str],
+        threshold: float,
+        overlays: bool = True,
+    ):
         """threshold: the minimum score of an instance that is written or drawn.
+
+        overlays: False writes no pictures.
 
         Raises:
             ValueError: a semantic map has fewer values than the vocabulary has classes.
@@ -76,11 +132,15 @@ class Exporter:
                 " use fewer classes, or other tasks"
             )
         self._folder, self._vocabulary, self._tasks, self._threshold = folder, vocabulary, tuple(tasks), threshold
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._instances: list[dict[str, Any]] = []
+        self._overlays = overlays
+        self._entries: dict[int, Entry] = {}
+        self._next_update = -math.inf
 
-    def add(self, photo: NamedPhoto, result: Result) -> None:
+    def files(self, name: str) -> list[pathlib.Path]:
+        """Returns the files of the image with this name."""
+        return result_files(self._folder, name, self._tasks, overlays=self._overlays)
+
+    def add(self, photo: NamedPhoto, result: Result) -> Entry:
         """Writes the files of one image, all or none.
 
         Raises:
@@ -102,31 +162,55 @@ class Exporter:
         if "instances" in self._tasks:
             found = [instance for instance in result.instances if instance.score >= self._threshold]
             instances = [instance_record(photo.id, instance) for instance in found]
-        for task in self._tasks:
+        for task in self._tasks if self._overlays else ():
             picture = np.asarray(result.draw(task, threshold=self._threshold))
             # Chroma at full resolution: coloured labels would blur.
-            encoded = encode_jpeg(picture, 92, subsampling=0)
-            files[self._folder / "overlays" / f"{photo.name}.{task}.jpg"] = encoded
-        write_files(files)
+            files[_overlay(self._folder, photo.name, task)] = encode_jpeg(picture, 92, subsampling=0)
+        write_files(files, sole_writer=True)  # the next run overwrites the remains of a killed one
         height, width = result.image.shape[:2]
-        self._images.append({"id": photo.id, "file_name": photo.path.as_posix(), "width": width, "height": height})
-        self._instances += instances
-        if annotation is not None:
-            self._annotations.append(annotation)
+        image = {"id": photo.id, "file_name": photo.path.as_posix(), "width": width, "height": height}
+        self._entries[photo.id] = Entry(image, annotation, instances)
+        return self._entries[photo.id]
+
+    def keep(self, entry: Entry) -> None:
+        """Includes an image whose files an earlier run has written."""
+        self._entries[entry.image["id"]] = entry
+
+    def update(self) -> None:
+        """Writes the JSON files now, if not too much of the run's time has been spent on them: see UPDATE_SHARE."""
+        started = time.monotonic()
+        if started >= self._next_update:
+            self.finish()
+            ended = time.monotonic()
+            self._next_update = ended + (ended - started) / UPDATE_SHARE
 
     def finish(self) -> None:
-        """Writes the JSON files about all images so far, all or none.
+        """Writes the JSON files about all images so far, by their ids, all or none.
 
         Raises:
             OSError: they cannot be written.
         """
-        head = {"images": self._images, "categories": categories(self._vocabulary)}
+        entries = [entry for _, entry in sorted(self._entries.items())]
+        head = {"images": [entry.image for entry in entries], "categories": categories(self._vocabulary)}
         contents: dict[str, Any] = {"images.json": {"info": {}, **head, "annotations": []}}
         if "panoptic" in self._tasks:
-            contents["panoptic.json"] = {"info": {}, **head, "annotations": self._annotations}
+            contents["panoptic.json"] = {"info": {}, **head, "annotations": [entry.annotation for entry in entries]}
         if "instances" in self._tasks:
-            contents["instances.json"] = self._instances
-        write_files({self._folder / name: json.dumps(content).encode() for name, content in contents.items()})
+            contents["instances.json"] = [record for entry in entries for record in entry.instances]
+        encoded = {self._folder / name: json.dumps(content).encode() for name, content in contents.items()}
+        write_files(encoded, sole_writer=True)
+
+
+def result_files(
+    folder: pathlib.Path, name: str, tasks: Collection[str] = TASKS, *, overlays: bool = True
+) -> list[pathlib.Path]:
+    """Returns the files of the image with this name, by `Exporter`'s arguments."""
+    maps = [folder / task / f"{name}.png" for task in tasks if task != "instances"]
+    return maps + [_overlay(folder, name, task) for task in tasks if overlays]
+
+
+def _overlay(folder: pathlib.Path, name: str, task: str) -> pathlib.Path:
+    return folder / "overlays" / f"{name}.{task}.jpg"
 
 
 def encode_ids(id_map: Int[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fcclip_jax import caching, checkpoint, weights
 from fcclip_jax.conventions import RANDOM_WEIGHTS, TASKS
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference.engine import Engine
-from fcclip_jax.inference.feeding import Feeder
+from fcclip_jax.inference.feeding import Failure, Feeder
 from fcclip_jax.inference.inside import Explanation, dense_features
 from fcclip_jax.inference.programs import Words
 from fcclip_jax.inference.results import Result
@@ -45,6 +45,7 @@ class Segmenter:
         training_vocabulary: Vocabulary,
         *,
         fingerprint: str,
+        weights_id: str = "",
         known_words: Sequence[str] | None = None,
         defaults: DefaultsDescription = OFFICIAL_DEFAULTS,
         short_side: int | None = None,
@@ -54,6 +55,7 @@ class Segmenter:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
+        output_size: str | int = "image",
         cache_dir: pathlib.Path | None = None,
     ):
         """Wraps a model; `load` and `random` make one.
@@ -61,6 +63,7 @@ class Segmenter:
         training_vocabulary: the classes that the model was trained on; they count as seen.
         fingerprint: identifies the text tower's weights, for the text embeddings that are cached in `cache_dir`;
             None caches those of the latest names, in memory.
+        weights_id: identifies all weights, for `settings`.
         known_words: the only words that the model knows; None if it takes any.
         defaults: what the model segments with where an argument is None.
         short_side, max_side: pixels; images are resized to this shorter side, or smaller, so that the longer side is at most
@@ -76,11 +79,15 @@ class Segmenter:
             bfloat16, in half the memory, and multiplies them with 8 bits; sums, statistics of norms, softmax, positions,
             similarities and post-processing stay in float32. By default "float32" on a CPU, "tf32" on a GPU that has it,
             "bfloat16" on a TPU. The text tower computes in float32 in any case.
+        output_size: the size of the results, their `image` included: "image" is each image's own, "network" the size that the
+            network reads, a number the longer side in pixels (at most the image's own). What a photograph costs beside the
+            network grows with its results' pixels.
 
         Raises:
             ValueError: a size, the batch, the buckets or the precision do not fit.
         """
         self.training_vocabulary = training_vocabulary
+        self._weights_id = weights_id
         self.known_words = None if known_words is None else tuple(known_words)
         self.engine = Engine(
             model,
@@ -88,6 +95,7 @@ class Segmenter:
                 defaults.short_side if short_side is None else short_side,
                 defaults.max_side if max_side is None else max_side,
                 buckets,
+                output_size,
             ),
             batch_size=batch_size,
             batched=batched,
@@ -110,6 +118,7 @@ class Segmenter:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
+        output_size: str | int = "image",
         keep_words: bool = True,
     ) -> "Segmenter":
         """Loads a checkpoint directory, local or anywhere that etils.epath reads, such as gs://; or published weights by name.
@@ -136,6 +145,7 @@ class Segmenter:
                 batched=batched,
                 devices=devices,
                 precision=precision,
+                output_size=output_size,
             )
         caching.keep_compiled_programs()
         choose_precision(precision, (devices or jax.local_devices())[0])  # before a long read
@@ -144,6 +154,7 @@ class Segmenter:
             loaded.model,
             loaded.training_vocabulary,
             fingerprint=loaded.text_sha256,
+            weights_id=loaded.sha256,
             known_words=loaded.known_words,
             defaults=loaded.description.defaults,
             short_side=short_side,
@@ -153,6 +164,7 @@ class Segmenter:
             batched=batched,
             devices=devices,
             precision=precision,
+            output_size=output_size,
             cache_dir=caching.cache_dir() / "text" if keep_words else None,
         )
 
@@ -168,6 +180,7 @@ class Segmenter:
         batched: bool | None = None,
         devices: Sequence[jax.Device] | None = None,
         precision: str | None = None,
+        output_size: str | int = "image",
     ) -> "Segmenter":
         """Makes a small model with reproducible random weights, for trying the API: its results have no meaning.
 
@@ -178,6 +191,7 @@ class Segmenter:
             random_model(SMALL, seed),
             Vocabulary.load("coco_panoptic"),
             fingerprint=f"random {seed}",
+            weights_id=f"random {seed}",
             short_side=short_side,
             max_side=max_side,
             buckets=buckets,
@@ -185,6 +199,7 @@ class Segmenter:
             batched=batched,
             devices=devices,
             precision=precision,
+            output_size=output_size,
         )
 
     def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:
@@ -235,6 +250,19 @@ class Segmenter:
         """The (height, width) of the arrays that images are padded into."""
         return self.engine.feeder.buckets
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its results depend on beside the classes and the arguments of a call, in values that JSON can represent."""
+        feeder = self.engine.feeder
+        return {
+            "weights": self._weights_id,
+            "short_side": feeder.short_side,
+            "max_side": feeder.max_side,
+            "buckets": [list(bucket) for bucket in feeder.buckets],
+            "output_size": feeder.output_size,
+            "precision": self.engine.precision.name,
+        }
+
     def __call__(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -258,6 +286,7 @@ class Segmenter:
         Raises:
             OSError: an image cannot be read.
             ValueError: an image is damaged, or an argument does not fit.
+            MemoryError: an image needs too much memory.
         """
         single = not isinstance(images, (list, tuple))
         many = cast("Sequence[ImageLike]", [images] if single else images)
@@ -280,11 +309,11 @@ class Segmenter:
         void_trust: float | Mapping[str, float] | None = None,
         alpha: float | None = None,
         beta: float | None = None,
-    ) -> Iterator[tuple[int, Result | ValueError | OSError]]:
+    ) -> Iterator[tuple[int, Result | Failure]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
 
-        For an image that cannot be read it yields the error, and continues with the others. The classes are those
-        that are set when the first result is requested.
+        For an image that cannot be read, or that needs too much memory, it yields the error, and continues with the others.
+        The classes are those that are set when the first result is requested.
         """
         defaults = self.defaults
         return self.engine.segment(

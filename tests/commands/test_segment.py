@@ -17,6 +17,8 @@ from fcclip_jax.models.descriptions import DefaultsDescription
 from tests.commands.segmenting import FakeSegmenter, fails, files_in, read_json, write_photo
 
 ALL = [
+    ".run/*.jsonl",
+    ".run/run.json",
     "images.json",
     "instances.json",
     "overlays/a.instances.jpg",
@@ -50,6 +52,7 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
         "buckets": None,
         "batch_size": 1,
         "precision": None,
+        "output_size": "image",
         "tasks": ("panoptic", "semantic", "instances"),
         "overlap_threshold": None,
         "void_trust": None,
@@ -58,7 +61,9 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
 
 def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
     options = "--task instances,panoptic --threshold 0.25 --overlap-threshold 0.1 --short-side 64 --max-side 96"
-    options += " --buckets 64x96,96x64 --batch-size 4 --precision bfloat16 --stuff sofa --void-trust 0.5"
+    options += (
+        " --buckets 64x96,96x64 --batch-size 4 --precision bfloat16 --output-size 300 --stuff sofa --void-trust 0.5"
+    )
     assert segment(photos, *options.split()) == 0
     (made,) = fake
     assert made.options == {
@@ -67,6 +72,7 @@ def test_options_reach_the_segmenter(segment, fake, photos, tmp_path):
         "buckets": ((64, 96), (96, 64)),
         "batch_size": 4,
         "precision": "bfloat16",
+        "output_size": 300,
         "tasks": ("panoptic", "instances"),
         "overlap_threshold": 0.1,
         "void_trust": {"panoptic": 0.5},
@@ -101,7 +107,7 @@ def test_the_threshold_is_the_checkpoints_by_default(segment, photos, monkeypatc
     monkeypatch.setattr(FakeSegmenter, "defaults", DefaultsDescription(instance_threshold=0.25))
     assert segment(photos) == 0
     assert len(read_json(tmp_path / "out/instances.json")) == 4
-    assert segment(photos, "--threshold", 0.5) == 0
+    assert segment(photos, "--threshold", 0.5, "--overwrite") == 0
     assert len(read_json(tmp_path / "out/instances.json")) == 2
 
 
@@ -120,17 +126,6 @@ def test_words_that_the_model_does_not_know(segment, photos, monkeypatch, capsys
 def test_random_weights_are_called_random(segment, photos, capsys):
     assert segment(photos, weights="random") == 0
     assert "weights are random" in capsys.readouterr().err
-
-
-def test_a_second_run_replaces_its_own_files_only(segment, photos, tmp_path):
-    assert segment(photos) == 0
-    out = tmp_path / "out"
-    (out / "notes.txt").write_text("mine")
-    (out / "panoptic/b.png").write_bytes(b"from another run")
-    assert segment(photos / "a.jpg") == 0
-    assert (out / "notes.txt").read_text() == "mine"
-    assert (out / "panoptic/b.png").read_bytes() == b"from another run"
-    assert len(read_json(out / "images.json")["images"]) == 1
 
 
 def damage(folder):
@@ -240,7 +235,7 @@ def test_too_little_memory(segment, photos, capsys, monkeypatch):
 
     monkeypatch.setattr(FakeSegmenter, "stream", stream)
     assert segment(photos) == 2
-    assert "error: not enough memory; try a smaller --short-side" in capsys.readouterr().err
+    assert "error: not enough memory; try --output-size network, or a smaller --short-side" in capsys.readouterr().err
 
 
 def test_an_interruption_keeps_what_is_done(segment, fake, photos, tmp_path, capsys):

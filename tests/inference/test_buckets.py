@@ -102,3 +102,25 @@ def test_shared_programs_hold_their_images():
 
 def test_canvases():
     assert [canvas((h, 10))[0] for h in (1, 640, 641, 4096, 4097, 8193)] == [640, 640, 1344, 4096, 8192, 12288]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((300, 8200), (768, 12288)),
+        ((8200, 300), (12288, 768)),
+        ((768, 12288), (768, 12288)),
+        ((769, 12288), (3072, 12288)),
+        ((3000, 4000), (4096, 4096)),
+        ((1024, 4000), (1024, 4096)),
+        ((10, 2000), (2048, 2048)),  # small enough to share the square's program
+    ],
+)
+def test_strips_have_narrow_canvases(size, expected):
+    assert canvas(size) == expected
+
+
+def test_photographs_share_square_canvases():
+    """As many programs as there are longer sides: 3:4, 2:3, 9:16 and panoramas up to 1:4, upright and not."""
+    sizes = [(h, w) for w in (4000, 4032, 4096) for h in (w, w * 3 // 4, w * 2 // 3, w * 9 // 16, w // 3)]
+    assert {canvas(size) for size in sizes} == {canvas(size[::-1]) for size in sizes} == {(4096, 4096)}

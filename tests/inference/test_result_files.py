@@ -226,12 +226,13 @@ def test_an_image_that_could_not_be_written_is_not_in_the_json(tmp_path, monkeyp
     assert not list(tmp_path.rglob("b.*")) + list(tmp_path.rglob("*.tmp"))
 
 
-def test_long_names_can_be_written(tmp_path):
-    """File systems allow 255 bytes; the temporary name must not be longer than the name itself."""
+@pytest.mark.parametrize("name", ["n" * 251, "\u732b" * 83])
+def test_long_names_can_be_written(tmp_path, name):
+    """File systems allow 255 bytes; the names of outputs and temporary files must not be longer."""
     result = fake_result()
-    name = "n" * 240
     exporter = Exporter(tmp_path, WORDS, tasks=["semantic"], threshold=0.5)
-    exporter.add(
-        NamedPhoto(pathlib.Path(f"{name}.jpg"), 1, name), Result(result.image, WORDS, None, result.semantic, None)
-    )
-    assert (tmp_path / f"semantic/{name}.png").exists()
+    first, second = name_photos([pathlib.Path(f"{name}.jpg"), pathlib.Path(f"{name}.png")])
+    for photo in (first, second):
+        exporter.add(photo, Result(result.image, WORDS, None, result.semantic, None))
+    assert second.name == f"{first.name}-2" and name.startswith(first.name)
+    assert len(list(tmp_path.glob("semantic/*.png"))) == 2

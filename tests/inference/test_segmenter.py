@@ -222,6 +222,72 @@ def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
         segmenter([tmp_path / "text.jpg"])
 
 
+def test_an_image_that_needs_too_much_memory_ends_nothing(segmenter, monkeypatch):
+    """The program of the large canvas fails when it starts, as on a GPU, or when its results are fetched, as on a CPU."""
+    images = [make_photo((50, 60)), make_photo((700, 60)), make_photo((60, 50))]
+    segmenter.set_classes(WORDS)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99999999999 bytes.")
+    run, fetch = segmenter.engine._segment, jax.device_get
+
+    def run_out(*arguments, canvas, **options):
+        if canvas == (1344, 1344):
+            raise error
+        return run(*arguments, canvas=canvas, **options)
+
+    def fetch_nothing(output):
+        if output.semantic.shape[1] == 1344:
+            raise error
+        return fetch(output)
+
+    for place, name, failing in ((segmenter.engine, "_segment", run_out), (jax, "device_get", fetch_nothing)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failing)
+            found = dict(segmenter.stream(images))
+            assert isinstance(found[1], MemoryError)
+            assert [found[place].semantic.shape for place in (0, 2)] == [(50, 60), (60, 50)]
+            with pytest.raises(MemoryError):
+                segmenter(images)
+
+
+def test_other_faults_are_not_taken_for_too_little_memory(segmenter, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+
+    monkeypatch.setattr(segmenter.engine, "_segment", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
+        segmenter(make_photo((50, 60)))
+
+
+@pytest.mark.parametrize(
+    ("output_size", "shapes"),
+    [
+        ("network", [(144, 96), (96, 128)]),
+        (150, [(150, 100), (90, 120)]),
+    ],
+)
+def test_the_size_of_results(segmenter, output_size, shapes):
+    """Maps of another size are the full ones, read at other pixels: most pixels of a small random model's blocks agree."""
+    photos = [make_photo((300, 200)), make_photo((90, 120))]
+    small = Segmenter.random(short_side=96, max_side=160, output_size=output_size)
+    for each in (segmenter, small):
+        each.set_classes(WORDS)
+    for result, whole, shape in zip(small(photos), segmenter(photos), shapes, strict=True):
+        assert result.image.shape[:2] == result.semantic.shape == result.panoptic.id_map.shape == shape
+        assert all(instance.mask.shape == shape for instance in result.instances)
+        assert result.image.flags.writeable
+        rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(shape, whole.semantic.shape, strict=True))
+        same = result.semantic == whole.semantic[np.ix_(rows.astype(int), columns.astype(int))]
+        assert same.mean() > 0.9, "a transposed or shifted map would differ at most borders"
+        if whole.semantic.shape == shape:
+            np.testing.assert_array_equal(result.semantic, whole.semantic)
+
+
+@pytest.mark.parametrize("output_size", ["images", 0, -5])
+def test_sizes_of_results_that_make_no_sense(output_size):
+    with pytest.raises(ValueError, match='output_size is .*; choose "image", "network" or a number of pixels'):
+        Segmenter.random(output_size=output_size)
+
+
 def test_new_weights_compile_nothing(segmenter, compilations):
     segmenter.set_classes(WORDS)
     photo = make_photo((200, 300))

@@ -1,0 +1,106 @@
+"""The log of `fcclip segment`: what is on disk already, so that a repeated command continues instead of starting over."""
+
+import contextlib
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fcclip_jax.inference.result_files import JSON_FILES, Entry, Exporter, NamedPhoto, name_photos, result_files
+from fcclip_jax.work_log import Line, WorkLog, read_lines
+
+FOLDER = ".run"
+"""Below the output: run.json with the settings, and a line for each photograph in *.jsonl."""
+KEY = "photograph"
+
+
+class SegmentLog:
+    """The photographs of an output folder whose results are complete."""
+
+    def __init__(self, output: pathlib.Path, about: Mapping[str, Any], exporter: Exporter, *, overwrite: bool):
+        """Reads the log of an earlier run with the same settings. Nothing is written before the first `record`.
+
+        about: everything that the results depend on but the photographs, in values that JSON can represent.
+        exporter: is told of the results that are there.
+        overwrite: removes the results of an earlier run instead, whatever its settings.
+
+        Raises:
+            ValueError: the folder has results of a run with other settings.
+        """
+        folder = output / FOLDER
+        if overwrite and folder.exists():
+            _remove_results(output)
+        self._log = WorkLog(
+            folder / "run.json",
+            folder,
+            about,
+            key=KEY,
+            found=f"{output} has results",
+            otherwise="give another --output, or replace them with --overwrite",
+        )
+        self._stack = contextlib.ExitStack()
+        self._write: Callable[[Line], None] | None = None
+        self._lines = _newest(self._log.read())
+        for path, line in list(self._lines.items()):
+            if all(file.exists() for file in exporter.files(line["name"])):
+                exporter.keep(Entry(line["image"], line["annotation"], line["instances"]))
+            else:
+                del self._lines[path]
+
+    def name(self, paths: Sequence[pathlib.Path]) -> list[NamedPhoto]:
+        """Returns the photographs' names and ids; those of photographs in the log stay as they are."""
+        given = {str(path.resolve()): path for path in paths}
+        known = [
+            NamedPhoto(given.get(path, pathlib.Path(path)), line["image"]["id"], line["name"])
+            for path, line in self._lines.items()
+        ]
+        return name_photos(paths, known)
+
+    def unfinished(self, photos: Sequence[NamedPhoto]) -> list[NamedPhoto]:
+        """Returns the photographs without results, or whose file has changed since."""
+        return [
+            photo
+            for photo in photos
+            if (line := self._lines.get(str(photo.path.resolve()))) is None or line["file"] != _file_state(photo.path)
+        ]
+
+    def record(self, photo: NamedPhoto, entry: Entry) -> None:
+        """Writes down that all files of a photograph are on disk.
+
+        Raises:
+            OSError: the log cannot be written.
+        """
+        if self._write is None:
+            self._write = self._stack.enter_context(self._log.writer())
+        head = {KEY: str(photo.path.resolve()), "file": _file_state(photo.path), "name": photo.name}
+        self._write(head | {"time": time.time_ns()} | entry._asdict())
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _file_state(path: pathlib.Path) -> list[int]:
+    """Returns what changes with a file's content: its bytes, and the time of its last change in nanoseconds."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _newest(lines: Iterator[Line]) -> dict[str, Line]:
+    """Returns the newest line of each photograph, in the order of their ids."""
+    newest: dict[str, Line] = {}
+    for line in lines:
+        path = line[KEY]
+        if path not in newest or line["time"] > newest[path]["time"]:
+            newest[path] = line
+    return dict(sorted(newest.items(), key=lambda item: item[1]["image"]["id"]))
+
+
+def _remove_results(output: pathlib.Path) -> None:
+    """Removes the files that the log of an earlier run lists, whatever its tasks were, and the log."""
+    for line in read_lines(output / FOLDER, KEY):
+        for file in result_files(output, line["name"]):
+            file.unlink(missing_ok=True)
+    for name in JSON_FILES:
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / FOLDER)
