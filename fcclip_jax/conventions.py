@@ -36,8 +36,13 @@ NO_SEGMENT = 255
 CITYSCAPES_LABELS = 34
 """Cityscapes' label ids are 0 to 33; its instance ids are label id x 1000 + number."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-"""Files with these suffixes, in either case, are images."""
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
+    | {".heic", ".heif"}
+)
+"""Files with these suffixes, in either case, are photographs."""
+MAP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif"})
+"""Files with these suffixes, in either case, may be label maps: their kinds keep numbers as they are."""
 
 
 def ceil_div(size, divisor):

@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, and checks early that there is space and permission."""
+"""Writes files completely or not at all, checks early that there is space and permission, and lists folders."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -73,6 +73,39 @@ def claim(folder: epath.Path, plan: Mapping[str, Any]) -> None:
     if any(folder.iterdir()):
         raise ValueError(f"{folder} contains other files; choose an empty folder")
     record.write_text(json.dumps(plan))
+
+
+def walk(
+    folder: epath.PathLike, unreadable: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[epath.Path, list[str]]]:
+    """Yields the folder and all folders below it, sorted, with the sorted names of their files; hidden ones are left out.
+
+    Links to folders are followed after all other folders, once each, so loops of links end, and a folder that is both here
+    and linked to has its own path.
+
+    unreadable: receives the error of a folder that cannot be listed; by default it is raised.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if "://" in os.fspath(folder):
+        for remote, folders, names in epath.Path(folder).walk():
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield remote, sorted(name for name in names if not name.startswith("."))
+        return
+    seen, waiting = set(), [os.fspath(folder)]
+    for start in waiting:
+        for path, folders, names in os.walk(start, onerror=unreadable or refuse):
+            real = os.path.realpath(path)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            inside = {name: os.path.join(path, name) for name in sorted(folders) if not name.startswith(".")}
+            waiting += [inside[name] for name in inside if os.path.islink(inside[name])]
+            folders[:] = [name for name in inside if not os.path.islink(inside[name])]
+            yield epath.Path(path), sorted(name for name in names if not name.startswith("."))
 
 
 def check_space(folder: str | os.PathLike[str], size: int) -> None:

@@ -1,46 +1,112 @@
 """Finds the photographs that the command line names."""
 
 import glob
-import itertools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from fcclip_jax import files
 from fcclip_jax.conventions import IMAGE_SUFFIXES
 
+MOST_KINDS = 5
+"""Kinds of files passed over that are named; the rest are counted together."""
 
-def find_photos(given: Sequence[str], *, output: pathlib.Path) -> list[pathlib.Path]:
-    """Returns files, the images in folders (sorted, at any depth), and the images that patterns match; each file once.
 
-    output: the folder of results; pictures that an earlier run wrote to it are not photographs.
+class Found(NamedTuple):
+    """The photographs that the command line names, and what is beside them."""
+
+    paths: list[pathlib.Path]
+    passed_over: Counter[str]
+    """The number of other files, by their suffix in lower case; "" if they have none."""
+    unreadable: list[str]
+    """Folders that cannot be listed."""
+
+    @property
+    def remark(self) -> str:
+        """Sentences about what was passed over, each with a space before it; empty if nothing was."""
+        text, count = "", self.passed_over.total()
+        if count:
+            kinds = [
+                f"{number} {suffix or 'without a suffix'}"
+                for suffix, number in self.passed_over.most_common(MOST_KINDS)
+            ]
+            if rest := count - sum(number for _, number in self.passed_over.most_common(MOST_KINDS)):
+                kinds.append(f"{rest} others")
+            files_were = "file that is not an image was" if count == 1 else "files that are not images were"
+            text += f" {count} {files_were} passed over ({', '.join(kinds)})."
+        if self.unreadable:
+            folders_were = "folder" if len(self.unreadable) == 1 else "folders"
+            text += (
+                f" {len(self.unreadable)} {folders_were} could not be read ({', '.join(self.unreadable[:MOST_KINDS])})."
+            )
+        return text
+
+
+def find_photos(given: Sequence[str], *, output: pathlib.Path) -> Found:
+    """Finds files, the images in folders (sorted, at any depth), and the images that patterns match; each file once.
+
+    Links to folders are followed, once each. Files and folders whose names begin with a dot do not count.
+
+    output: the folder of results; what an earlier run wrote to it is neither a photograph nor passed over.
 
     Raises:
         ValueError: a folder has no images, or a pattern matches none.
         FileNotFoundError: a file does not exist.
     """
-    written = {output.resolve() / folder for folder in ("overlays", "panoptic", "semantic")}
-    found = itertools.chain.from_iterable(_find(name, written) for name in given)
-    unique: dict[pathlib.Path, pathlib.Path] = {}
-    for path in found:
-        unique.setdefault(path.resolve(), path)
-    return list(unique.values())
+    found, others, unreadable = {}, {}, []
+    for name in given:
+        path, any_image = pathlib.Path(name), False
+        if path.is_dir():
+            candidates = sorted(_inside(path, output, unreadable))
+        elif path.exists():
+            found.setdefault(os.path.realpath(path), path)  # also if its suffix is not an image's
+            continue
+        elif glob.has_magic(name):
+            candidates = sorted(file for file in _matches(name, unreadable) if not file.is_dir())
+        else:
+            raise FileNotFoundError(f"no photograph or folder exists at {name}")
+        for file in candidates:
+            is_image = file.suffix.lower() in IMAGE_SUFFIXES
+            any_image |= is_image
+            (found if is_image else others).setdefault(os.path.realpath(file), file)
+        if not any_image:
+            raise ValueError(f"{name} has no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    passed_over = Counter(file.suffix.lower() for real, file in others.items() if real not in found)
+    return Found(list(found.values()), passed_over, unreadable)
 
 
-def _find(name: str, written: set[pathlib.Path]) -> list[pathlib.Path]:
-    path = pathlib.Path(name)
-    if path.is_dir():
-        inside = sorted(path.rglob("*"))
-        found = [file for file in inside if not _hidden(file, path) and written.isdisjoint(file.resolve().parents)]
-    elif path.exists():
-        return [path]
-    elif glob.has_magic(name):
-        found = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
-    else:
-        raise FileNotFoundError(f"no photograph or folder exists at {name}")
-    found = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-    if not found:
-        raise ValueError(f"{name} has no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+def _matches(pattern: str, unreadable: list[str]) -> Iterator[pathlib.Path]:
+    """Yields what a pattern matches; unlike glob, it ends where links to folders form a loop."""
+    before, recursive, after = _split(pattern)
+    if not recursive:
+        yield from map(pathlib.Path, glob.iglob(pattern))
+        return
+    for base in glob.glob(before) if before else ["."]:
+        for folder, _ in files.walk(base, lambda error: unreadable.append(str(error.filename))):
+            yield from _matches(os.path.join(glob.escape(str(folder)), after or "*"), unreadable)
 
 
-def _hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _split(pattern: str) -> tuple[str, bool, str]:
+    """Splits a pattern at its first **."""
+    parts = pathlib.Path(pattern).parts
+    if "**" not in parts:
+        return pattern, False, ""
+    place = parts.index("**")
+    before, after = parts[:place], parts[place + 1 :]
+    return os.path.join(*before) if before else "", True, os.path.join(*after) if after else ""
+
+
+def _inside(folder: pathlib.Path, output: pathlib.Path, unreadable: list[str]) -> Iterator[pathlib.Path]:
+    """Yields the files below a folder, except an earlier run's results."""
+    results = os.path.realpath(output)
+    written = tuple(os.path.join(results, name, "") for name in ("overlays", "panoptic", "semantic"))
+    for path, names in files.walk(folder, lambda error: unreadable.append(str(error.filename))):
+        real = os.path.realpath(path)
+        if os.path.join(real, "").startswith(written):
+            continue
+        for name in names:
+            # The jsons of results are among the photographs if the output is their folder.
+            if real != results or not os.path.splitext(name)[1].lower().startswith(".json"):
+                yield pathlib.Path(path) / name

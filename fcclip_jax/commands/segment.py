@@ -191,7 +191,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     output = arguments.output
     files.check_writable(output, f"--output {output}")
-    paths = find_photos(arguments.photos, output=output)
+    found = find_photos(arguments.photos, output=output)
+    paths = found.paths
 
     from PIL import Image
 
@@ -252,7 +253,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
         f"{f', {earlier} done before' if earlier else ''}{f', {skipped} skipped' if skipped else ''}."
-        f" The results are in {output}."
+        f" The results are in {output}.{found.remark}"
     )
     return command_line.INCOMPLETE if skipped else command_line.DONE
 

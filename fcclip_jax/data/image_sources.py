@@ -1,4 +1,4 @@
-"""Where encoded images come from: addresses, open files, and PNGs with long texts."""
+"""Where encoded images come from: addresses, open files, PNGs with long texts, and kinds that Pillow lacks."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
-from PIL import Image
+from PIL import Image, features
 
 Value = TypeVar("Value")
 
@@ -35,6 +35,9 @@ LARGEST = 2**29
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """PNG's chunks of texts and colour profiles, which no pixel depends on here."""
+_AVIF = {b"avif", b"avis"}
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+"""The brands that files of both kinds have in their first box (ISO/IEC 23008-12, AVIF 1.1)."""
 
 
 def is_address(text: str) -> bool:
@@ -72,17 +75,50 @@ def whole(file: Readable) -> io.BytesIO:
 
 
 def read(file: Seekable, use: Callable[[Image.Image], Value]) -> Value:
-    """Returns use(image) of an encoded image, also of PNGs whose texts or colour profile exceed Pillow's limits."""
+    """Returns use(image) of an encoded image.
+
+    PNGs whose texts or colour profile exceed Pillow's limits are read too, and HEIC images if pillow-heif is installed.
+
+    Raises:
+        ValueError: the image is HEIC or AVIF, and what would read it is not installed.
+        Exception: Pillow's own, of any kind, for damaged data.
+    """
     try:
         with Image.open(file) as image:
             return use(image)
-    except Exception:
+    except Exception as error:
         file.seek(0)
         data = file.read(LARGEST)
-        if not data.startswith(_PNG) or len(plain := without_texts(data)) == len(data):
+        if isinstance(error, Image.UnidentifiedImageError) and _registers_reader(data):
+            plain = data
+        elif not data.startswith(_PNG) or len(plain := without_texts(data)) == len(data):
             raise
     with Image.open(io.BytesIO(plain)) as image:
         return use(image)
+
+
+def _registers_reader(data: bytes) -> bool:
+    """Returns whether a reader for the data, which Pillow did not recognise, was added to Pillow.
+
+    Raises:
+        ValueError: the data need one that is not installed.
+    """
+    if data[4:8] != b"ftyp":
+        return False
+    box = data[8 : int.from_bytes(data[:4], "big")]
+    brands = {box[place : place + 4] for place in range(0, len(box), 4)}
+    if brands & _AVIF:
+        if features.check("avif"):  # so the file is damaged
+            return False
+        raise ValueError("it is an AVIF image, which this Pillow cannot read; pip install --upgrade pillow")
+    if not brands & _HEIF:
+        return False
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError("it is a HEIC image, which Pillow cannot read alone; pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def without_texts(data: bytes) -> bytes:

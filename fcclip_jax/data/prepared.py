@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from fcclip_jax.data.coco_json import check_ids
 from fcclip_jax.data.records import Record
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -51,10 +52,11 @@ class PreparedDataset:
     def __getitem__(self, index: int) -> Record:
         example = self._records[index]
         objects = {key: np.asarray(values, np.int64) for key, values in example["panoptic_objects"].items()}
-        image_id = example["image/id"]
+        image_id, file_name = example["image/id"], example["image/filename"].decode()
+        check_ids(objects["id"], file_name)
         return Record(
             image_id=image_id.decode() if isinstance(image_id, bytes) else int(image_id),
-            file_name=example["image/filename"].decode(),
+            file_name=file_name,
             image=example["image"],
             panoptic=example["panoptic_image"],
             segments=np.stack([objects["id"], self._category_of[objects["label"]], objects["is_crowd"]], axis=1),

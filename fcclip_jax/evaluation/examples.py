@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import json
 import operator
-import os
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,9 +14,10 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES
+from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES, MAP_SUFFIXES
 from fcclip_jax.data import images
-from fcclip_jax.data.folder import FolderDataset, list_files
+from fcclip_jax.data.file_names import FileNames, check_apart, list_files, stem_of
+from fcclip_jax.data.folder import FolderDataset
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fcclip_jax.evaluation.ground_truth import LabelMap, PanopticSource, read_instances
 from fcclip_jax.evaluation.rows import Example, RecordRow, Row, size_mismatch
@@ -130,27 +130,30 @@ def open_semantic(
 
     Raises:
         FileNotFoundError: a label map is missing.
-        ValueError: two images share a name, a label map is damaged, differs from its image in size or has a number that
-            belongs to no class, or no pixel counts.
+        ValueError: two images share a name or a label map, several files could be an image's label map, a label map is
+            damaged, differs from its image in size or has a number that belongs to no class, or no pixel counts.
     """
     parent = epath.Path(images).expanduser()
     paths = _images_in(parent)
-    names = [path.relative_to(parent).as_posix().rpartition(".")[0] for path in paths]
+    names = [stem_of(path.relative_to(parent).as_posix()) for path in paths]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(
             f"{count} images in {parent} are called {name}: rename all but one, so that its label map has one image"
         )
     folder = epath.Path(labels).expanduser()
-    files = {name.rpartition(".")[0]: folder / path for name, path in list_files(folder, "label maps").items()}
+    files = FileNames(folder, list_files(folder, "label maps", MAP_SUFFIXES), key=stem_of)
     # If images in several folders share a name, each needs a label map in the same folder.
     uses = Counter(path.stem for path in paths)
-    found = [files.get(name) or (files.get(path.stem) if uses[path.stem] == 1 else None)
+    found = [files.find(name, path, any_depth=False)
+             or (files.find(path.stem, path) if uses[path.stem] == 1 else None)
              for name, path in zip(names, paths, strict=True)]  # fmt: skip
     if missing := [path for path, label_path in zip(paths, found, strict=True) if label_path is None]:
         raise FileNotFoundError(
-            f"{missing[0]} has no label map in {folder} ({len(missing)} of {len(paths)} images have none)"
+            f"{missing[0]} has no label map in {folder} ({len(missing)} of {len(paths)} images have none); the names of"
+            f" label maps end in {', '.join(sorted(MAP_SUFFIXES))}"
         )
+    check_apart(found, paths, folder)
     rows = [
         Row(name, path, labels=LabelMap(label_path, first_label))
         for name, path, label_path in zip(names, paths, found, strict=True)
@@ -226,22 +229,28 @@ def _check_sizes(rows: Sequence[Row], instances: Mapping | None) -> list[tuple[i
 
 
 def _images_in(folder: epath.Path) -> list[epath.Path]:
-    files = sorted(set(list_files(folder, "images").values()))
-    found = [folder / path for path in files if os.path.splitext(path.lower())[1] in IMAGE_SUFFIXES]
+    found = [folder / path for path in list_files(folder, "images", IMAGE_SUFFIXES)]
     if not found:
         raise FileNotFoundError(f"{folder} has no images; their names end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 
 def _find_maps(names: Sequence[str], folder: epath.Path, suffix: str) -> list[epath.Path]:
-    """Returns each photograph's map; raises FileNotFoundError if one is missing."""
-    files = list_files(folder, "label maps")
+    """Returns each photograph's map.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: several files could be meant, or two photographs have one map.
+    """
+    files = FileNames(folder, list_files(folder, "label maps"))
     maps = [name + suffix for name in names]
-    if missing := [name for name in maps if name not in files]:
+    found = [files.find(name, "the benchmark") for name in maps]
+    if missing := [name for name, path in zip(maps, found, strict=True) if path is None]:
         raise FileNotFoundError(
             f"{missing[0]} is not in {folder} ({len(missing)} of {len(maps)} images have no label map)"
         )
-    return [folder / files[name] for name in maps]
+    check_apart(found, names, folder)
+    return found
 
 
 def _check_count(benchmark: Benchmark, folder: epath.Path, count: int) -> None:
@@ -274,7 +283,7 @@ def _check_photographs(benchmark: Benchmark, folder: epath.Path, paths: Sequence
     """Raises ValueError if there are label maps whose photographs are missing."""
     stems = {path.name.removesuffix(benchmark.image_suffix) for path in paths}
     suffix, maps = benchmark.labels.suffix, folder / benchmark.labels.folder
-    names = {path.rpartition("/")[2] for path in list_files(maps, "label maps").values()}
+    names = {path.rpartition("/")[2] for path in list_files(maps, "label maps")}
     lost = sorted(name for name in names if name.endswith(suffix) and name.removesuffix(suffix) not in stems)
     if lost:
         raise ValueError(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fcclip_jax.conventions import CITYSCAPES_LABELS, IGNORE
 from fcclip_jax.data import images
+from fcclip_jax.data.coco_json import by_id, check_categories
 from fcclip_jax.data.decoding import decode_ids
 from fcclip_jax.data.folder import FolderDataset
 from fcclip_jax.metrics.panoptic import Truth
@@ -136,7 +137,7 @@ def read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocab
         raise FileNotFoundError(f"the instance annotation {path} does not exist")
     try:
         content = json.loads(path.read_bytes())
-        entries = {entry["id"]: entry for entry in content["images"]}
+        entries = by_id(content["images"])
         if missing := [id for id in ids if id not in entries]:
             raise ValueError(f"the image {missing[0]!r} is missing ({len(missing)} of {len(ids)} images are)")
         sizes = {id: (entries[id]["height"], entries[id]["width"]) for id in ids}
@@ -150,6 +151,7 @@ def read_instances(path: epath.Path, ids: Sequence[int | str], vocabulary: Vocab
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         fault = f"an entry has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} does not annotate these images in COCO's instance format: {fault}") from None
+    check_categories(content["categories"], path)
     if unknown:
         raise ValueError(
             f"{path} has the category {unknown[0]}, which is not a thing class of the vocabulary {vocabulary.name!r}"

@@ -1,5 +1,6 @@
 """Finding photographs: files, folders and patterns."""
 
+import os
 import re
 
 import pytest
@@ -14,8 +15,8 @@ def test_files_folders_and_patterns_each_once(tmp_path):
     (tmp_path / "notes.txt").write_text("no photograph")
 
     def found(*given):
-        paths = find_photos([str(tmp_path / name) for name in given], output=tmp_path / "out")
-        return [path.relative_to(tmp_path).as_posix() for path in paths]
+        found = find_photos([str(tmp_path / name) for name in given], output=tmp_path / "out")
+        return [path.relative_to(tmp_path).as_posix() for path in found.paths]
 
     assert found("") == ["[x].jpg", "a.jpg", "sub/b.PNG", "sub/deep/c.webp"]
     assert found("a.jpg", "", "sub/../a.jpg") == ["a.jpg", "[x].jpg", "sub/b.PNG", "sub/deep/c.webp"]
@@ -24,6 +25,69 @@ def test_files_folders_and_patterns_each_once(tmp_path):
     assert found("[x].jpg") == ["[x].jpg"]
     assert found("sub/*") == ["sub/b.PNG"]
     assert found("notes.txt") == ["notes.txt"], "files that are named explicitly are tried"
+
+
+def test_linked_folders_are_searched_and_loops_end(tmp_path):
+    for name in ("photos/b/x.jpg", "elsewhere/deep/y.jpg", "single/z.jpg"):
+        write_photo(tmp_path / name)
+    folder = tmp_path / "photos"
+    (folder / "a").symlink_to(folder / "b")
+    (folder / "c").symlink_to(tmp_path / "elsewhere")
+    (folder / "d.jpg").symlink_to(tmp_path / "single" / "z.jpg")
+    for name in ("loop", "again"):  # glob would follow the two in turns, 2^40 times
+        (folder / name).symlink_to(folder)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    for given in (folder, folder / "**" / "*.jpg", folder / "**"):
+        found = find_photos([str(given)], output=tmp_path / "out")
+        assert [path.relative_to(folder).as_posix() for path in found.paths] == ["b/x.jpg", "c/deep/y.jpg", "d.jpg"]
+
+
+def test_what_is_passed_over_is_counted(tmp_path):
+    folder = tmp_path / "photos"
+    for name in ("a.JPG", "sub/b.jfif", "c.jpe", "d.mpo", "e.jp2", "f.avif", "g.HEIC", "h.heif", "i.webp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")  # nothing is opened
+    for name in ("1.txt", "sub/2.TXT", "sub/raw.cr2", "README", ".hidden.txt", ".git/config"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    found = find_photos([str(folder)], output=tmp_path / "out")
+    assert len(found.paths) == 9
+    assert found.passed_over == {".txt": 2, ".cr2": 1, "": 1}
+    assert found.remark == " 4 files that are not images were passed over (2 .txt, 1 without a suffix, 1 .cr2)."
+    assert find_photos([str(folder), str(folder / "*"), str(folder / "1.txt")], output=tmp_path).passed_over == {
+        ".txt": 1,
+        ".cr2": 1,
+        "": 1,
+    }, "each once, and a file that is named is no other"
+    assert find_photos([str(folder / "a.JPG")], output=tmp_path / "out").remark == ""
+    for number in range(5):
+        (folder / f"x.{number}").write_text("")
+    assert find_photos([str(folder)], output=tmp_path / "out").remark.endswith(", 3 others).")
+
+
+def test_links_without_a_target_and_folders_that_cannot_be_read(tmp_path, monkeypatch):
+    """Neither is passed over in silence: the first is reported as a photograph that cannot be read."""
+    write_photo(tmp_path / "a.jpg")
+    write_photo(tmp_path / "locked" / "c.jpg")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "gone.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_photos([str(tmp_path)], output=tmp_path / "out")
+    assert [path.name for path in found.paths] == ["a.jpg", "b.jpg"]
+    assert found.remark == f" 1 folder could not be read ({tmp_path / 'locked'})."
+
+
+def test_the_closing_line_counts_what_was_passed_over(segment, photos, capsys):
+    (photos / "notes.txt").write_text("")
+    for _ in range(2):
+        assert segment(photos, output=photos) == 0
+        assert capsys.readouterr().out.endswith(". 1 file that is not an image was passed over (1 .txt).\n")
 
 
 @pytest.mark.parametrize("output", ["out", ".", ".."])
@@ -38,7 +102,7 @@ def test_its_own_pictures_are_not_photographs(segment, photos, output):
     ("name", "message"),
     [
         ("missing.jpg", "no photograph or folder exists at .*missing.jpg"),
-        ("empty", "empty has no images; their names end in .bmp, .gif"),
+        ("empty", "empty has no images; their names end in .avif, .bmp, .gif"),
         ("photos/*.bmp", r"photos/\*\.bmp has no images"),
     ],
 )

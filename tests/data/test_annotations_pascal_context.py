@@ -112,6 +112,11 @@ def test_bad_sources(official, capsys):
         (annotation, lambda path: path.unlink(), "trainval_merged.json does not exist; unpack"),
         (annotation, lambda path: path.write_text("{"), "is not PASCAL in Detail's annotation"),
         (annotation, lambda path: path.write_text("[]"), "is not PASCAL in Detail's annotation"),
+        (
+            annotation,
+            lambda path: edit(path, lambda content: content["images"].append(content["images"][0])),
+            "the image 2010_000002.jpg is listed twice with the id 100",
+        ),
         (annotation, lambda path: edit(path, lambda content: content.pop("images")), "'images' is missing"),
         (annotation, segment(image_id=7), ": 7 is missing"),
         (annotation, segment(category_id=3), "the category 3 is not one of the 59 classes"),

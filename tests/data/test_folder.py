@@ -8,7 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from fcclip_jax.data import decoding, images
-from fcclip_jax.data.folder import FolderDataset, vocabulary_of
+from fcclip_jax.data.coco_json import vocabulary_of
+from fcclip_jax.data.folder import FolderDataset
 from fcclip_jax.text.vocabulary import color_of
 from tests.data import tiny
 
@@ -38,10 +39,10 @@ def test_categories_become_the_vocabulary(paths):
     assert (cat.id, cat.names, cat.is_thing, cat.color) == (3, ("cat", "kitten"), True, (10, 20, 30))
     assert (sky.id, sky.names, sky.is_thing) == (7, ("sky", "clouds"), False)
     assert (dog.names, dog.is_thing, dog.color) == (("dog",), True, color_of("dog"))
-    with pytest.raises(ValueError, match="gives the id 3 to 2 classes"):
-        vocabulary_of([*tiny.CATEGORIES, {"id": 3, "name": "cow"}], "farm")
-    with pytest.raises(ValueError, match="categories of farm .* 'name' is missing in an entry"):
-        vocabulary_of([{"id": 3}], "farm")
+    with pytest.raises(ValueError, match="farm.json gives the id 3 to the categories 'cat, kitten' and 'cow'"):
+        vocabulary_of([*tiny.CATEGORIES, {"id": 3, "name": "cow"}], "farm.json")
+    with pytest.raises(ValueError, match="the category {'id': 3} of farm.json is not of the form"):
+        vocabulary_of([{"id": 3}], "farm.json")
 
 
 def _lose_images(paths):
@@ -93,11 +94,11 @@ def _edit(change):
         ),
         (
             _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area="5")),
-            "is not in COCO's panoptic format: an area is '5', not a number of pixels",
+            "a segment of 001.png in .*panoptic.json has the area '5', not a number of pixels",
         ),
         (
             _edit(lambda content: content["annotations"][1]["segments_info"][2].update(area=-1)),
-            "an area is -1, not a number of pixels",
+            "a segment of 001.png in .*panoptic.json has the area -1, not a number of pixels",
         ),
         (
             _edit(lambda content: content["annotations"][1].pop("segments_info")),
@@ -110,6 +111,77 @@ def _edit(change):
         (
             _edit(lambda content: content["annotations"][2]["segments_info"][0].update(id=1 << 24)),
             "the segment 16777216 of 002.png in .* is out of range",
+        ),
+        (
+            _edit(lambda content: content["images"][1].update(id=100)),
+            r"panoptic.json is not in .*: 000.jpg and 001.jpg are listed with the id 100; give each image its own id",
+        ),
+        (
+            _edit(lambda content: content["images"].append(content["images"][1])),
+            "panoptic.json is not in .*: the image 001.jpg is listed twice with the id 101",
+        ),
+        (
+            _edit(lambda content: content["images"][1].update(file_name="./000.jpg")),
+            "panoptic.json has one file, .*000.jpg, for the images 100 and 101; give each image its own",
+        ),
+        (
+            _edit(lambda content: content["annotations"][1].update(file_name="000.png")),
+            "panoptic.json has one file, .*000.png, for the images 100 and 101; give each image its own",
+        ),
+        (
+            _edit(lambda content: content["images"][1].update(file_name=7)),
+            "panoptic.json is not in .*: a file_name is 7, not",
+        ),
+        (
+            _edit(lambda content: content["images"][1].update(id=101.5)),
+            r"panoptic.json is not in .*: the image 001.jpg has the id 101.5; ids are whole numbers or text",
+        ),
+        (
+            _edit(lambda content: content["images"][1].update(id="101")),
+            r"panoptic.json is not in .*: image ids are 100 and '101'; write all as numbers, or all as text",
+        ),
+        (
+            _edit(lambda content: content["categories"][1].update(name="Cat")),
+            "panoptic.json calls both the category 3 and the category 7 'Cat'; names must differ",
+        ),
+        (
+            _edit(lambda content: content["categories"][1].update(id=3)),
+            "panoptic.json gives the id 3 to the categories 'cat, kitten' and 'sky'; ids must differ",
+        ),
+        *(
+            (
+                _edit(lambda content, value=value: content["categories"][1].update(isthing=value)),
+                rf"the category 'sky' of .*panoptic.json has isthing {value!r}; write 1 for things, 0 for stuff",
+            )
+            for value in ("0", "false", 2, None)
+        ),
+        (
+            _edit(lambda content: content["categories"][1].update(synonyms="clouds")),
+            "the category 'sky' of .*panoptic.json has the synonyms 'clouds'; write a list of words",
+        ),
+        (
+            _edit(lambda content: content["categories"][1].update(color=[1, 2])),
+            r"the categories of .*panoptic.json: the class .*\[1, 2\].* is not of the form",
+        ),
+        (
+            _edit(lambda content: content["annotations"][1]["segments_info"][2].update(id=0)),
+            "the segment 0 of 001.png in .* is out of range; ids are from 1 to 16777215, 0 is void",
+        ),
+        *(
+            (
+                _edit(lambda content, edit=edit: content["annotations"][1]["segments_info"][2].update(edit)),
+                rf"the segment {edit.get('id', 301)!r} of 001.png in .*panoptic.json has the {key} {edit[key]!r}, not {form}",
+            )
+            for key, form, edit in (
+                ("id", "a whole number", {"id": "301"}),
+                ("id", "a whole number", {"id": 301.5}),
+                ("id", "a whole number", {"id": 10**30}),
+                ("category_id", "a whole number", {"category_id": "3"}),
+                ("category_id", "a whole number", {"category_id": True}),
+                ("iscrowd", "0 or 1", {"iscrowd": "0"}),
+                ("iscrowd", "0 or 1", {"iscrowd": 2}),
+                ("iscrowd", "0 or 1", {"iscrowd": None}),
+            )
         ),
     ],
 )

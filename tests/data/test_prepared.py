@@ -74,6 +74,18 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert_same_records(PreparedDataset(output, "train"), dataset)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [((0, 5), "segment 0 of 000.jpg is out of range; .* 0 is void"), ((5, 5), "segment 5 of 000.jpg appears twice")],
+)
+def test_records_that_another_program_wrote_are_checked_too(tmp_path, ids, message):
+    dataset = FolderDataset(*tiny.write(tmp_path / "data", 1))
+    dataset._segments[:2, 0] = ids
+    write_shards({"train": dataset}, tmp_path / "prepared")
+    with pytest.raises(ValueError, match=message):
+        PreparedDataset(tmp_path / "prepared", "train")[0]
+
+
 def test_named_images(tmp_path):
     """ADE20K's image ids are words."""
     paths = tiny.write(tmp_path / "data", 2)

@@ -5,11 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 from fcclip_jax.conventions import IGNORE
-from fcclip_jax.data.folder import list_files
 from fcclip_jax.evaluation.benchmarks import BENCHMARKS
 from fcclip_jax.evaluation.examples import open_benchmark, open_semantic
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -206,11 +204,57 @@ def test_links_to_folders_and_hidden_files(tmp_path):
         assert len(open_benchmark("cityscapes", tmp_path, tasks)) == 3
 
 
-def test_of_files_with_one_name_the_least_deep_counts(tmp_path):
-    for folder in ("a/b", "c", "a/a"):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / "x.jpg").write_bytes(b"")
-    assert list_files(epath.Path(tmp_path), "images")["x.jpg"] == "c/x.jpg"
+def test_a_map_that_could_be_either_of_two_files(tmp_path):
+    layouts.write("ade20k", tmp_path)
+    maps = tmp_path / "ADEChallengeData2016" / "annotations" / "validation"
+    path = min(maps.iterdir())
+    for folder in ("x", "y"):
+        (maps / folder).mkdir()
+        shutil.copy(path, maps / folder)
+    assert len(open_benchmark("ade20k", tmp_path)) == 3  # the one that is not in a subfolder
+    path.unlink()
+    with pytest.raises(
+        ValueError, match=f"names {path.name}, which may be x/{path.name} or y/{path.name} in .*validation"
+    ):
+        open_benchmark("ade20k", tmp_path)
+
+
+def test_label_maps_are_only_files_that_can_be_maps(tmp_path):
+    paths = write_photos(tmp_path, {"0": 0, "1": 1})
+    words = Vocabulary.from_words(["cat", "sofa"])
+    for name in ("0.json", "0.txt", "0.jpg", "0.zzz", ".0.png"):
+        (paths[1] / name).write_text("{}")
+    examples = open_semantic(*paths, words)
+    assert [row.labels.path.name for row in examples.rows] == ["0.png", "1.png"]
+    shutil.copy(paths[1] / "0.png", paths[1] / "0.TIF")
+    with pytest.raises(ValueError, match="0.jpg names 0, which may be 0.TIF or 0.png in .*maps"):
+        open_semantic(*paths, words)
+    (paths[1] / "0.TIF").unlink()
+    (paths[1] / "0.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"0.jpg has no label map in .*maps \(1 of 2 .*; the names of label maps end"
+    ):
+        open_semantic(*paths, words)
+
+
+def test_label_maps_of_one_stem_in_two_folders(tmp_path):
+    paths = write_photos(tmp_path, {"0": 0})
+    (paths[1] / "0.png").rename(paths[1] / "1.png")
+    for folder in ("x", "y"):
+        (paths[1] / folder).mkdir()
+        shutil.copy(paths[1] / "1.png", paths[1] / folder / "0.png")
+    with pytest.raises(ValueError, match="0.jpg names 0, which may be x/0.png or y/0.png in .*maps"):
+        open_semantic(*paths, Vocabulary.from_words(["cat"]))
+
+
+def test_photographs_of_every_kind_are_evaluated(tmp_path):
+    paths = write_photos(tmp_path, {"0": 0, "1": 1, "2": 0, "3": 1})
+    for name, suffix in (("1", "jfif"), ("2", "webp"), ("3", "JP2")):
+        Image.new("RGB", (8, 6)).save(paths[0] / f"{name}.{suffix}")
+        (paths[0] / f"{name}.jpg").unlink()
+    examples = open_semantic(*paths, Vocabulary.from_words(["cat", "sofa"]))
+    assert [row.image_path.name for row in examples.rows] == ["0.jpg", "1.jfif", "2.webp", "3.JP2"]
+    assert examples[3].image.shape == (6, 8, 3)
 
 
 def test_names(tmp_path):

@@ -121,6 +121,14 @@ def _lose(key):
         ),
         (_edit_instances(lambda content: content["images"][0].pop("width")), "an entry has no 'width'"),
         (
+            _edit_instances(lambda content: content["images"].append(content["images"][0])),
+            "ade20k_instance_val.json does not .*: the image 000000000100.jpg is listed twice with the id '000000000100'",
+        ),
+        (
+            _edit_instances(lambda content: content["categories"].append(content["categories"][0])),
+            r"ade20k_instance_val.json gives the id \d+ to the categories",
+        ),
+        (
             _edit_instances(lambda content: content["images"][0].update(height=7)),
             r"is \d+x\d+ pixels, but its instance annotation is \d+x7|the mask of the annotation",
         ),

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from fcclip_jax.data.annotations import jobs, pixels
 from fcclip_jax.data.annotations.jobs import FOLDERS, Converted, Job, Plan
+from fcclip_jax.data.coco_json import by_id
 
 OFFICIAL_COUNTS = {"train": 4996, "val": 5104}
 CLASSES = 459
@@ -138,8 +139,8 @@ def _read_json(path: pathlib.Path, changed: int) -> list[Annotated]:
     try:
         content = json.loads(path.read_bytes())
         images = {
-            entry["image_id"]: Annotated(str(entry["file_name"]), str(entry["phase"]), [])
-            for entry in content["images"]
+            id: Annotated(str(entry["file_name"]), str(entry["phase"]), [])
+            for id, entry in by_id(content["images"], "image_id").items()
         }
         for entry in content["annos_segmentation"]:
             segment = Segment(int(entry["category_id"]), dict(entry["segmentation"]))
