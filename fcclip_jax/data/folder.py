@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Int
 
 from fcclip_jax.data.records import Record
-from fcclip_jax.text.vocabulary import Vocabulary, color_of
+from fcclip_jax.text.vocabulary import Vocabulary, color_of, split_synonyms
 
 MAX_ID = (1 << 24) - 1
 """Segment ids are the three bytes of a PNG's pixel."""
@@ -137,7 +137,7 @@ def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
     """Returns the vocabulary of a json's categories.
 
     Each has "id" and "name", and may have "isthing" (1 by default), "color" (derived from the name by default) and
-    "synonyms" (a list). Commas in a name separate synonyms too.
+    "synonyms" (a list). Commas or | in a name separate synonyms too.
 
     Raises:
         ValueError: a category has another form, or two share an id.
@@ -147,7 +147,7 @@ def vocabulary_of(categories: Sequence[dict], name: str) -> Vocabulary:
             {
                 "id": entry["id"],
                 "names": [
-                    word.strip() for text in (entry["name"], *entry.get("synonyms", ())) for word in text.split(",")
+                    name for item in (entry["name"], *entry.get("synonyms", ())) for name in split_synonyms(item)
                 ],
                 "thing": bool(entry.get("isthing", 1)),
                 "color": entry.get("color") or color_of(entry["name"]),
