@@ -65,6 +65,12 @@ def _show(message: Warning | str, category: type[Warning], *where: object) -> No
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+def say(text: str) -> None:
+    """Prints a line that has names of the user's, which the terminal's encoding may lack: it shows their code points."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def count(text: str) -> int:
     """Reads an argument that is a positive whole number."""
     try:

@@ -1,7 +1,6 @@
 """The classes of `fcclip segment`: those of --classes and --stuff, or the words that the checkpoint was trained on."""
 
-import sys
-
+from fcclip_jax import command_line
 from fcclip_jax.conventions import RANDOM_WEIGHTS
 from fcclip_jax.text import class_lists
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -33,7 +32,5 @@ def announce(words: Vocabulary | None, training_words: Vocabulary) -> Vocabulary
     if not found.classes:
         raise ValueError("this checkpoint was trained on no words; name the classes, as in --classes 'cat, dog'")
     source = " (the checkpoint's training words, as there is no --classes)" if words is None else ""
-    # Names may have characters that the terminal's encoding lacks.
-    encoding = sys.stdout.encoding or "utf-8"
-    print(f"{found.summary()}{source}".encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    command_line.say(f"{found.summary()}{source}")
     return found

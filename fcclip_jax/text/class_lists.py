@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from fcclip_jax.text import vocabulary
+from fcclip_jax.text.known_words import parts_of
 from fcclip_jax.text.vocabulary import Vocabulary, split_synonyms, split_words
 
 FILES = (".txt", ".json", ".yaml", ".yml")
@@ -82,7 +83,7 @@ def warn_of_lists(words: Vocabulary) -> None:
     sole = len(words.classes) == 1
     for entry in words.classes:
         alone = len(entry.names) == 1
-        parts = _parts(entry.name) if alone else _separate(entry.names) if sole else []
+        parts = parts_of(entry.name, _common()) if alone else _separate(entry.names) if sole else []
         if len(parts) >= (2 if sole and alone else 3):
             warnings.warn(
                 f"{', '.join(entry.names)!r} is one class; if these are {len(parts)} classes, separate them:"
@@ -189,7 +190,7 @@ def _check_word(word: str, words: list[str], option: str) -> None:
 def _looks_like_a_file(name: str) -> bool:
     if _PATH_START.match(name) or ("/" in name and os.path.exists(name)):
         return True
-    return _FILE_NAME.fullmatch(name) is not None and not _parts(name)
+    return _FILE_NAME.fullmatch(name) is not None and not parts_of(name, _common())
 
 
 def _means_a_vocabulary(text: str) -> bool:
@@ -209,25 +210,9 @@ def _common_names() -> dict[str, dict[str, int]]:
     }
 
 
-def _parts(name: str) -> list[str]:
-    """Splits a name into the fewest names of `COMMON` that it is made of, with "and" or marks between them.
-
-    Returns an empty list for a name that is one of `COMMON` itself, or that has any other word.
-    """
-    known = set().union(*_common_names().values())
-    if name.lower() in known:
-        return []
-    words = [word for word in re.split(r"[^\w'-]+", name.lower()) if word and word != "and"]
-    # fewest[n] is the shortest list of names that the first n words make.
-    fewest: list[list[str] | None] = [[]]
-    for end in range(1, len(words) + 1):
-        options = [
-            [*before, " ".join(words[start:end])]
-            for start in range(max(0, end - 4), end)
-            if (before := fewest[start]) is not None and " ".join(words[start:end]) in known
-        ]
-        fewest.append(min(options, key=len, default=None))
-    return fewest[-1] or []
+@functools.cache
+def _common() -> frozenset[str]:
+    return frozenset().union(*_common_names().values())
 
 
 def _separate(names: tuple[str, ...]) -> list[str]:
