@@ -69,7 +69,7 @@ def read_numbered_classes(classes: str, *, option: str) -> Vocabulary:
             f"{option} has commas and semicolons, which both separate classes; use one of them, and | between synonyms, as in"
             " 'cat|kitten; sofa'"
         )
-    if any(not part.strip() for part in re.split("[,;]", classes)):
+    if any(not part.strip() for part in re.split("[,;]", re.sub(r"[,;]\s*$", "", classes))):
         raise ValueError(f"{option} is {classes!r}, but the class name '' is empty; remove the additional separator")
     return read_classes(classes, option=option)
 
@@ -98,7 +98,7 @@ def _read(text: str, option: str, *, among_classes: bool = False) -> list[str] |
         return Vocabulary.load(text)
     if text.startswith("["):
         return _items(_parsed(json.loads, text, f"{option} {text!r:.80}"), f"{option} {text!r:.80}")
-    path = pathlib.Path(text).expanduser()
+    path = pathlib.Path(os.path.expanduser(text))
     if text.lower().endswith(FILES) and (len(split_words(text)) == 1 or os.path.exists(path)):
         return _read_file(path, option)
     if not among_classes and _means_a_vocabulary(text):
@@ -177,7 +177,7 @@ def _check_word(word: str, words: list[str], option: str) -> None:
     for name in split_synonyms(word):
         if not _looks_like_a_file(name):
             continue
-        if not os.path.exists(pathlib.Path(name).expanduser()):
+        if not os.path.exists(os.path.expanduser(name)):
             advice = (
                 "" if "/" in name or "\\" in name else f"; for a class of that name, write {name.replace('.', '. ')!r}"
             )

@@ -111,7 +111,9 @@ def test_refused(tmp_path, monkeypatch, text, message):
         read_classes(text)
 
 
-@pytest.mark.parametrize("name", ["Mr. Bean", "and/or", "U.S.A", "3.5 inch disk", "vitamin B.12", "cat.dogfish"])
+@pytest.mark.parametrize(
+    "name", ["Mr. Bean", "and/or", "U.S.A", "3.5 inch disk", "vitamin B.12", "~nobody", "cat.dogfish"]
+)
 def test_names_with_marks_are_words(name):
     assert names(read_classes(f"{name}, cat")) == [(name,), ("cat",)]
 
