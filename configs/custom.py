@@ -2,8 +2,8 @@
 
     python -m fcclip_jax.main --config=configs/custom.py --config.init=fcclip_convnext_large --workdir=runs/custom
 
-The json's categories {"id", "name", "isthing"} become the training vocabulary; commas separate the synonyms in a name
-("cat, kitten"). This configuration fine-tunes the released FC-CLIP on a few thousand images. A checkpoint of a CLIP
+The json's categories {"id", "name", "isthing"} become the training vocabulary; | or commas separate the synonyms in a
+name ("cat|kitten"). This configuration fine-tunes the released FC-CLIP on a few thousand images. A checkpoint of a CLIP
 alone (`python -m convert openclip`) starts with a new head instead, and needs the steps of configs/coco.py. The result
 depends on the data: watch "pq" in TensorBoard. configs/custom.py:debug runs in a minute, from random weights.
 """

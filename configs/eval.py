@@ -81,7 +81,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The designs of the emoji in the variant world: training, or kept_back, which no training uses.
     config.world = ConfigDict({"designs": "training"})
-    # Data of your own. For label maps, separate the words of classes with ; and their synonyms with a comma.
+    # Data of your own. For label maps, words are the classes in the labels' order, as for fcclip segment --classes: "cat|kitten; sofa",
+    # a file or a vocabulary's name.
     names = ("images", "panoptic_json", "panoptic_pngs", "labels", "words")
     config.custom = ConfigDict({name: placeholder(str) for name in names})
     config.custom.first_label = 0  # the label of the first class; pixels with smaller labels are ignored

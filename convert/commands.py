@@ -24,14 +24,14 @@ def from_openclip(arguments: argparse.Namespace) -> None:
     """Converts a CLIP of OpenCLIP's to a checkpoint of CLIP alone."""
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
     read_description(arguments.model, arguments.quick_gelu, False)  # refuses a wrong name before gigabytes are read
-    weights, quick_gelu = read_clip(arguments.pretrained, arguments.model)
-    weights = _with_source(weights, arguments.source)
+    clip = read_clip(arguments.pretrained, arguments.model)
+    weights = _with_source(clip.weights, arguments.source)
     if any(key.startswith((fcclip.CLIP_PREFIX, fcclip.HEAD_PREFIX)) for key in weights.tensors):
         raise ValueError(f"{arguments.pretrained} contains a whole FC-CLIP; convert it with `{PROG} fcclip`")
-    description = read_description(arguments.model, arguments.quick_gelu, quick_gelu or False)
+    description = read_description(arguments.model, arguments.quick_gelu, clip.quick_gelu or False)
     if isinstance(description, ModelDescription):
         description = description.clip
-    write_checkpoint(arguments, description, weights, None, None)
+    write_checkpoint(arguments, description, weights, None, None, clip.known_words)
 
 
 def from_fcclip(arguments: argparse.Namespace) -> None:
@@ -63,9 +63,9 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
             f"{arguments.checkpoint} contains no CLIP weights; add --clip with their tag or file (the official models"
             " have OpenCLIP's laion2b_s29b_b131k_ft_soup for convnext_large_d_320, openai for RN50 and other ResNets)"
         )
-    clip_source, quick_gelu = None, None
+    clip_source, quick_gelu, known_words = None, None, None
     if arguments.clip:
-        clip, quick_gelu = read_clip(arguments.clip, arguments.model)
+        clip, quick_gelu, known_words = read_clip(arguments.clip, arguments.model)
         clip_source = clip.source
         weights.tensors.update({fcclip.CLIP_PREFIX + key: tensor for key, tensor in clip.tensors.items()})
         clip.tensors.clear()
@@ -79,7 +79,7 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
         if ovrcoat:
             defaults = fcclip.OVRCOAT_OFFICIAL if arguments.as_official else fcclip.OVRCOAT
             description = dataclasses.replace(description, defaults=defaults)
-    write_checkpoint(arguments, description, weights, clip_source, vocabulary)
+    write_checkpoint(arguments, description, weights, clip_source, vocabulary, known_words)
 
 
 def to_torch(arguments: argparse.Namespace) -> None:
@@ -119,6 +119,7 @@ def write_checkpoint(
     weights: weight_files.Weights,
     clip_source: checkpoint.Origin | None,
     vocabulary: Vocabulary | None,
+    known_words: tuple[str, ...] | None,
 ) -> None:
     """Converts weights by the model's table, writes the checkpoint, and prints a summary."""
     variables = named_variables(abstract_model(description))
@@ -142,6 +143,7 @@ def write_checkpoint(
         source=weights.source,
         clip_source=clip_source,
         ignored=ignored,
+        known_words=known_words,
     )
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
     _report(arguments.output, contents, variables, given, table)
@@ -167,6 +169,8 @@ def _report(
     if contents.training_vocabulary:
         vocabulary = contents.training_vocabulary
         print(f"  trained with the vocabulary {vocabulary.name}, {len(vocabulary.classes)} classes")
+    if contents.known_words:
+        print(f"  knows only the {len(contents.known_words)} words that CLIP was trained with")
     ignored: dict[str, list[str]] = {}
     for key in keys:
         for entry in table.ignored:

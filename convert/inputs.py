@@ -40,13 +40,20 @@ def read_weights(path: pathlib.Path, *, name: str | None = None) -> weight_files
     return weights
 
 
-def read_clip(where: str, model: str) -> tuple[weight_files.Weights, bool | None]:
-    """Reads CLIP's weights by OpenCLIP's keys.
+class Clip(NamedTuple):
+    """CLIP's weights, by OpenCLIP's keys, and what their source records of them."""
+
+    weights: weight_files.Weights
+    quick_gelu: bool | None
+    """Whether they were trained with QuickGELU; None if the source does not record it."""
+    known_words: tuple[str, ...] | None
+    """The only words that they were trained with; None for any words, or if the source does not record it."""
+
+
+def read_clip(where: str, model: str) -> Clip:
+    """Reads CLIP's weights.
 
     where: OpenCLIP's tag, a weight file, or a checkpoint of CLIP alone.
-
-    Returns:
-        The weights, and whether they were trained with QuickGELU: None if the source does not record it.
     """
     if epath.Path(where).is_dir():
         contents = checkpoint.read(where)
@@ -56,13 +63,14 @@ def read_clip(where: str, model: str) -> tuple[weight_files.Weights, bool | None
         tensors = {
             key: weight_files.Tensor(array.shape, functools.partial(np.asarray, array)) for key, array in arrays.items()
         }
-        return weight_files.Weights(contents.source, tensors, 0), contents.description.text.quick_gelu
+        weights = weight_files.Weights(contents.source, tensors, 0)
+        return Clip(weights, contents.description.text.quick_gelu, contents.known_words)
     path = pathlib.Path(where)
     if path.exists() or path.suffix in WEIGHT_SUFFIXES:
-        return read_weights(path), None
+        return Clip(read_weights(path), None, None)
     print(f"downloading OpenCLIP's weights {where} of {model}, if they are not cached", flush=True)
     pretrained = tags.download(model, where)
-    return read_weights(pretrained.path, name=where), pretrained.quick_gelu
+    return Clip(read_weights(pretrained.path, name=where), pretrained.quick_gelu, None)
 
 
 def read_description(model: str, override: bool | None, quick_gelu: bool) -> ModelDescription | ClipDescription:
@@ -79,7 +87,7 @@ def read_description(model: str, override: bool | None, quick_gelu: bool) -> Mod
         chosen = override if override is not None else quick_gelu or name != model
         return descriptions.clip_description(name, quick_gelu=chosen)
     try:
-        record = json.loads(pathlib.Path(model).read_text())
+        record = json.loads(pathlib.Path(model).read_text("utf-8-sig"))
         whole = isinstance(record, dict) and "clip" in record
         description = description_json.model_from_json(record) if whole else description_json.clip_from_json(record)
     except (TypeError, ValueError) as error:
@@ -98,7 +106,7 @@ def read_vocabulary(name: str) -> Vocabulary:
     if not name.endswith(".json"):
         raise ValueError(f"the vocabulary {name!r} does not exist; give a json file, or one of {', '.join(shipped())}")
     try:
-        return Vocabulary.from_json(pathlib.Path(name).read_text())
+        return Vocabulary.from_json(pathlib.Path(name).read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -35,7 +36,9 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
     describe: makes the sentence from an error; by default `one_line`.
     """
     try:
-        code = command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            code = command()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -56,6 +59,17 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
             raise
         print(f"error: not enough memory; {memory_advice}", file=sys.stderr)
         return REFUSED
+
+
+def _show(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """Prints a warning as a sentence; Python's own form adds the line of code."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Prints a line that has names of the user's, which the terminal's encoding may lack: it shows their code points."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def count(text: str) -> int:

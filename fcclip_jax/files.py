@@ -67,12 +67,12 @@ def claim(folder: epath.Path, plan: Mapping[str, Any]) -> None:
     """
     record = folder / PLAN
     if record.exists():
-        if json.loads(record.read_text()) != plan:
+        if json.loads(record.read_text("utf-8")) != plan:
             raise ValueError(f"{folder} contains other data, finished or not; empty it or choose another folder")
         return
     if any(folder.iterdir()):
         raise ValueError(f"{folder} contains other files; choose an empty folder")
-    record.write_text(json.dumps(plan))
+    record.write_text(json.dumps(plan), "utf-8")
 
 
 def walk(

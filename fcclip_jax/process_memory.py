@@ -10,13 +10,13 @@ import sys
 def reset_peak_memory() -> None:
     """Resets `peak_memory` to the memory in use now, on Linux. Elsewhere the peak counts from the start of the process."""
     with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        pathlib.Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def peak_memory() -> int:
     """Returns the most memory that this process has held, in bytes; 0 where the system does not tell."""
     with contextlib.suppress(OSError):
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text("ascii", "replace")
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
     try:
         import resource

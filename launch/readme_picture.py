@@ -27,7 +27,7 @@ VOCABULARIES = (
 
 
 def main(folder: str = str(ROOT / "launch")) -> None:
-    in_picture = {row["file"]: set(row["words"]) for row in json.loads((PICTURES / "pictures.json").read_text())}
+    in_picture = {row["file"]: set(row["words"]) for row in json.loads((PICTURES / "pictures.json").read_text("utf-8"))}
     segmenter = Segmenter.load("world")
     segmenter.set_classes("world")
     results = segmenter([PICTURES / name for name in SHOWN], tasks=("panoptic",))

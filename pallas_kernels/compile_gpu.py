@@ -80,7 +80,7 @@ def build(kernel: Kernel, capability: int) -> Build:
         # The assembler's report has the spills; the machine code does not.
         knobs.nvidia.dump_ptxas_log = True
         source = pathlib.Path(folder, "kernel.ttir")
-        source.write_text(kernel.code)
+        source.write_text(kernel.code, "utf-8")
         options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
         begin = time.perf_counter()
         compiled = triton.compile(str(source), target=GPUTarget("cuda", capability, 32), options=options)

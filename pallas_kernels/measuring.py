@@ -35,7 +35,7 @@ def measure_peak(run: Callable[[], Any]) -> tuple[Any, int | None]:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # otherwise malloc reuses memory freed earlier, which does not count
     try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        pathlib.Path("/proc/self/clear_refs").write_text("5", "ascii")
         before = _process_memory("VmRSS")
         result = run()
         return result, _process_memory("VmHWM") - before
@@ -44,7 +44,7 @@ def measure_peak(run: Callable[[], Any]) -> tuple[Any, int | None]:
 
 
 def _process_memory(field: str) -> int:
-    status = pathlib.Path("/proc/self/status").read_text()
+    status = pathlib.Path("/proc/self/status").read_text("ascii", "replace")
     return int(re.search(rf"{field}:\s*(\d+) kB", status)[1]) * 1024
 
 

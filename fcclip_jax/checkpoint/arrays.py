@@ -27,7 +27,9 @@ def write_arrays(folder: epath.Path, parameters: Mapping[str, np.ndarray]) -> No
         checkpointer.save(folder / PARAMETERS, args=ocp.args.PyTreeSave(dict(parameters)))
     success = folder / PARAMETERS / "commit_success.txt"
     if success.exists():  # which orbax looks for in object stores
-        success.write_text("The arrays are complete.\n")  # orbax's own text has the path, and checkpoints are published
+        success.write_text(
+            "The arrays are complete.\n", "utf-8"
+        )  # orbax's own text has the path, and checkpoints are published
 
 
 def checksums(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def write_record(path: epath.Path, checkpoint: Checkpoint, sums: Mapping[str, st
         "files_sha256": {name: _file_sum(path, name) for name, size in sizes.items() if size < INDEX_BYTES},
         "parameters_sha256": sums,
     }
-    (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n")
+    (path / DESCRIPTION).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def read_record(path: epath.Path) -> Record:
@@ -73,7 +73,7 @@ def read_record(path: epath.Path) -> Record:
     if not file.exists():
         raise FileNotFoundError(f"{path} is not a checkpoint: it has no {DESCRIPTION}; {_suggest(path)}")
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({first_line(error)}); convert the checkpoint again") from None
     try:

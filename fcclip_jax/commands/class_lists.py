@@ -1,54 +1,36 @@
-"""Reads the classes that --classes and --stuff describe."""
+"""The classes of `fcclip segment`: those of --classes and --stuff, or the words that the checkpoint was trained on."""
 
-import difflib
-import pathlib
+from fcclip_jax import command_line
+from fcclip_jax.conventions import RANDOM_WEIGHTS
+from fcclip_jax.text import class_lists
+from fcclip_jax.text.vocabulary import Vocabulary
 
-from fcclip_jax.text import vocabulary
-from fcclip_jax.text.vocabulary import Vocabulary, split_words
 
-
-def read_classes(classes: str, stuff: str = "") -> Vocabulary:
-    """Returns the vocabulary that --classes and --stuff describe.
+def read_classes(classes: str | None, stuff: str = "", *, weights: str = "") -> Vocabulary | None:
+    """Returns the vocabulary of --classes and --stuff, None if the checkpoint's own words are to be used.
 
     Raises:
-        ValueError: no class is given, no vocabulary or file has that name, or a stuff word is not among the classes.
-        OSError: the file cannot be read.
+        ValueError, OSError: as `text.class_lists.read_classes`; or there is no --classes, and --stuff is given or the
+            weights are random.
     """
-    text = classes.strip()
-    stuff_words = split_words(stuff)
-    if text in vocabulary.shipped():
-        if stuff_words:
-            raise ValueError(
-                f"--stuff applies to your own words only; the vocabulary {text} defines its own stuff: remove --stuff"
-            )
-        return Vocabulary.load(text)
-    if text.endswith(".txt"):
-        words = _read_lines(pathlib.Path(text))
-    elif _means_a_vocabulary(text):
-        try:
-            return Vocabulary.load(text)
-        except ValueError as error:
-            raise ValueError(f"{error}; for a class of that name, add a comma: '{text},'") from None
-    else:
-        words = split_words(text)
-    if not words:
-        raise ValueError(f"--classes {classes!r} names no classes; give some, such as 'cat, remote control'")
-    return Vocabulary.from_words(words, stuff_words)
+    if classes is not None:
+        return class_lists.read_classes(classes, stuff)
+    if weights.strip() == RANDOM_WEIGHTS:
+        raise ValueError("random weights were trained on no words; name the classes, as in --classes 'cat, dog'")
+    if stuff.strip():
+        raise ValueError("--stuff applies to your own words only; give these with --classes, or remove --stuff")
+    return None
 
 
-def _read_lines(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--classes names the file {path}, which does not exist") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
-    return [line for line in lines if line.strip()]
+def announce(words: Vocabulary | None, training_words: Vocabulary) -> Vocabulary:
+    """Prints the classes to find, and returns them; if the user named none, those of the checkpoint's training.
 
-
-def _means_a_vocabulary(text: str) -> bool:
-    """Returns whether one bare word resembles a shipped vocabulary's name more than a thing's name."""
-    if not text or set(text) & set(" ,|"):
-        return False
-    families = {name.split("_")[0] for name in vocabulary.shipped()}
-    return "_" in text or text in families or bool(difflib.get_close_matches(text, vocabulary.shipped(), cutoff=0.9))
+    Raises:
+        ValueError: the checkpoint was trained on no words.
+    """
+    found = training_words if words is None else words
+    if not found.classes:
+        raise ValueError("this checkpoint was trained on no words; name the classes, as in --classes 'cat, dog'")
+    source = " (the checkpoint's training words, as there is no --classes)" if words is None else ""
+    command_line.say(f"{found.summary()}{source}")
+    return found

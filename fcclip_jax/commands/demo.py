@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fcclip_jax import command_line
 from fcclip_jax.conventions import PRECISIONS, RANDOM_WEIGHTS, WORLD_WEIGHTS
+from fcclip_jax.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from fcclip_jax.demo.page import About
@@ -29,7 +30,8 @@ MEMORY_ADVICE = "try a smaller --short-side"
 
 WORDS = "person, cat, dog, car, bicycle, chair, table, tree, sky, grass, road, building, wall, floor"
 STUFF = "tree, sky, grass, road, building, wall, floor"
-"""What the page starts with, unless the model knows a few words only."""
+"""What the page starts with, unless the model knows few words: then with the first of its training's."""
+FEW = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         from fcclip_jax.demo import page
 
         text = about(arguments.weights)
+        if segmenter.known_words is not None and not text.examples:
+            words, stuff = first_words(segmenter.training_vocabulary)
+            text = text._replace(words=words, stuff=stuff)
         print("compiling the program and embedding the first words", flush=True)
         answerer.warm_up(text.words, text.stuff)
         serving.serve(
@@ -108,6 +113,12 @@ def about(weights: str) -> "About":
         " emoji of published sets, most under CC BY-SA 4.0."
     )
     return About(title, text, examples[0].words, examples[0].stuff, tuple(examples))
+
+
+def first_words(vocabulary: Vocabulary) -> tuple[str, str]:
+    """Returns a few of a vocabulary's words for the page's boxes, and those of them that are stuff."""
+    classes = vocabulary.classes[:FEW]
+    return ", ".join(entry.name for entry in classes), ", ".join(entry.name for entry in classes if not entry.is_thing)
 
 
 def _port(text: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fcclip_jax import command_line, files
-from fcclip_jax.commands.class_lists import read_classes
+from fcclip_jax.commands.class_lists import announce, read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import (
     INSTANCE_THRESHOLD,
@@ -65,11 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes",
-        required=True,
         metavar="WORDS",
-        help="the classes to find, separated by commas; separate synonyms with | (cat|kitten, sofa). Or the name of a"
-        " shipped vocabulary (see fcclip vocabularies), or a .txt file with one class per line, its synonyms separated by"
-        " commas",
+        help="the classes to find, separated by commas; separate synonyms with | (cat|kitten, sofa). Or a .txt file of such"
+        " words, on one line or many; a .json or .yaml file with a list of them; or the name of a shipped vocabulary (see"
+        " fcclip vocabularies). Default: the words that the checkpoint was trained on",
     )
     parser.add_argument(
         "--stuff",
@@ -184,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
     short_side, max_side = arguments.short_side, arguments.max_side
     if short_side is not None and max_side is not None and short_side > max_side:
         raise ValueError(f"--short-side {short_side} is more than --max-side {max_side}; raise --max-side too")
-    words = read_classes(arguments.classes, arguments.stuff)
+    words = read_classes(arguments.classes, arguments.stuff, weights=arguments.weights)
     if not arguments.weights.strip():
         raise ValueError(
             f"--weights is empty; give a checkpoint directory, a name, {WORLD_WEIGHTS} or {RANDOM_WEIGHTS}"
@@ -218,6 +217,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.weights == RANDOM_WEIGHTS:
             print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
         segmenter = Segmenter.load(arguments.weights, **options)
+        words = announce(words, segmenter.training_vocabulary)
         threshold = segmenter.defaults.instance_threshold if arguments.threshold is None else arguments.threshold
         exporter = result_files.Exporter(
             output, words, tasks=arguments.task, threshold=threshold, overlays=not arguments.no_overlays

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from fcclip_jax.text.vocabulary import Vocabulary, color_of
+from fcclip_jax.text.vocabulary import Vocabulary, color_of, split_synonyms
 
 MAX_ID = (1 << 24) - 1
 """Segment ids are the three bytes of a PNG's pixel. 0 is void."""
@@ -121,7 +121,7 @@ def vocabulary_of(categories: Sequence[dict], path: epath.PathLike) -> Vocabular
     """Returns the vocabulary of a json's categories, with the file's name.
 
     Each has "id" and "name", and may have "isthing" (1 by default), "color" (derived from the name by default) and
-    "synonyms" (a list). Commas in a name separate synonyms too.
+    "synonyms" (a list). Commas or | in a name separate synonyms too.
 
     Raises:
         ValueError: a category has another form, or two share an id or a name (CLIP ignores case).
@@ -130,8 +130,8 @@ def vocabulary_of(categories: Sequence[dict], path: epath.PathLike) -> Vocabular
     ids: dict[str, int] = {}
     classes = []
     for entry in categories:
-        names = [word.strip() for text in (entry["name"], *entry.get("synonyms", ())) for word in text.split(",")]
-        first = " ".join(names[0].lower().split())
+        names = [name for item in (entry["name"], *entry.get("synonyms", ())) for name in split_synonyms(item)]
+        first = names[0].lower()
         if first in ids:
             raise ValueError(
                 f"{path} calls both the category {ids[first]} and the category {entry['id']} {names[0]!r}; names must differ"

@@ -123,7 +123,7 @@ def _watch_memory(dataset: Dataset, crop: int, count: int) -> None:
 
 def _resident_mib() -> float:
     """Returns the resident memory of this process, on Linux."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 

@@ -4,6 +4,7 @@ import math
 import pathlib
 import threading
 import time
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from fcclip_jax.inference.buckets import CANVAS_SIDES
 from fcclip_jax.inference.feeding import Feeder
 from fcclip_jax.inference.results import Result
 from fcclip_jax.inference.segmenter import Segmenter
+from fcclip_jax.text.class_lists import warn_of_lists
 from fcclip_jax.text.known_words import check_known
 from fcclip_jax.text.vocabulary import Vocabulary, split_words
 
@@ -30,7 +32,7 @@ class Question(NamedTuple):
     photo: str | None
     """The uploaded file, None before there is one."""
     words: str
-    """Separated by commas or line breaks; synonyms by |."""
+    """In the grammar that `text.vocabulary` defines."""
     stuff: str
     alpha: float
     beta: float
@@ -81,18 +83,18 @@ class Answerer:
             return Answer(_sentence(str(error)), None)
         assert isinstance(result, Result)
         height, width = photo.shape[:2]
-        count = len(vocabulary.classes)
         seconds = time.perf_counter() - started
-        sentence = f"{width} x {height} pixels, {count} word{'s' * (count != 1)}, {seconds:.1f} s{note}."
-        return Answer(sentence, result)
+        sentence = f"{width} x {height} pixels, {seconds:.1f} s{note}; {vocabulary.summary()}."
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            warn_of_lists(vocabulary)
+        return Answer(" ".join([sentence, *(_sentence(str(doubt.message)) for doubt in doubts)]), result)
 
     def _vocabulary(self, words: str, stuff: str) -> Vocabulary:
         classes = split_words(words)
         if not classes:
             raise ValueError("name at least one word to look for")
-        vocabulary = Vocabulary.from_words(
-            [word.strip() for word in classes], [word.strip() for word in split_words(stuff)]
-        )
+        vocabulary = Vocabulary.from_words(classes, split_words(stuff))
         check_known(vocabulary, self.segmenter.known_words, listed="the foot of the page")
         return vocabulary
 

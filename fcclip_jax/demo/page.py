@@ -57,7 +57,7 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
                     about.words,
                     label="Words",
                     lines=2,
-                    info="Separate them by commas; synonyms by |, as in cat|kitten.",
+                    info="Separate them by commas or lines; synonyms by |, as in cat|kitten.",
                 )
                 stuff = gr.Textbox(
                     about.stuff,

@@ -1,7 +1,6 @@
 """Checks an evaluation's configuration (configs/eval.py), and opens the examples that it names."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -15,7 +14,8 @@ from fcclip_jax.evaluation.paper_tables import SWEEPS
 from fcclip_jax.inference.postprocess import InstanceScores
 from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS, DefaultsDescription
 from fcclip_jax.models.precision import check_precision
-from fcclip_jax.text.vocabulary import Vocabulary, shipped
+from fcclip_jax.text.class_lists import read_numbered_classes
+from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.world.panoptic import WORLD
 
 ENSEMBLE_MODES = ("geometric", "arithmetic")
@@ -146,12 +146,7 @@ def custom_vocabulary(custom: ConfigDict) -> Vocabulary:
     """
     if custom.first_label < 0:
         raise ValueError(f"custom.first_label is {custom.first_label}; labels must be at least 0")
-    if custom.words in shipped():
-        vocabulary = Vocabulary.load(custom.words)
-    else:
-        if close := difflib.get_close_matches(custom.words, shipped(), n=1, cutoff=0.9):
-            raise ValueError(f"custom.words is {custom.words!r}, which is not a vocabulary; did you mean {close[0]}?")
-        vocabulary = Vocabulary.from_words([word.strip() for word in custom.words.split(";")])
+    vocabulary = read_numbered_classes(custom.words, option="custom.words")
     ignore = vocabulary.ignore_label if custom.ignore_label is None else custom.ignore_label
     if ignore is not None and not 0 <= ignore <= IGNORE:
         raise ValueError(f"custom.ignore_label is {ignore}; labels must be from 0 to {IGNORE}")

@@ -58,6 +58,8 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     """
     settings = eval_settings(config)
     examples = open_examples(config, settings.tasks)
+    if config.custom.words and jax.process_index() == 0:
+        command_line.say(examples.vocabulary.summary())
     if settings.sweep and not examples.has_panoptic:
         raise ValueError(f"a sweep measures PQ, but {examples.name} has no panoptic annotation")
     folder = pathlib.Path(workdir).expanduser()

@@ -48,7 +48,7 @@ def read(runs: Sequence[pathlib.Path], name: str, file: str = "report.json") -> 
     for path in (run / "eval" / name / file for run in runs):
         if path.exists():
             try:
-                found.append(json.loads(path.read_text()))
+                found.append(json.loads(path.read_text("utf-8")))
             except ValueError as error:
                 raise ValueError(f"{path} is not JSON: {error}; remove it and evaluate again") from None
     return found

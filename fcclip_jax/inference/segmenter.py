@@ -21,6 +21,7 @@ from fcclip_jax.models.descriptions import OFFICIAL_DEFAULTS, SMALL, DefaultsDes
 from fcclip_jax.models.fcclip import FCCLIP
 from fcclip_jax.models.precision import choose_precision
 from fcclip_jax.models.random_weights import random_model
+from fcclip_jax.text.class_lists import warn_of_lists
 from fcclip_jax.text.embeddings import TextEncoder
 from fcclip_jax.text.known_words import check_known
 from fcclip_jax.text.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ class Segmenter:
     """Segments photographs in any words.
 
         segmenter = Segmenter.load("checkpoint_dir")
-        segmenter.set_classes(["astronaut", "space shuttle, rocket", "flag"])
+        segmenter.set_classes(["astronaut", "space shuttle|rocket", "flag"])
         result = segmenter("photo.jpg")
         result.panoptic.segments; result.semantic; result.instances
         result.draw().save("out.png")
@@ -202,21 +203,29 @@ class Segmenter:
             output_size=output_size,
         )
 
-    def set_classes(self, classes: str | Sequence[str] | Vocabulary, *, stuff: Sequence[str] = ()) -> None:
-        """Sets the classes to find: a shipped vocabulary's name, a list of words, or a Vocabulary.
+    def set_classes(
+        self, classes: str | Sequence[str] | Vocabulary | None = None, *, stuff: Sequence[str] = ()
+    ) -> None:
+        """Sets the classes to find: a list of words, a shipped vocabulary's name, or a Vocabulary; by default the training's.
 
-        Separate synonyms with a comma: "cat, kitten". Words are things unless `stuff` names them.
+        Separate synonyms with | or a comma: "cat|kitten". Words are things unless `stuff` names them. A class that is
+        probably a list of classes, such as "cat dog person", is warned of.
 
         Raises:
-            ValueError: the list is empty, the words do not fit (see `Vocabulary.from_words`), or a synonym is not among
+            ValueError: the list is empty, or the model was trained on no words; the words do not fit (see `Vocabulary.from_words`), or a synonym is not among
                 `known_words`.
         """
+        if classes is None:
+            classes = self.training_vocabulary
+            if not classes.classes:
+                raise ValueError("this model was trained on no words; name the classes")
         if isinstance(classes, (str, Vocabulary)):
             if stuff:
                 raise ValueError("stuff needs a list of words; a vocabulary defines which of its classes are stuff")
             vocabulary = Vocabulary.load(classes) if isinstance(classes, str) else classes
         else:
             vocabulary = Vocabulary.from_words(classes, stuff)
+            warn_of_lists(vocabulary)
         if not vocabulary.classes:
             raise ValueError(f"the vocabulary {vocabulary.name!r} has no classes")
         check_known(vocabulary, self.known_words, listed="segmenter.known_words")

@@ -2,18 +2,17 @@
 
 import colorsys
 import math
-import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import supervision as sv
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from fcclip_jax.inference import fonts
 from fcclip_jax.inference.segments import Box, Instance, Panoptic
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -28,9 +27,6 @@ LEAST_ROOM = 0.5
 """Segments smaller than this share of their label have no label."""
 GRID = 256
 """Candidate places for labels: about this many points along the shorter side."""
-
-_FONT = pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-"""The font with the most characters among the dependencies': Pillow's own has no accents."""
 
 
 class Region(NamedTuple):
@@ -50,6 +46,7 @@ def draw_panoptic(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, pan
     segments and never overlap; segments that are too small to hold a label have none. The same holds for the other
     tasks.
     """
+    fonts.warn_of_missing(vocabulary.names)
     shades = _Shades(vocabulary)
     regions = [
         Region(
@@ -70,6 +67,7 @@ def draw_semantic(
 
     classes: counted from 0 in the vocabulary; pixels of -1 stay plain.
     """
+    fonts.warn_of_missing(vocabulary.names)
     regions = []
     for index, found in enumerate(ndimage.find_objects(classes + 1)):
         if found is not None:
@@ -88,6 +86,7 @@ def draw_instances(
     instances: best first.
     threshold: the minimum score of an instance that is drawn.
     """
+    fonts.warn_of_missing(vocabulary.names)
     shades = _Shades(vocabulary)
     regions = [
         Region(
@@ -190,17 +189,17 @@ def _draw_labels(picture: Image.Image, regions: Sequence[Region]) -> None:
     """Draws with Pillow: words without tall letters hang over the lower edge of supervision's labels."""
     size = max(LEAST_TEXT, round(TEXT_SHARE * math.sqrt(picture.width * picture.height)))
     padding = max(2, size // 4)
-    font = ImageFont.truetype(_FONT, size)
     pen = ImageDraw.Draw(picture)
     places: list[Box] = []
     # Small regions first: large ones have more places for a label.
     for region in sorted(regions, key=lambda region: region.mask.sum()):
-        width, height = math.ceil(font.getlength(region.label)) + 2 * padding, size + 2 * padding
+        runs = fonts.runs(region.label, size)
+        width, height = math.ceil(fonts.width(runs)) + 2 * padding, size + 2 * padding
         place = _place(region, (width, height), (picture.height, picture.width), places)
         if place is not None:
             x0, y0, x1, y1 = place
             pen.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), padding, region.color)
-            pen.text(((x0 + x1) / 2, (y0 + y1) / 2), region.label, _ink(region.color), font, anchor="mm")
+            fonts.draw(pen, ((x0 + x1) / 2, (y0 + y1) / 2), runs, _ink(region.color))
             places.append(place)
 
 

@@ -1,4 +1,17 @@
-"""Vocabularies: the classes to find, each with its synonyms, thing or stuff, a colour and an id."""
+"""Vocabularies: the classes to find, each with its synonyms, thing or stuff, a colour and an id.
+
+Users write classes in two forms, with one mark for synonyms:
+
+    text   cat|kitten, remote control, sofa       | between the synonyms of a class; a comma, a semicolon or a line break
+                                                  between classes
+    list   ["cat|kitten", "remote control"]       an item is a class; | or a comma between its synonyms
+
+Text is what --classes, --stuff, `custom.words` of the evaluation and the demo page's boxes take, and what a .txt file holds.
+Lists are those of Python and of .json and .yaml files, and the names of categories in COCO's format. A comma separates
+synonyms there because the official prompt files write them so ("person,child,girl"), and the items separate the classes
+already. The first synonym is the class's name. `split_words` and `split_synonyms` are all that knows these marks;
+`text.class_lists` reads files and warns of what probably means something else.
+"""
 
 import colorsys
 import dataclasses
@@ -12,6 +25,9 @@ from collections.abc import Sequence
 from importlib import resources
 
 from fcclip_jax.text.prompts import PROMPT_TEMPLATES
+
+SUMMARY_CLASSES, SUMMARY_SYNONYMS = 12, 3
+"""A summary of a vocabulary names at most so many classes, and so many synonyms of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,25 +73,29 @@ class Vocabulary:
 
     @classmethod
     def from_words(cls, words: Sequence[str], stuff: Sequence[str] = ()) -> "Vocabulary":
-        """Makes a vocabulary of your own words: `from_words(["cat, kitten", "sky", "grass"], stuff=["sky", "grass"])`.
+        """Makes a vocabulary of your own words: `from_words(["cat|kitten", "sky", "grass"], stuff=["sky", "grass"])`.
 
-        Each word is one class; commas separate its synonyms, and the first synonym is its name. Classes are things,
+        Each item is one class; | or commas separate its synonyms, and the first synonym is its name. Classes are things,
         counted one by one, unless `stuff` names them.
 
         Raises:
-            ValueError: the list is empty, a word is empty, two classes have the same name (CLIP ignores case), or
-                `stuff` names no class.
+            ValueError: the list is empty, an item is empty or has a semicolon, two classes have the same name (CLIP
+                ignores case), or `stuff` names no class.
         """
         for what, given in (("the classes", words), ("stuff", stuff)):
             if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
                 raise ValueError(f"{what} must be a list of words, such as ['cat, kitten', 'sofa']; got {given!r:.80}")
         if not words:
             raise ValueError("the list of classes is empty; name at least one")
-        synonyms = [_split_synonyms(word) for word in words]
+        if joined := [word for word in words if ";" in word]:
+            raise ValueError(
+                f"the class name {joined[0]!r} has a semicolon, which separates classes; make each class an item of the list"
+            )
+        synonyms = [split_synonyms(word) for word in words]
         counts = Counter(" ".join(names[0].lower().split()) for names in synonyms)
         if repeated := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"the class {repeated[0]!r} is named {counts[repeated[0]]} times; name each class once")
-        stuff_names = {_split_synonyms(word)[0] for word in stuff}
+        stuff_names = {split_synonyms(word)[0] for word in stuff}
         if unknown := sorted(stuff_names - {names[0] for names in synonyms}):
             raise ValueError(f"stuff {unknown[0]!r} is not among the classes; name a class by its first synonym")
         classes = (
@@ -83,6 +103,11 @@ class Vocabulary:
             for id, names in enumerate(synonyms, start=1)
         )
         return cls("custom", tuple(classes))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each class, its first synonym."""
+        return tuple(entry.name for entry in self.classes)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -106,6 +131,18 @@ class Vocabulary:
         """Returns whether each class has a synonym that is, letter for letter, a synonym in the training vocabulary."""
         trained = {name for entry in training_vocabulary.classes for name in entry.names}
         return tuple(not trained.isdisjoint(entry.names) for entry in self.classes)
+
+    def summary(self) -> str:
+        """Returns the classes in a line, such as "3 classes: cat (kitten), dog, sofa (stuff)"; many are abridged."""
+        parts = []
+        for entry in self.classes[:SUMMARY_CLASSES]:
+            others = entry.names[1 : 1 + SUMMARY_SYNONYMS]
+            notes = [", ".join(others) + ", ..." * (len(entry.names) > 1 + SUMMARY_SYNONYMS)] if others else []
+            notes += [] if entry.is_thing else ["stuff"]
+            parts.append(f"{entry.name} ({'; '.join(notes)})" if notes else entry.name)
+        if len(self.classes) > SUMMARY_CLASSES:
+            parts.append(f"and {len(self.classes) - SUMMARY_CLASSES} more")
+        return f"{len(self.classes)} class{'es' * (len(self.classes) != 1)}: {', '.join(parts)}"
 
     def to_json(self) -> str:
         """Writes one class a line, and a checksum of the prompts, which shows whether names were changed."""
@@ -153,11 +190,20 @@ class Vocabulary:
 
 
 def split_words(text: str) -> list[str]:
-    """Splits what a user types at commas and line breaks, into words for `Vocabulary.from_words`.
+    """Splits text at commas, semicolons and line breaks, into items for `Vocabulary.from_words`; empty ones are dropped."""
+    return [word.strip() for word in _BETWEEN_CLASSES.split(text) if _BETWEEN_SYNONYMS.sub("", word).strip()]
 
-    The user separates synonyms with |; in a vocabulary's words commas do.
+
+def split_synonyms(item: str) -> tuple[str, ...]:
+    """Splits an item of a list at | and commas; empty parts are dropped.
+
+    Raises:
+        ValueError: nothing is left.
     """
-    return [word.replace("|", ",") for word in re.split(r"[,\n]", text) if word.strip(" |\r")]
+    names = tuple(spaced for name in _BETWEEN_SYNONYMS.split(item) if (spaced := _spaced(name)))
+    if not names:
+        raise ValueError(f"the class name {item!r} is empty; write a word, or several synonyms with | between them")
+    return names
 
 
 @functools.cache
@@ -175,12 +221,10 @@ def color_of(name: str) -> tuple[int, int, int]:
 
 _FOLDER = resources.files(__package__) / "vocabularies"
 
-
-def _split_synonyms(word: str) -> tuple[str, ...]:
-    names = tuple(spaced for name in word.split(",") if (spaced := _spaced(name)))
-    if not names:
-        raise ValueError(f"the class name {word!r} is empty; write a word, or several synonyms separated by commas")
-    return names
+# With the marks that keyboards of Chinese, Japanese and Arabic type for these.
+_COMMAS = ",\uff0c\u3001\u060c"
+_BETWEEN_SYNONYMS = re.compile(f"[|\uff5c{_COMMAS}]")
+_BETWEEN_CLASSES = re.compile(f"[;\uff1b\u061b{_COMMAS}]|\n|\r|\x0b|\x0c|\x85|\u2028|\u2029")
 
 
 def _spaced(name: str) -> str:

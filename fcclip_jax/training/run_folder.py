@@ -74,7 +74,7 @@ def _choose(workdir: epath.Path, manager: ocp.CheckpointManager, step: int | Lit
     steps = sorted(manager.all_steps())
     existing = f"it has {', '.join(map(str, steps))}" if steps else "it has none yet"
     if step == "best":
-        metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["best"]
+        metric = json.loads((workdir / CONFIG).read_text("utf-8"))["checkpoint"]["best"]
         best = metric and best_step(manager, metric)
         if best is None:
             raise FileNotFoundError(

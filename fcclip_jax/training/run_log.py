@@ -62,7 +62,7 @@ class RunLog:
                     " leave the setting out"
                 ) from None
             run = workdir / WANDB_RUN
-            id = run.read_text().strip() if run.exists() else None
+            id = run.read_text("utf-8").strip() if run.exists() else None
             self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), id=id, resume="allow")
             if id is None:
                 _replace(run, f"{self._wandb.id}\n")
@@ -78,10 +78,10 @@ class RunLog:
         plain = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         line = json.dumps({"step": step, **plain}) + "\n"
         if os.path.isabs(self._path):
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         else:  # an object store, whose files cannot be appended to
-            self._path.write_text((self._path.read_text() if self._path.exists() else "") + line)
+            self._path.write_text((self._path.read_text("utf-8") if self._path.exists() else "") + line, "utf-8")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
@@ -104,7 +104,7 @@ def _drop_after(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -116,4 +116,4 @@ def _drop_after(path: epath.Path, step: int) -> None:
 
 def _replace(path: epath.Path, text: str) -> None:
     with files.replacing(path, sole_writer=True) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")

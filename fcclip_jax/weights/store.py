@@ -52,7 +52,7 @@ def read_record(name: str) -> Record | None:
     if not path.exists():
         return None
     try:
-        return Record(**json.loads(path.read_text()))
+        return Record(**json.loads(path.read_text("utf-8")))
     except (TypeError, ValueError):
         raise ValueError(f"{path} is not a record of a checksum; delete it to record the next file's") from None
 

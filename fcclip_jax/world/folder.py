@@ -41,7 +41,7 @@ def write_folder(datasets: Mapping[str, WorldDataset], output: epath.PathLike) -
                 progress.update()
             content = {"images": images, "annotations": annotations, "categories": _categories(dataset.vocabulary)}
             with files.replacing(folder / f"panoptic_{split}.json", sole_writer=True) as partial:
-                partial.write_text(json.dumps(content))
+                partial.write_text(json.dumps(content), "utf-8")
     return written
 
 

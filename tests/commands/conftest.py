@@ -35,8 +35,8 @@ def segment(tmp_path, fake):
 
     def run(*arguments, classes="cat, sofa", output=tmp_path / "out", weights="weights"):
         words = [str(argument) for argument in arguments]
-        return cli.main(
-            ["segment", *words, "--classes", str(classes), "--weights", str(weights), "--output", str(output)]
-        )
+        if classes is not None:
+            words += ["--classes", str(classes)]
+        return cli.main(["segment", *words, "--weights", str(weights), "--output", str(output)])
 
     return run

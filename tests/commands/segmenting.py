@@ -9,6 +9,7 @@ from PIL import Image
 from fcclip_jax.data.images import load_image, resized_shape
 from fcclip_jax.inference import buckets
 from fcclip_jax.models.descriptions import DefaultsDescription
+from fcclip_jax.text.vocabulary import Vocabulary
 from tests.inference.fake_results import fake_result
 
 
@@ -16,6 +17,7 @@ class FakeSegmenter:
     """Reads photographs as the real one does, and returns the same result for all of them."""
 
     known_words = None
+    training_vocabulary = Vocabulary.from_words(["cat|kitten", "grass"], stuff=["grass"])
     defaults = DefaultsDescription(instance_threshold=0.5)
 
     def __init__(self, weights, *, interrupt_at, **options):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -298,6 +299,39 @@ def test_tags_come_from_open_clip(tmp_path, files, described, monkeypatch):
     assert checkpoint.read(exact).source.name == "openai"
     made = files("fcclip", "made", checkpoint=head, clip=exact, model="RN50")
     assert not checkpoint.load(made).description.clip.text.quick_gelu
+
+
+@pytest.mark.parametrize("family", ["convnext"])
+def test_the_words_of_a_clip_are_kept(tmp_path, files, tensors, model, capsys):
+    """A CLIP that was trained on few words makes an FC-CLIP that knows no others."""
+    clip = files(
+        "openclip", "clip", pretrained=write_weights(tmp_path / "clip.safetensors", clip_part(tensors)), model=model
+    )
+    words = ("cat", "night sky")
+    checkpoint.save(tmp_path / "few", checkpoint.read(clip)._replace(known_words=words))
+    capsys.readouterr()
+    head = write_weights(tmp_path / "head.safetensors", head_part(tensors))
+    made = files("fcclip", "made", checkpoint=head, clip=tmp_path / "few", model=model)
+    assert checkpoint.read(made).known_words == checkpoint.load(made).known_words == words
+    assert "knows only the 2 words that CLIP was trained with" in capsys.readouterr().out
+    again = files("openclip", "again", pretrained=tmp_path / "few", model=model)
+    half = files("half", "half", checkpoint=made)
+    assert checkpoint.read(again).known_words == checkpoint.read(half).known_words == words
+    # A file records no words, and another CLIP than this takes any.
+    assert checkpoint.read(files("fcclip", "any", checkpoint=head, clip=clip, model=model)).known_words is None
+
+
+def test_a_vocabulary_is_utf8_whatever_the_locale(tmp_path):
+    made = Vocabulary.from_words(["caf\xe9", "\u732b"])
+    path = tmp_path / "classes.json"
+    path.write_text(made.to_json().replace("caf\\u00e9", "caf\xe9").replace("\\u732b", "\u732b"), "utf-8-sig")
+    assert "caf\xe9" in path.read_text("utf-8-sig")
+    program = "import sys; from convert.inputs import read_vocabulary; print(ascii(read_vocabulary(sys.argv[1]).names))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "('caf\\xe9', '\\u732b')\n"
 
 
 class Harm:

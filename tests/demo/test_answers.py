@@ -34,7 +34,8 @@ def compiled(answerer):
 def test_the_answer_is_the_segmenters(answerer):
     answer = answerer.answer(ask())
     height, width = answer.result.image.shape[:2]
-    assert answer.sentence.startswith(f"{width} x {height} pixels, 6 words, ")
+    assert answer.sentence.startswith(f"{width} x {height} pixels, ")
+    assert answer.sentence.endswith(" s; 6 classes: snow (stuff), mailbox, butterfly, saw, doughnut, sunglasses.")
     segmenter = Segmenter.load("world")
     segmenter.set_classes(SNOW_WORDS.split(", "), stuff=[SNOW_STUFF])
     expected = segmenter(PICTURES / "snow.jpg")
@@ -107,6 +108,18 @@ def test_300_words():
     answerer = Answerer(Segmenter.random(short_side=64, max_side=96))
     words = ", ".join(f"thing {number}" for number in range(300))
     answer = answerer.answer(ask(words=words, stuff="", void_trust=0.0))
-    assert ", 300 words, " in answer.sentence
+    assert "; 300 classes: thing 0, thing 1, " in answer.sentence and answer.sentence.endswith(", and 288 more.")
     assert [entry.name for entry in answer.result.vocabulary.classes] == words.split(", ")
     assert set(np.unique(answer.result.semantic)) <= set(range(300))
+
+
+def test_a_list_without_commas_is_answered_with_advice():
+    answerer = Answerer(Segmenter.random(short_side=64, max_side=96))
+    answer = answerer.answer(ask(words="cat dog person", stuff="", void_trust=0.0))
+    assert answer.sentence.endswith(
+        "s; 1 class: cat dog person. 'cat dog person' is one class; if these are 3 classes, separate them:"
+        ' \'cat, dog, person\' as text, ["cat", "dog", "person"] as a list.'
+    )
+    assert [
+        entry.name for entry in answerer.answer(ask(words="cat; dog|puppy\nsofa", stuff="")).result.vocabulary.classes
+    ] == ["cat", "dog", "sofa"]

@@ -362,11 +362,12 @@ def own_labels(folder: pathlib.Path, **changes) -> dict[str, object]:
     return {"panoptic": False, "instances": False} | {f"custom.{name}": value for name, value in own.items()}
 
 
-def test_label_maps_of_ones_own(cache, tmp_path):
+def test_label_maps_of_ones_own(cache, tmp_path, capsys):
     """255 is ignored, files that share a name get different names, and other words make another evaluation."""
     own = own_labels(tmp_path)
     folder = tmp_path / "run"
     assert evaluate(config("custom", tmp_path, save_predictions=True, **own), "random", str(folder)) == 0
+    assert capsys.readouterr().out.startswith("3 classes: cat, sofa, wall\n")
     maps = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "maps").rglob("*.png"))]
     lines = logged_lines(folder)
     for line in lines:
@@ -389,6 +390,8 @@ def test_label_maps_of_ones_own(cache, tmp_path):
         ({"first_label": -1}, "first_label is -1; labels must be at least 0"),
         ({"ignore_label": 1}, "the ignored label 1 belongs to a class: classes have the labels 0 to 2"),
         ({"words": "cat;; sofa"}, "the class name '' is empty"),
+        ({"words": "cat, kitten; sofa; wall"}, "custom.words has commas and semicolons, which both separate classes"),
+        ({"words": "classes.txt"}, "custom.words names the file classes.txt, which does not exist"),
         ({"words": ""}, "custom has images, labels: give images, panoptic_json and"),
         (
             {"panoptic_json": "p.json"},
@@ -397,7 +400,7 @@ def test_label_maps_of_ones_own(cache, tmp_path):
     ],
 )
 def test_what_is_refused_of_label_maps(changes, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(config("custom", tmp_path, **own_labels(tmp_path, **changes)), "random", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -208,6 +208,24 @@ def test_words_that_the_model_does_not_know():
     assert [entry.name for entry in segmenter.vocabulary.classes] == ["Night sky"]
 
 
+def test_the_training_words_are_the_default(segmenter):
+    segmenter.set_classes()
+    assert segmenter.vocabulary == segmenter.training_vocabulary == Vocabulary.load("coco_panoptic")
+    with pytest.raises(ValueError, match="stuff needs a list of words"):
+        segmenter.set_classes(stuff=["sky"])
+    nothing = Segmenter(random_model(SMALL), Vocabulary("none", ()), fingerprint="")
+    with pytest.raises(ValueError, match="this model was trained on no words; name the classes"):
+        nothing.set_classes()
+
+
+def test_a_class_that_is_probably_a_list_is_warned_of(segmenter):
+    with pytest.warns(
+        UserWarning, match=r"if these are 3 classes, separate them: .* \[\"cat\", \"dog\", \"person\"\] as"
+    ):
+        segmenter.set_classes(["cat, dog, person"])
+    assert [entry.names for entry in segmenter.vocabulary.classes] == [("cat", "dog", "person")]
+
+
 def test_the_rest_of_a_stream_is_done(segmenter, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     segmenter.set_classes(WORDS)

@@ -25,6 +25,7 @@ def test_any_word_without_a_list():
             "this model knows 5 words; 'guitars' is not one of them; nearest: guitar; the list lists them",
         ),
         (["NIGHTSKY"], "'NIGHTSKY' is not one of them; nearest: Night Sky; "),
+        (["cat night sky"], "'cat night sky' is not one of them; separate classes by commas: cat, Night Sky; the list"),
         (["cat", "xyz"], "'xyz' is not one of them; the list lists them all"),
     ],
 )
