@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from fcclip_jax import command_line, files
+from fcclip_jax import command_line, files, progress
 from fcclip_jax.commands.class_lists import read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import (
@@ -219,9 +217,9 @@ def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], expor
     """
     done = 0
     try:
-        for index, result in tqdm(results, "segmenting", total=len(photos), unit="image", disable=None):
+        for index, result in progress.track(results, "segmenting", total=len(photos)):
             if isinstance(result, Exception):
-                tqdm.write(f"skipped: {_describe(photos[index].path, result)}", file=sys.stderr)
+                progress.write(f"skipped: {_describe(photos[index].path, result)}", file=sys.stderr)
             else:
                 exporter.add(photos[index], result)
                 done += 1

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
+from fcclip_jax import progress
 from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES
 from fcclip_jax.data import images
 from fcclip_jax.data.folder import FolderDataset, list_files
@@ -158,7 +158,7 @@ def open_semantic(
     examples = _examples(folder.name, vocabulary, rows, first_label=first_label)
     with ThreadPoolExecutor() as pool:
         counts = pool.map(lambda row: bool((row.labels.read(vocabulary) != IGNORE).any()), rows)
-        counts = list(tqdm(counts, total=len(rows), desc="checking label maps", unit="map", disable=None))
+        counts = list(progress.track(counts, "checking label maps", total=len(rows), unit="map"))
     if not any(counts):
         last = first_label + len(vocabulary.classes) - 1
         raise ValueError(f"no label map in {folder} has a label from {first_label} to {last}, so no pixel counts")

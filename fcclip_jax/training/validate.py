@@ -8,9 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
-from tqdm import tqdm
 
-from fcclip_jax import caching
+from fcclip_jax import caching, progress
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_image
 from fcclip_jax.data.records import Dataset
@@ -81,14 +80,14 @@ class Validator:
                 try:
                     image, truth = self._read(chosen)
                 except (OSError, ValueError) as error:
-                    tqdm.write(f"skipped a validation image: {error}", file=sys.stderr)
-                    progress.update()
+                    progress.write(f"skipped a validation image: {error}", file=sys.stderr)
+                    bar.update()
                     continue
                 truths[next(positions)] = truth
                 yield image
 
-        progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
-        with progress:
+        bar = progress.track(desc="evaluating", total=len(self._chosen), leave=False)
+        with bar:
             for index, result in self._engine.segment(
                 decoded(),
                 tasks=("panoptic",),
@@ -103,7 +102,7 @@ class Validator:
                 if index < self._pictures:
                     shown = beside(result, truth_result(truth, result.image, self._dataset.vocabulary))
                     self._log.show(f"picture {index}, found | annotated", shown, step)
-                progress.update()
+                bar.update()
         return scores(_over_processes(total), np.asarray(classes))
 
     def _read(self, chosen: int) -> tuple[UInt8[np.ndarray, "H W 3"], Truth]:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping
 
 from etils import epath
-from tqdm import tqdm
 
-from fcclip_jax import files
+from fcclip_jax import files, progress
 from fcclip_jax.data.annotations.pixels import area_and_box
 from fcclip_jax.data.decoding import decode_ids
 from fcclip_jax.data.records import Record
@@ -29,7 +28,7 @@ def write_folder(datasets: Mapping[str, WorldDataset], output: epath.PathLike) -
     folder.mkdir(parents=True, exist_ok=True)
     files.claim(folder, {split: dataset.digest for split, dataset in datasets.items()})
     written = 0
-    with tqdm(desc="composing", total=sum(map(len, datasets.values())), unit="image", disable=None) as progress:
+    with progress.track(desc="composing", total=sum(map(len, datasets.values()))) as bar:
         for split, dataset in datasets.items():
             images, annotations = [], []
             for index in range(len(dataset)):
@@ -38,7 +37,7 @@ def write_folder(datasets: Mapping[str, WorldDataset], output: epath.PathLike) -
                 annotation, (height, width) = _annotation(record)
                 annotations.append(annotation)
                 images.append({"id": index, "file_name": record.file_name, "height": height, "width": width})
-                progress.update()
+                bar.update()
             content = {"images": images, "annotations": annotations, "categories": _categories(dataset.vocabulary)}
             with files.replacing(folder / f"panoptic_{split}.json", sole_writer=True) as partial:
                 partial.write_text(json.dumps(content))
