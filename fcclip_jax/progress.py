@@ -16,16 +16,14 @@ Item = TypeVar("Item")
 
 MINUTE = 60.0
 """Seconds without a line after which one is written."""
-BRIEF = 10.0
-"""Seconds for which a part of a larger work is not reported, since most are over by then."""
+BRIEF, BRIEF_PART = 1.0, 10.0
+"""Seconds before the first line, for some work and for a part of a larger one: what is over by then needs no report."""
 
 
 class Lines(Generic[Item]):
     """Progress in lines, for files and pipes."""
 
-    def __init__(
-        self, items: Iterable[Item] | None, desc: str, *, total: int, initial: int, unit: str, silent: float = 0.0
-    ):
+    def __init__(self, items: Iterable[Item] | None, desc: str, *, total: int, initial: int, unit: str, silent: float):
         """silent: the seconds before the first line."""
         self._items, self._desc, self._total, self._unit = items, desc, total, unit
         self._done, self._tenth, self._postfix = initial, 10 * initial // max(total, 1), ""
@@ -97,11 +95,11 @@ def track(
 
     items: what to iterate over; without it, `update` counts.
     initial: the units that an earlier run has finished.
-    leave: False for a part of a larger work: its bar is removed at the end, and its lines begin after BRIEF seconds.
+    leave: False for a part of a larger work: its bar is removed at the end, and its lines begin later.
     """
     if disable or (sys.stderr is not None and sys.stderr.isatty()):
         return tqdm(items, desc, total=total, initial=initial, unit=f" {unit}s", leave=leave, disable=disable)
-    return Lines(items, desc, total=total, initial=initial, unit=unit, silent=0.0 if leave else BRIEF)
+    return Lines(items, desc, total=total, initial=initial, unit=unit, silent=BRIEF if leave else BRIEF_PART)
 
 
 def write(line: str, *, file: TextIO | None = None) -> None:

@@ -19,6 +19,12 @@ def shares(text: str) -> list[int]:
     return [int(re.match(r"\w+: (\d+) %, ", line)[1]) for line in text.splitlines()]
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Lines begin with the work."""
+    monkeypatch.setattr(progress, "BRIEF", 0.0)
+
+
 @pytest.mark.parametrize("total, expected", [(3, [33, 66, 100]), (10, [*range(10, 101, 10)]), (200, [*range(10, 101, 10)]),
                                              (0, [])])  # fmt: skip
 def test_a_line_at_every_tenth(capsys, total, expected):
@@ -64,9 +70,15 @@ def test_an_error_in_the_work_ends_the_lines():
 def test_a_part_of_a_larger_work_is_silent_at_first(capsys, monkeypatch):
     list(progress.track(range(10), "embedding", total=10, leave=False))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "BRIEF", 0.0)
+    monkeypatch.setattr(progress, "BRIEF_PART", 0.0)
     list(progress.track(range(10), "embedding", total=10, leave=False))
     assert shares(capsys.readouterr().err)[-1] == 100
+
+
+def test_work_that_is_soon_over_is_silent(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "BRIEF", 60.0)
+    list(progress.track(range(10), "converting", total=10))
+    assert capsys.readouterr().err == ""
 
 
 def test_other_processes_report_nothing(capsys):

@@ -273,7 +273,7 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     elif arguments[:2] == ["-m", "fcclip_jax.main"]:
         monkeypatch.setattr(sys, "argv", ["fcclip_jax.main", *arguments[2:]])
         with flagsaver.flagsaver():
-            assert main.parse(sys.argv).is_locked
+            assert main.parse(sys.argv).config.is_locked
     else:
         module = "fcclip_jax.cli" if program == "fcclip" else arguments[1]
         if importlib.util.find_spec(module).submodule_search_locations is not None:

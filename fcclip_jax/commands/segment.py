@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fcclip_jax import command_line, files, progress
+from fcclip_jax import command_line, devices, files, progress
 from fcclip_jax.commands.class_lists import read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import (
@@ -186,6 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_megapixels is not None:
         # Pillow refuses twice as many pixels as it says here.
         Image.MAX_IMAGE_PIXELS = arguments.max_megapixels * 10**6 // 2
+    devices.warn_of_unused_gpu()
     started = time.perf_counter()
     with caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:
@@ -204,7 +205,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = _export_all(results, photos, exporter)
     seconds, skipped = time.perf_counter() - started, len(photos) - done
     print(
-        f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
+        f"{done} image{'s' * (done != 1)} segmented on {devices.describe()} in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
         f"{f', {skipped} skipped' if skipped else ''}. The results are in {output}."
     )
     return command_line.INCOMPLETE if skipped else command_line.DONE

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from fcclip_jax import progress
+from fcclip_jax.command_line import is_installed, missing_package
 from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES
 from fcclip_jax.data import images
 from fcclip_jax.data.folder import FolderDataset, list_files
@@ -183,6 +184,8 @@ def _open_files(name: str, benchmark: Benchmark, folder: epath.Path, tasks: Coll
         paths = _find_maps(names, folder / benchmark.labels.folder, benchmark.labels.suffix)
         rows = [row._replace(labels=LabelMap(path, first_label)) for row, path in zip(rows, paths, strict=True)]
     if benchmark.instance_ids and "instances" in tasks:
+        if not is_installed("cityscapesscripts"):  # it scores after the last image
+            raise missing_package("cityscapesscripts", "Cityscapes' AP", "set instances to False")
         paths = _find_maps(names, folder / benchmark.instance_ids.folder, benchmark.instance_ids.suffix)
         rows = [row._replace(instance_ids=path) for row, path in zip(rows, paths, strict=True)]
     instances = None

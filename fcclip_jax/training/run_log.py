@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
-from fcclip_jax import files
+from fcclip_jax import command_line, files
 from fcclip_jax.training.run_folder import CONFIG
 
 FILE = "metrics.jsonl"
@@ -54,13 +54,7 @@ class RunLog:
         _drop_after(self._path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         if wandb:
-            try:
-                import wandb as client
-            except ImportError:
-                raise ValueError(
-                    f"the configuration's wandb is {wandb!r}, and wandb is not installed; pip install wandb, or"
-                    " leave the setting out"
-                ) from None
+            client: Any = command_line.import_package("wandb", f"the configuration's wandb, {wandb!r},", "leave it out")
             run = workdir / WANDB_RUN
             id = run.read_text().strip() if run.exists() else None
             self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), id=id, resume="allow")
