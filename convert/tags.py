@@ -3,7 +3,7 @@
 import logging
 import pathlib
 import textwrap
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fcclip_jax import command_line
 
@@ -23,7 +23,7 @@ def download(model: str, tag: str) -> Pretrained:
         ValueError: OpenCLIP is not installed, or has no such model or tag.
         OSError: the weights cannot be downloaded.
     """
-    open_clip: Any = command_line.import_package("open_clip", f"{tag}, which is not a file but a tag of OpenCLIP,")
+    open_clip = command_line.import_package("open_clip", f"{tag}, which is not a file but a tag of OpenCLIP,")
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"

@@ -5,9 +5,8 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import types
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DONE = 0
 INCOMPLETE = 1
@@ -101,7 +100,7 @@ def missing_package(module: str, purpose: str, otherwise: str = "") -> ValueErro
     )
 
 
-def import_package(module: str, purpose: str, otherwise: str = "") -> types.ModuleType:
+def import_package(module: str, purpose: str, otherwise: str = "") -> Any:
     """Imports a package of one of the EXTRAS, or another optional one.
 
     Raises:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Generic, TextIO, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -102,6 +102,6 @@ def track(
     return Lines(items, desc, total=total, initial=initial, unit=unit, silent=BRIEF if leave else BRIEF_PART)
 
 
-def write(line: str, *, file: TextIO | None = None) -> None:
-    """Prints a line, above the bars if there are any; by default on stdout."""
+def write(line: str, *, file: Any = None) -> None:
+    """Prints a line, above the bars if there are any, to an open file; by default on stdout."""
     tqdm.write(line, file=file or sys.stdout)

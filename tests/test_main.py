@@ -170,6 +170,10 @@ def test_mistakes_that_show_later(tmp_path, refusal):
     )
     (tmp_path / "file").write_text("")
     assert "file is a file; " in refusal(*tiny_runs.arguments(paths, tmp_path / "file" / "run"))
+    missing = dict.fromkeys((f"data.val.{name}" for name in ("images", "panoptic_json", "panoptic_pngs")), "/nowhere")
+    sentence = refusal(*tiny_runs.arguments(paths, workdir, **{**missing, "eval.every": 3}))
+    assert "the validation data cannot be opened: the folder of images /nowhere does not exist" in sentence
+    assert sentence.endswith("correct data.val or data.root, or train without validation (--config.eval.every=0)")
     assert "takes 5 devices, and there are 1" in refusal(*tiny_runs.arguments(paths, workdir, **{"mesh.data": 5}))
     assert "the checkpoint /nowhere does not exist" in refusal(*tiny_runs.arguments(paths, workdir, init="/nowhere"))
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))

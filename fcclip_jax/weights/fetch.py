@@ -7,7 +7,6 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
 
 from fcclip_jax import command_line, files
 from fcclip_jax.weights import store
@@ -77,7 +76,7 @@ def _from_drive(entry: Entry, source: Drive) -> pathlib.Path:
     path = folder / entry.file
     if path.exists():
         return path
-    gdown: Any = command_line.import_package("gdown", f"downloading {entry.name}", manual(entry))
+    gdown = command_line.import_package("gdown", f"downloading {entry.name}", manual(entry))
     if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
         raise _offline(entry)
     host = os.environ.get(DRIVE, GOOGLE).rstrip("/")

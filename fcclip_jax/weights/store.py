@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fcclip_jax import caching, command_line, files
 
@@ -77,7 +77,7 @@ def one_process_at_once(name: str, manual: str) -> Iterator[None]:
         ValueError: filelock is not installed.
         OSError: the cache folder cannot be written.
     """
-    filelock: Any = command_line.import_package("filelock", "fetching weights", manual)
+    filelock = command_line.import_package("filelock", "fetching weights", manual)
     files.check_writable(root(), f"the cache folder {root()}")
     path = root() / ".locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
