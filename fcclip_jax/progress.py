@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
@@ -77,7 +77,7 @@ class Lines(Generic[Item]):
         print(line, file=self._file, flush=True)
 
 
-Progress = tqdm | Lines
+Progress: TypeAlias = tqdm | Lines
 """Has update(count), set_postfix_str(text), close(), and ends with a `with` block or with what it iterates over."""
 
 
