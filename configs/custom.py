@@ -4,8 +4,10 @@
 
 The json's categories {"id", "name", "isthing"} become the training vocabulary; | or commas separate the synonyms in a
 name ("cat|kitten"). This configuration fine-tunes the released FC-CLIP on a few thousand images. A checkpoint of a CLIP
-alone (`python -m convert openclip`) starts with a new head instead, and needs the steps of configs/coco.py. The result
-depends on the data: watch "pq" in TensorBoard. configs/custom.py:debug runs in a minute, from random weights.
+alone (`fcclip-convert openclip`) starts with a new head instead, and needs the steps of configs/coco.py. The result
+depends on the data: watch "pq" in TensorBoard. Without a val split, set eval.every to 0.
+
+Variants: those of configs/coco.py; debug runs in a minute, from random weights, on your data.
 """
 
 from ml_collections import ConfigDict

@@ -3,12 +3,10 @@
     python -m fcclip_jax.main --config=configs/eval.py:ade20k --config.root=DATASETS --checkpoint=DIR --workdir=runs/ade20k
 
 Variants: coco, ade20k, cityscapes, mapillary, ade20k_847, pascal_context_459, pascal_context_59, pascal_voc_21,
-pascal_voc_20; world, 1,000 test scenes of the miniature world (configs/world.py), which needs no files:
+pascal_voc_20; world, 1,000 test scenes of the miniature world (configs/world.py), which needs no files; custom, data of your own,
+in COCO's panoptic format or as images with label maps.
 
     --config=configs/eval.py:world --config.world.designs=kept_back
-
-and custom for data of your own, in COCO's panoptic format or as images with label maps:
-
     --config=configs/eval.py:custom --config.custom.images=photos --config.custom.panoptic_json=panoptic.json \
         --config.custom.panoptic_pngs=panoptic
     --config=configs/eval.py:custom --config.custom.images=photos --config.custom.labels=maps \

@@ -5,9 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from flax import nnx
-from tqdm import tqdm
 
-from fcclip_jax import checkpoint
+from fcclip_jax import checkpoint, progress
 from fcclip_jax.models import descriptions
 from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
@@ -125,12 +124,12 @@ def write_checkpoint(
     variables = named_variables(abstract_model(description))
     table = table_of(description)
     given = list(weights.tensors)
-    with tqdm(total=len(weights.tensors), desc="converting", unit=" tensors", disable=None) as progress:
+    with progress.track(desc="converting", total=len(weights.tensors), unit="tensor") as bar:
         parameters, ignored = rules.to_ours(
             {key: tensor.load for key, tensor in weights.tensors.items()},
             *table,
             {name: variable.shape for name, variable in variables.items()},
-            on_key=lambda key: progress.update(),
+            on_key=lambda key: bar.update(),
         )
     # Closes the mapped file: its pages count as this process's memory while the checkpoint is written.
     weights.tensors.clear()

@@ -5,6 +5,8 @@ import pathlib
 import textwrap
 from typing import NamedTuple
 
+from fcclip_jax import command_line
+
 
 class Pretrained(NamedTuple):
     """A tag's weights on the disk."""
@@ -21,12 +23,7 @@ def download(model: str, tag: str) -> Pretrained:
         ValueError: OpenCLIP is not installed, or has no such model or tag.
         OSError: the weights cannot be downloaded.
     """
-    try:
-        import open_clip
-    except ImportError:
-        raise ValueError(
-            f"{tag} is not a file, and OpenCLIP, which has the tags, is not installed: pip install open_clip_torch"
-        ) from None
+    open_clip = command_line.import_package("open_clip", f"{tag}, which is not a file but a tag of OpenCLIP,")
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from fcclip_jax.checkpoint import Origin
-from fcclip_jax.command_line import first_line
+from fcclip_jax.command_line import first_line, missing_package
 from fcclip_jax.files import check_space, replacing
 
 from . import torch_zip
@@ -108,9 +108,7 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     torch = _find_torch() if path.suffix == ".pth" else None
     if path.suffix == ".pth" and torch is None:
-        raise ValueError(
-            f"{path} needs PyTorch, which is not installed: pip install torch, or write a .safetensors file"
-        )
+        raise missing_package("torch", str(path), "write a .safetensors file")
     try:
         check_space(path.parent, sum(array.nbytes for array in tensors.values()))
         with replacing(path) as temporary:
@@ -178,9 +176,10 @@ def _read_old_torch(path: pathlib.Path, torch: ModuleType | None) -> dict[str, T
     if not _is_pickle(path):
         raise ValueError(f"{path} is not a PyTorch file, or is truncated; download or save it again")
     if torch is None:
-        raise ValueError(
-            f"{path} has the format of PyTorch before 1.6 and needs PyTorch, which is not installed: pip install torch,"
-            " or save the weights again with a newer PyTorch or as .safetensors"
+        raise missing_package(
+            "torch",
+            f"{path} has the format of PyTorch before 1.6 and",
+            "save the weights again with a newer PyTorch or as .safetensors",
         )
     return _read_with_torch(path, torch, mapped=False)
 

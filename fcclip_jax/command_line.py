@@ -1,11 +1,13 @@
-"""Exit codes, one-sentence errors and types of arguments, for all command lines."""
+"""Exit codes, one-sentence errors, packages that are not installed and types of arguments, for all command lines."""
 
 import argparse
+import importlib.metadata
+import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fcclip_jax.process_memory import ran_out
 
@@ -18,6 +20,28 @@ INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 """The reader of the output, such as head, has ended; the shells' code for SIGPIPE."""
 
+DISTRIBUTION = "fcclip-jax"
+EXTRAS = {
+    "convert": ("open_clip", "torch"),
+    "demo": ("gradio",),
+    "eval": ("cityscapesscripts",),
+    "train": (
+        "absl",
+        "array_record",
+        "grain",
+        "ml_collections",
+        "optax",
+        "simplejpeg",
+        "tensorboard",
+        "tensorboardX",
+        "tensorflow_datasets",
+    ),
+    "weights": ("filelock", "gdown", "huggingface_hub"),
+}
+"""The modules that each of setup.cfg's extras installs."""
+OWN = ("configs", "convert", "fcclip_jax", "pallas_kernels")
+"""The project's own packages, whose absence is a fault."""
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser that reports a mistake in the arguments in one sentence and exits with REFUSED."""
@@ -29,8 +53,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[Exception], str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    The user can correct the causes of OSError and ValueError, so these become one sentence and REFUSED. Any other error
-    is a fault of this project and keeps its traceback.
+    The user can correct the causes of OSError and ValueError, and can install what a ModuleNotFoundError names, so these
+    become one sentence and REFUSED. Any other error is a fault of this project and keeps its traceback.
 
     memory_advice: what to do when memory runs out, as the second half of a sentence.
     describe: makes the sentence from an error; by default `one_line`.
@@ -51,6 +75,12 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
     except (OSError, ValueError) as error:
         print(f"error: {(describe or one_line)(error)}", file=sys.stderr)
         return REFUSED
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not module or module in OWN:
+            raise
+        print(f"error: {missing_package(module, 'this command')}", file=sys.stderr)
+        return REFUSED
     except (MemoryError, RuntimeError) as error:
         if "home directory" in str(error):  # pathlib's error for ~ without a home
             print("error: a home folder is unknown; set HOME, or write paths without ~", file=sys.stderr)
@@ -70,6 +100,48 @@ def say(text: str) -> None:
     """Prints a line that has names of the user's, which the terminal's encoding may lack: it shows their code points."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def missing_package(module: str, purpose: str, otherwise: str = "") -> ValueError:
+    """Returns the error for a package that is not installed, with the line that installs it.
+
+    purpose: what needs the package, as the beginning of the sentence.
+    otherwise: what else the user can do, as its end.
+    """
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    package = f"'{_own_requirement()}[{extra}]'" if extra else module
+    return ValueError(
+        f"{purpose} needs {module}, which is not installed: pip install {package}{otherwise and f', or {otherwise}'}"
+    )
+
+
+def import_package(module: str, purpose: str, otherwise: str = "") -> Any:
+    """Imports a package of one of the EXTRAS, or another optional one.
+
+    Raises:
+        ValueError: it is not installed; see `missing_package`.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise missing_package(module, purpose, otherwise) from None
+
+
+def is_installed(module: str) -> bool:
+    """Returns whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def _own_requirement() -> str:
+    """Returns how pip names this project: a checkout that is not installed is the working folder."""
+    try:
+        importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "."
+    return DISTRIBUTION
 
 
 def count(text: str) -> int:

@@ -36,4 +36,5 @@ stuff="grass, sand, sea, sky, brick wall, wooden floor, snow, night sky"
 
 unseen=$(echo "$things, $stuff" | tr , '\n' | sed 's/^ *//' | sort |
     comm -12 - <("$venv/bin/fcclip" vocabularies world | sed -n 's/  .*unseen$//p' | sort) | paste -sd , -)
+echo "To go on: source $venv/bin/activate, then fcclip segment --help. With your photographs, see Official weights in README.md."
 echo "The segments are drawn in $output/overlays. No mask in training showed these of the words: ${unseen//,/, }."

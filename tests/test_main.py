@@ -7,10 +7,10 @@ import sys
 
 import jax
 import pytest
-from absl.testing import flagsaver
-from array_record.python import array_record_data_source  # noqa: F401  its flags, which flagsaver would remove
 
 from fcclip_jax import main
+from fcclip_jax.evaluation.benchmarks import BENCHMARKS
+from fcclip_jax.training import recipe
 from fcclip_jax.training.config import step_settings
 from tests.data import tiny
 from tests.training import tiny_runs
@@ -76,16 +76,13 @@ def test_numbers_that_cannot_be(name, value, complaint):
 
 
 @pytest.fixture
-def refusal(monkeypatch, capfd):
+def refusal(capfd):
     """Returns a function from the command's flags to the one sentence with which it refuses them."""
 
     def refusal(*flags: str) -> str:
-        # The configuration's own flags are read from sys.argv; flagsaver removes them afterwards.
-        monkeypatch.setattr(sys, "argv", ["fcclip_jax.main", *flags])
         capfd.readouterr()
         cache = jax.config.jax_compilation_cache_dir
-        with flagsaver.flagsaver():
-            assert main.main() == 2
+        assert main.main(["fcclip_jax.main", *flags]) == 2
         jax.config.update("jax_compilation_cache_dir", cache)
         (sentence,) = capfd.readouterr().err.splitlines()
         return sentence
@@ -99,7 +96,8 @@ def test_a_process_of_its_own(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "error: the configuration nowhere.py does not exist; the project has configs/ade20k.py, configs/coco.py,"
-        " configs/coco_rn50.py, configs/custom.py, configs/eval.py, configs/world.py, configs/world_clip.py\n"
+        " configs/coco_rn50.py, configs/custom.py, configs/eval.py, configs/world.py, configs/world_clip.py, in"
+        f" {ROOT}\n"
     )
 
 
@@ -134,12 +132,27 @@ def test_the_projects_configurations_are_found_from_anywhere(tmp_path, refusal, 
         "--config=configs/coco.py", folder, "--config.data.root=/nowhere"
     )
     assert "coco_panoptic has no folder at /no" in refusal(
-        "--config", "configs/coco.py:debug", folder, "--config.data.root=/no"
+        "--config", "configs/coco.py:RN50", folder, "--config.data.root=/no"
     )
     assert "the configuration configs/mine.py does not exist" in refusal("--config=configs/mine.py", folder)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "coco.py").write_text("def get_config():\n    raise ValueError('this is my own')\n")
     assert "this is my own" in refusal("--config=configs/coco.py", folder)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_the_help_lists_flags_configurations_and_variants(flag, capsys):
+    assert main.main(["fcclip_jax.main", "--config=configs/coco.py", flag]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  --{name}" in text for name in main.Command._fields)
+    about = dict(re.findall(r"^  configs/(\w+)\.py\n((?:      .*\n?)+)", text, re.MULTILINE))
+    assert sorted(about) == sorted(path.stem for path in tiny_runs.CONFIGS.glob("[!_]*.py"))
+    words = {name: set(re.findall(r"\w+", lines.partition("Variants")[2])) for name, lines in about.items()}
+    assert words["coco"] >= set(recipe.VARIANTS)
+    assert words["eval"] >= {*BENCHMARKS, "world", "custom"}
+    assert words["world"] >= {"trainable_clip"} and words["world_clip"] >= {"vit", "debug"}
+    assert words["coco_rn50"] == {"none"}
+    assert words["ade20k"] >= {"those", "coco"} and words["custom"] >= {"those", "coco", "debug"}
 
 
 def test_a_copied_configuration_works_anywhere(tmp_path, refusal):
@@ -157,6 +170,10 @@ def test_mistakes_that_show_later(tmp_path, refusal):
     )
     (tmp_path / "file").write_text("")
     assert "file is a file; " in refusal(*tiny_runs.arguments(paths, tmp_path / "file" / "run"))
+    missing = dict.fromkeys((f"data.val.{name}" for name in ("images", "panoptic_json", "panoptic_pngs")), "/nowhere")
+    sentence = refusal(*tiny_runs.arguments(paths, workdir, **{**missing, "eval.every": 3}))
+    assert "the validation data cannot be opened: the folder of images /nowhere does not exist" in sentence
+    assert sentence.endswith("correct data.val or data.root, or train without validation (--config.eval.every=0)")
     assert "takes 5 devices, and there are 1" in refusal(*tiny_runs.arguments(paths, workdir, **{"mesh.data": 5}))
     assert "the checkpoint /nowhere does not exist" in refusal(*tiny_runs.arguments(paths, workdir, init="/nowhere"))
     paths.edit(lambda content: content["annotations"][0]["segments_info"][0].update(category_id=77))

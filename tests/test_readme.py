@@ -61,13 +61,16 @@ PARSED = {
     'fcclip segment photo.jpg --classes "cat, sofa" --weights fcclip_convnext_large --output out/': "downloads weights",
     "pip install '.[train,eval]'": "installs packages",
     "pip install 'jax[tpu]'": "installs packages",
-    "python -m convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output fcclip_convnext_large": (
+    "pip install .": "installs packages",
+    "pip install . 'jax[cuda13]'": "installs packages",
+    "pip install . 'jax[tpu]'": "installs packages",
+    "fcclip-convert fcclip --checkpoint fcclip_cocopan.pth --model convnext_large_d_320 --output fcclip_convnext_large": (
         "needs the official weights"
     ),
-    "python -m convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output clip_l": (
+    "fcclip-convert openclip --model convnext_large_d_320 --pretrained laion2b_s29b_b131k_ft_soup --output clip_l": (
         "needs OpenCLIP's weights"
     ),
-    "python -m convert run --run runs/coco --step best --output DIR": "needs a trained run",
+    "fcclip-convert run --run runs/coco --step best --output DIR": "needs a trained run",
     "python -m fcclip_jax.main --config=configs/coco.py --config.init=clip_l --config.data.root=DATASETS --workdir=runs/coco": (
         "needs COCO and weights"
     ),
@@ -111,7 +114,7 @@ PARSED = {
     "python -m pallas_kernels.bench depthwise_norm": "takes minutes",
     "python -m pallas_kernels.roofline": "takes minutes",
     "python -m pallas_kernels.compile_tpu": "takes minutes; tests/pallas_kernels compiles less",
-    "python -m convert fcclip --checkpoint ovrcoat.pth --model convnext_large_d_320 --as-official --output ovrcoat_official": (
+    "fcclip-convert fcclip --checkpoint ovrcoat.pth --model convnext_large_d_320 --as-official --output ovrcoat_official": (
         "needs the authors' weights"
     ),
     "python -m pallas_kernels.compile_gpu": "takes minutes; tests/pallas_kernels compiles less",
@@ -273,12 +276,12 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     elif arguments[:2] == ["-m", "fcclip_jax.main"]:
         monkeypatch.setattr(sys, "argv", ["fcclip_jax.main", *arguments[2:]])
         with flagsaver.flagsaver():
-            assert main.parse(sys.argv).is_locked
+            assert main.parse(sys.argv).config.is_locked
     else:
-        module = "fcclip_jax.cli" if program == "fcclip" else arguments[1]
+        module = {"fcclip": "fcclip_jax.cli", "fcclip-convert": "convert"}.get(program) or arguments[1]
         if importlib.util.find_spec(module).submodule_search_locations is not None:
             module += ".__main__"
-        given = arguments if program == "fcclip" else arguments[2:]
+        given = arguments if program.startswith("fcclip") else arguments[2:]
         monkeypatch.setattr(sys, "argv", [module, *given])
         with pytest.raises(Accepted):
             importlib.import_module(module).main(given)
@@ -291,10 +294,11 @@ def check_installable(arguments: list[str]) -> None:
     if "wheels" in arguments:
         assert arguments[-2:] == ["-r", "missing.txt"]
         return
-    verb, requirement = arguments
+    verb, *requirements = arguments
     assert verb == "install"
-    name, extras = re.fullmatch(r"(\.|jax)\[(.+)\]", requirement).groups()
-    if name == ".":
-        assert set(extras.split(",")) <= set(setup["options.extras_require"])
-    else:
-        assert f"jax[{extras}]" in setup["options.extras_require"]["test"]
+    for requirement in requirements:
+        name, extras = re.fullmatch(r"(\.|jax)(?:\[(.+)\])?", requirement).groups()
+        if name == "jax":
+            assert extras in importlib.metadata.metadata("jax").get_all("Provides-Extra")
+        elif extras:
+            assert set(extras.split(",")) <= set(setup["options.extras_require"])

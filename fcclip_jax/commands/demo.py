@@ -1,14 +1,13 @@
 """`fcclip demo`: a page in the browser that segments photographs."""
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
 import signal
 from typing import TYPE_CHECKING
 
-from fcclip_jax import command_line
+from fcclip_jax import command_line, devices
 from fcclip_jax.conventions import PRECISIONS, RANDOM_WEIGHTS, WORLD_WEIGHTS
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -56,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the page needs Gradio: pip install 'fcclip-jax[demo]'")
+    if not command_line.is_installed("gradio"):
+        raise command_line.missing_package("gradio", "the page")
 
     from fcclip_jax.demo import serving
 
@@ -79,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         if segmenter.known_words is not None and not text.examples:
             words, stuff = first_words(segmenter.training_vocabulary)
             text = text._replace(words=words, stuff=stuff)
-        print("compiling the program and embedding the first words", flush=True)
+        devices.warn_of_unused_gpu()
+        print(f"compiling the program for {devices.describe()} and embedding the first words", flush=True)
         answerer.warm_up(text.words, text.stuff)
         serving.serve(
             lambda: page.build(answerer, text), host=arguments.host, port=arguments.port, share=arguments.share

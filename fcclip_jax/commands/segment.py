@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from fcclip_jax import command_line, files
+from fcclip_jax import command_line, devices, files, progress
 from fcclip_jax.commands.class_lists import announce, read_classes
 from fcclip_jax.commands.photographs import find_photos
 from fcclip_jax.conventions import (
@@ -212,6 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_megapixels is not None:
         # Pillow refuses twice as many pixels as it says here.
         Image.MAX_IMAGE_PIXELS = arguments.max_megapixels * 10**6 // 2
+    devices.warn_of_unused_gpu()
     started = time.perf_counter()
     with caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:
@@ -251,7 +250,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("no photograph could be segmented; the lines above give the reasons")
     seconds = time.perf_counter() - started
     print(
-        f"{done} image{'s' * (done != 1)} segmented in {seconds:.0f} s ({sum(compiling):.0f} s compiling)"
+        f"{done} image{'s' * (done != 1)} segmented on {devices.describe()} in {seconds:.0f} s"
+        f" ({sum(compiling):.0f} s compiling)"
         f"{f', {earlier} done before' if earlier else ''}{f', {skipped} skipped' if skipped else ''}."
         f" The results are in {output}.{found.remark}"
     )
@@ -265,13 +265,13 @@ def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], expor
     """
     done = 0
     try:
-        for index, result in tqdm(results, "segmenting", total=len(photos), unit="image", disable=None):
+        for index, result in progress.track(results, "segmenting", total=len(photos)):
             failure = result if isinstance(result, Exception) else _export(result, photos[index], exporter, log)
             if failure is None:
                 done += 1
                 exporter.update()
             else:
-                tqdm.write(f"skipped: {_describe(photos[index].path, failure)}", file=sys.stderr)
+                progress.write(f"skipped: {_describe(photos[index].path, failure)}", file=sys.stderr)
     except BaseException:
         if done:
             with contextlib.suppress(OSError):  # the first error says why

@@ -103,6 +103,13 @@ def open_folder(name: str, root: epath.PathLike | None, split: str) -> FolderDat
     return FolderDataset(folder / layout.images, folder / layout.json, folder / pngs, vocabulary)
 
 
+def is_at(name: str, root: epath.PathLike) -> bool:
+    """Returns whether the root has a part of one of DATASETS, as its archives unpack, or is prepared."""
+    folder = _own_folder(name, epath.Path(root).expanduser())
+    parts = {path for layout in DATASETS[name].values() for path in (layout.images, layout.json, *layout.pngs)}
+    return is_prepared(folder) or any((folder / path.partition("/")[0]).exists() for path in parts)
+
+
 def is_prepared(folder: epath.Path) -> bool:
     """Returns whether the folder is a finished TFDS dataset: its dataset_info.json is written last."""
     return (folder / "dataset_info.json").exists()

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import cv2
 import grain
+import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
@@ -42,10 +43,10 @@ class TrainExample(NamedTuple):
 class StepStream(Generic[Step]):
     """An endless iterator of steps; `close` stops its background threads and processes."""
 
-    def __init__(self, steps: grain.IterDataset, size: int):
-        """size: the number of images in the dataset."""
+    def __init__(self, steps: grain.IterDataset, size: int, *, shared: bool):
+        """size: the number of images in the dataset. shared: whether steps lie in shared memory, which worker processes use."""
         self._iterator: Iterator[Step] | None = iter(steps)
-        self._size = size
+        self._size, self._shared = size, shared
         self._unreadable: set[str] = set()
 
     def __iter__(self) -> "StepStream[Step]":
@@ -56,6 +57,9 @@ class StepStream(Generic[Step]):
         if self._iterator is None:
             raise StopIteration
         step = next(self._iterator)
+        if self._shared:
+            # Shared memory is released when nothing refers to it; a step may live until Python ends, which is too late.
+            step = jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, step)
         self._unreadable.update(step.skipped)
         _check_unreadable(self._unreadable, self._size)
         return step
@@ -80,7 +84,7 @@ def open_stream(load: Callable[[int], Step], start: int, stop: int, workers: int
         _parse_flags()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         steps = steps.mp_prefetch(options, worker_init_fn=_prepare_worker)
-    return StepStream(steps, size)
+    return StepStream(steps, size, shared=workers > 0)
 
 
 def train_batches(

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from tqdm import tqdm
 
-from fcclip_jax import files
+from fcclip_jax import files, progress
 from fcclip_jax.data import tfds_builder
 from fcclip_jax.data.datasets import is_prepared
 from fcclip_jax.data.folder import FolderDataset
@@ -33,7 +32,7 @@ def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) 
         return 0
     builder = tfds_builder.FcclipPanoptic(datasets=datasets, data_dir=folder)
     written, splits = 0, []
-    with tqdm(desc="preparing", total=sum(map(len, datasets.values())), unit="image", disable=None) as progress:
+    with progress.track(desc="preparing", total=sum(map(len, datasets.values()))) as bar:
         for split in datasets:
             template = tfds.core.ShardedFileTemplate(
                 folder, dataset_name=builder.name, split=split, filetype_suffix=builder.info.file_format.file_suffix
@@ -42,9 +41,9 @@ def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) 
             paths, lengths = template.sharded_filepaths(len(shards)), [shard.length for shard in shards]
             for path, shard in zip(paths, shards, strict=True):
                 if path.exists():
-                    progress.update(shard.length)
+                    bar.update(shard.length)
                 else:
-                    _write_shard(builder.info.features, shard.examples(), path, progress)
+                    _write_shard(builder.info.features, shard.examples(), path, bar)
                     written += shard.length
             size = sum(path.stat().length for path in paths)
             splits.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
@@ -54,13 +53,13 @@ def write_shards(datasets: Mapping[str, FolderDataset], output: epath.PathLike) 
 
 
 def _write_shard(
-    features: tfds.features.FeaturesDict, examples: Iterable[tuple[int, dict]], path: epath.Path, progress: tqdm
+    features: tfds.features.FeaturesDict, examples: Iterable[tuple[int, dict]], path: epath.Path, bar: progress.Progress
 ) -> None:
     with files.replacing(path, sole_writer=True) as partial:
         writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # groups of one record, for random access
         for _, example in examples:
             writer.write(features.serialize_example(example))
-            progress.update()
+            bar.update()
         writer.close()
 
 

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
+from fcclip_jax import progress
+from fcclip_jax.command_line import is_installed, missing_package
 from fcclip_jax.conventions import IGNORE, IMAGE_SUFFIXES, MAP_SUFFIXES
 from fcclip_jax.data import images
 from fcclip_jax.data.file_names import FileNames, check_apart, list_files, stem_of
@@ -161,7 +162,7 @@ def open_semantic(
     examples = _examples(folder.name, vocabulary, rows, first_label=first_label)
     with ThreadPoolExecutor() as pool:
         counts = pool.map(lambda row: bool((row.labels.read(vocabulary) != IGNORE).any()), rows)
-        counts = list(tqdm(counts, total=len(rows), desc="checking label maps", unit="map", disable=None))
+        counts = list(progress.track(counts, "checking label maps", total=len(rows), unit="map"))
     if not any(counts):
         last = first_label + len(vocabulary.classes) - 1
         raise ValueError(f"no label map in {folder} has a label from {first_label} to {last}, so no pixel counts")
@@ -186,6 +187,8 @@ def _open_files(name: str, benchmark: Benchmark, folder: epath.Path, tasks: Coll
         paths = _find_maps(names, folder / benchmark.labels.folder, benchmark.labels.suffix)
         rows = [row._replace(labels=LabelMap(path, first_label)) for row, path in zip(rows, paths, strict=True)]
     if benchmark.instance_ids and "instances" in tasks:
+        if not is_installed("cityscapesscripts"):  # it scores after the last image
+            raise missing_package("cityscapesscripts", "Cityscapes' AP", "set instances to False")
         paths = _find_maps(names, folder / benchmark.instance_ids.folder, benchmark.instance_ids.suffix)
         rows = [row._replace(instance_ids=path) for row, path in zip(rows, paths, strict=True)]
     instances = None

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
-from tqdm import tqdm
 
+from fcclip_jax import progress
 from fcclip_jax.conventions import IGNORE
 from fcclip_jax.evaluation.config import EvalSettings
 from fcclip_jax.evaluation.examples import Examples
@@ -86,21 +86,21 @@ def segment_and_score(
     failures: list[str] = []
     total = PanopticCounts.zeros(len(examples.vocabulary.classes))
     speed = Speed(engine.batch_size)
-    progress = tqdm(total=len(mine), desc=f"evaluating {examples.name}", unit="image", disable=None)
-    with progress, log.writer() as write, ThreadPoolExecutor(THREADS) as pool:
+    bar = progress.track(desc=f"evaluating {examples.name}", total=len(mine))
+    with bar, log.writer() as write, ThreadPoolExecutor(THREADS) as pool:
         decoded = decode_ahead(examples, mine, pool, ahead=engine.batch_size + 2)
         segmented = segment(engine, decoded, examples, settings, ways, second_clip, speed)
         score = _scorer(examples, settings, folder)
         for place, line in score_behind(segmented, score, pool, behind=max(THREADS, 2 * engine.batch_size)):
             if isinstance(line, Exception):
                 failures.append(_failure(examples, place, line))
-                tqdm.write(f"skipped {failures[-1]}")
+                progress.write(f"skipped {failures[-1]}")
             else:
                 write(line)
                 if "panoptic" in line:
                     total = total.plus(panoptic_counts(line, len(total.iou)))
-                    progress.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
-            progress.update()
+                    bar.set_postfix_str(f"PQ {100 * _mean(quality(total)[:, 0]):.1f}", refresh=False)
+            bar.update()
     images_per_second = speed.images_per_second()
     # Gathering also waits until all processes have written their lines.
     failed = int(np.sum(multihost_utils.process_allgather(np.int32(len(failures)))))

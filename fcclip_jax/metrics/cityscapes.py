@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from fcclip_jax.command_line import import_package
 from fcclip_jax.conventions import CITYSCAPES_LABELS
 from fcclip_jax.text.vocabulary import Vocabulary
 
@@ -73,11 +74,10 @@ def average_precision(matches: Sequence[Mapping[str, Any]]) -> CityscapesPrecisi
     Raises:
         ValueError: cityscapesScripts is not installed.
     """
-    try:
-        from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official
-        from cityscapesscripts.helpers.labels import id2label
-    except ImportError as error:
-        raise ValueError(f"Cityscapes' AP needs cityscapesScripts; pip install cityscapesscripts ({error})") from None
+    import_package("cityscapesscripts", "Cityscapes' AP")
+    from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as official
+    from cityscapesscripts.helpers.labels import id2label
+
     names = {label_id: id2label[label_id].name for label_id in INSTANCE_LABELS}
     settings = official.CArgs()
     vars(settings).update(vars(official.args))

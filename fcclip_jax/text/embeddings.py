@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
+from fcclip_jax import progress
 from fcclip_jax.files import replacing
 from fcclip_jax.models.clip_text import TextTower
 from fcclip_jax.structs import TextClassifier
@@ -92,7 +92,7 @@ class TextEncoder:
             tokens = table_rows(tokens, self._token_ids, prompts)
         lengths = np.argmax(tokens, axis=1) + 1
         features = np.empty((len(prompts), self._embed_dim), np.float32)
-        with tqdm(total=len(prompts), desc="embedding prompts", unit="", leave=False, disable=None) as progress:
+        with progress.track(desc="embedding", total=len(prompts), unit="prompt", leave=False) as bar:
             limits = sorted({min(limit, self._context_length) for limit in TEXT_LENGTHS} | {self._context_length})
             for shortest, longest in zip([0, *limits], limits, strict=False):
                 rows = np.flatnonzero((lengths > shortest) & (lengths <= longest))
@@ -101,7 +101,7 @@ class TextEncoder:
                     filled = np.resize(batch, BATCH)
                     result = self._run(self._state, tokens[filled, :longest])
                     features[batch] = np.asarray(result)[: len(batch)]
-                    progress.update(len(batch))
+                    bar.update(len(batch))
         return features
 
 

@@ -23,6 +23,7 @@ AT_LEAST = {
     "log_every": 1,
     "data.world.images": 1,
     "data.crop": STRIDE,
+    "data.examples": 0,
     "data.max_segments": 1,
     "data.workers": 0,
     "losses.num_points": 4,

@@ -29,6 +29,7 @@ def base_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.dataset = "coco_panoptic"
     config.data.root = "datasets"  # the unpacked dataset, or one that `fcclip prepare` or TFDS wrote
+    config.data.examples = 0  # training images to make up in the workdir if the root has no dataset, to test the setup
     for split in ("train", "val"):  # paths of the dataset "custom", instead of the root
         config.data[split] = ConfigDict({n: placeholder(str) for n in ("images", "panoptic_json", "panoptic_pngs")})
     # The dataset "world" has no files: the number of its training scenes, and the designs of its emoji.
@@ -79,6 +80,7 @@ def make_small(config: ConfigDict) -> None:
     config.batch_size = 2
     config.data.crop = 128
     config.data.workers = 0
+    config.data.examples = 32
     config.model.clip = "small"
     config.model.head.update(dataclasses.asdict(SMALL.head))
     config.init = RANDOM_WEIGHTS

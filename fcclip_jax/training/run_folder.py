@@ -4,6 +4,7 @@
     WORKDIR/start/              the model before training, a checkpoint as `checkpoint.save` writes it
     WORKDIR/checkpoints/STEP/   the training state (orbax): state/ and about/; metrics/, if validation measured any
     WORKDIR/final/              the trained model
+    WORKDIR/examples/           images that were made up, if a configuration asks for them (data.examples)
 
 Frozen weights are stored once, in `start`. This module imports nothing of the train extra, so that conversion can read a
 run wherever the core is installed.
@@ -35,6 +36,7 @@ CONFIG = "config.json"
 START = "start"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
+EXAMPLES = "examples"
 
 QUIET_SECONDS = 2.0
 """Seconds without a report from another read after which a failed restore is over."""

@@ -15,12 +15,15 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
-from fcclip_jax import files
+from fcclip_jax import command_line, files
 from fcclip_jax.training.run_folder import CONFIG
 
 FILE = "metrics.jsonl"
 """The measurements, in the run's folder."""
+SCORES = ("pq", "miou")
+"""The measurements of validation that are compared between runs."""
 WANDB_RUN = "wandb_run.txt"
 """The id of the run of Weights & Biases, which a resumed run continues."""
 
@@ -53,14 +56,11 @@ class RunLog:
         _replace(workdir / CONFIG, json.dumps(config, indent=1, default=str) + "\n")
         _drop_after(self._path, first_step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        # TensorBoard's page of hyperparameters, with the last of these scores beside them.
+        for part in hparams(_flat(config), dict.fromkeys(SCORES, 0)):
+            self._board.file_writer.add_summary(part)
         if wandb:
-            try:
-                import wandb as client
-            except ImportError:
-                raise ValueError(
-                    f"the configuration's wandb is {wandb!r}, and wandb is not installed; pip install wandb, or"
-                    " leave the setting out"
-                ) from None
+            client = command_line.import_package("wandb", f"the configuration's wandb, {wandb!r},", "leave it out")
             run = workdir / WANDB_RUN
             id = run.read_text("utf-8").strip() if run.exists() else None
             self._wandb = client.init(project=wandb, dir=str(workdir), config=dict(config), id=id, resume="allow")
@@ -97,6 +97,17 @@ class RunLog:
             self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Returns the values by their dotted names; what is neither a number nor a text becomes one."""
+    found: dict[str, bool | int | float | str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return found
 
 
 def _drop_after(path: epath.Path, step: int) -> None:

@@ -146,12 +146,25 @@ def _check_description(init: str | os.PathLike[str], found: Checkpoint, expected
     clip = found.description.clip if whole else found.description
     if clip != expected.clip:
         raise ValueError(
-            f"the CLIP in {init} is not the configuration's model.clip: {_difference(clip, expected.clip)}"
+            f"the CLIP in {init} is not the configuration's model.clip: {clip_difference(clip, expected.clip)}"
         )
     if whole and found.description.head != expected.head:
         raise ValueError(
             f"the head in {init} is not the configuration's model.head: {_difference(found.description.head, expected.head)}"
         )
+
+
+def clip_difference(found: ClipDescription, expected: ClipDescription) -> str:
+    """Describes the first field that differs, and how to convert a CLIP again whose GELU alone differs."""
+    quick = expected.text.quick_gelu
+    text = _difference(found, expected)
+    if dataclasses.replace(found, text=dataclasses.replace(found.text, quick_gelu=quick)) == expected:
+        option = "--quick-gelu" if quick else "--no-quick-gelu"
+        text += (
+            "; a weight file does not say which it was trained with: if it was"
+            f" {'QuickGELU' if quick else 'the exact GELU'}, convert it again with {option}"
+        )
+    return text
 
 
 def _difference(found: object, expected: object) -> str:

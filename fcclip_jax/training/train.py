@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,8 @@ from ml_collections import ConfigDict
 
 from fcclip_jax import caching, checkpoint
 from fcclip_jax.checkpoint import Checkpoint
-from fcclip_jax.data.datasets import open_dataset
+from fcclip_jax.command_line import one_line
+from fcclip_jax.data.datasets import DATASETS, is_at, open_dataset
 from fcclip_jax.data.pipeline import train_batches
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.data.transforms import SCALES
@@ -24,13 +26,14 @@ from fcclip_jax.training import sharding
 from fcclip_jax.training.checkpoints import Checkpoints
 from fcclip_jax.training.config import step_settings
 from fcclip_jax.training.parameters import is_trainable
-from fcclip_jax.training.run_folder import FINAL, START
+from fcclip_jax.training.run_folder import EXAMPLES, FINAL, START
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.starting_model import model_description, starting_point, training_classifier
 from fcclip_jax.training.step import TrainState, frozen_dtype, initial_state, make_train_step, skeleton
 from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.validate import Validator, on_host
 from fcclip_jax.training.watch import Watch, announce
+from fcclip_jax.world.examples import write_examples
 from fcclip_jax.world.panoptic import EVALUATED, WORLD, WorldDataset
 
 
@@ -48,8 +51,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
     sharding.check_batch_size(config.batch_size, config.accumulate, mesh)
 
     # The data, whose categories are the training vocabulary.
-    dataset, val_dataset = open_datasets(config)
     workdir = checkpoint.resolve(workdir)
+    dataset, val_dataset = open_datasets(config, _data_root(config, workdir))
     workdir.mkdir(parents=True, exist_ok=True)
 
     # The model: CLIP's two towers, and a new head.
@@ -173,16 +176,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> Checkpoint:
     return result
 
 
-def open_datasets(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
+def open_datasets(config: ConfigDict, root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset | None]:
     """Opens the configuration's training data, and its validation data if it validates.
+
+    root: the folder of the data; by default the configuration's.
 
     Raises:
         ValueError, OSError: one cannot be opened, or their categories differ.
     """
-    dataset = _open_split(config.data, "train")
+    root = config.data.root if root is None else root
+    dataset = _open_split(config.data, root, "train")
     if not config.eval.every:
         return dataset, None
-    val_dataset = _open_split(config.data, "val")
+    try:
+        val_dataset = _open_split(config.data, root, "val")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the validation data cannot be opened: {one_line(error)}; correct data.val or data.root, or train without"
+            " validation (--config.eval.every=0)"
+        ) from error
     if val_dataset.vocabulary.classes != dataset.vocabulary.classes:
         raise ValueError(
             f"the categories of {val_dataset.name} are not those of {dataset.name}; give both splits the same, or set"
@@ -191,11 +203,29 @@ def open_datasets(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
     return dataset, val_dataset
 
 
-def _open_split(data: ConfigDict, split: str) -> Dataset:
+def _open_split(data: ConfigDict, root: str | os.PathLike[str], split: str) -> Dataset:
     if data.dataset == WORLD:
         images = data.world.images if split == "train" else EVALUATED
         return WorldDataset(split, images, seen_only=True, designs=data.world.designs)
-    return open_dataset(data.dataset, data.root, split, **data[split])
+    return open_dataset(data.dataset, root, split, **data[split])
+
+
+def _data_root(config: ConfigDict, workdir: epath.Path) -> str | os.PathLike[str]:
+    """Returns the configuration's root or, if it has no dataset and the configuration allows it, a root of made-up images."""
+    name, root, images = config.data.dataset, config.data.root, config.data.examples
+    if not images or name not in DATASETS or is_at(name, root):
+        return root
+    folder = workdir / EXAMPLES
+    if jax.process_index() == 0:
+        sizes = {"train": images, "val": math.ceil(images / 4)}
+        write_examples(name, sizes, folder)
+        announce(
+            f"{root} has no {name}: training on {sum(sizes.values())} images of emoji with its categories, which were made in"
+            f" {folder} to test the setup; --config.data.root=DIR names the folder of real ones"
+        )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("examples are written")
+    return folder
 
 
 def best_parameters(state: TrainState) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""Panoptic quality of a model in training, on annotated images at their own size, with pictures of its segments."""
+"""Panoptic quality and mIoU of a model in training, on annotated images at their own size, with pictures of its segments."""
 
 import itertools
 import sys
@@ -7,20 +7,21 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import UInt8
-from tqdm import tqdm
+from jaxtyping import Int, UInt8
 
-from fcclip_jax import caching
+from fcclip_jax import caching, progress
 from fcclip_jax.checkpoint import Checkpoint
 from fcclip_jax.data.decoding import decode_image
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.results import Result, truth_result
 from fcclip_jax.inference.segmenter import Segmenter
 from fcclip_jax.inference.truth import read_truth
-from fcclip_jax.metrics import panoptic
+from fcclip_jax.metrics import panoptic, semantic
 from fcclip_jax.metrics.panoptic import PanopticCounts, Truth
 from fcclip_jax.training.run_log import RunLog
 from fcclip_jax.training.starting_model import full_model
+
+NO_CLASS = -1
 
 
 class Validator:
@@ -61,7 +62,7 @@ class Validator:
         self._engine = segmenter.engine
 
     def __call__(self, parameters: Mapping[str, jax.Array], step: int) -> dict[str, float]:
-        """Returns pq, sq, rq, pq_things and pq_stuff in percent; scores without a class among the images are omitted.
+        """Returns pq, sq, rq, pq_things, pq_stuff and miou in percent; scores without a class among the images are omitted.
 
         Images that cannot be read are reported and skipped.
 
@@ -72,6 +73,7 @@ class Validator:
         self._engine.set_weights(on_host(parameters))
         classes = self._dataset.vocabulary.thing_mask
         total = PanopticCounts.zeros(len(classes))
+        confusion = np.zeros((len(classes) + 1, len(classes) + 1), np.int64)
         # The annotations of the images that are in the pipeline.
         truths: dict[int, Truth] = {}
 
@@ -81,17 +83,17 @@ class Validator:
                 try:
                     image, truth = self._read(chosen)
                 except (OSError, ValueError) as error:
-                    tqdm.write(f"skipped a validation image: {error}", file=sys.stderr)
-                    progress.update()
+                    progress.write(f"skipped a validation image: {error}", file=sys.stderr)
+                    bar.update()
                     continue
                 truths[next(positions)] = truth
                 yield image
 
-        progress = tqdm(total=len(self._chosen), desc="evaluating", unit="image", leave=False, disable=None)
-        with progress:
+        bar = progress.track(desc="evaluating", total=len(self._chosen), leave=False)
+        with bar:
             for index, result in self._engine.segment(
                 decoded(),
-                tasks=("panoptic",),
+                tasks=("panoptic", "semantic"),
                 overlap_threshold=self._defaults.overlap_threshold,
                 void_trust=self._defaults.void_trust,
             ):
@@ -100,11 +102,15 @@ class Validator:
                 truth = truths.pop(index)
                 found = np.asarray([segment.class_index for segment in result.panoptic.segments], np.int64)
                 total = total.plus(panoptic.count(truth, result.panoptic.id_map, found, len(classes)))
+                annotated = class_map(truth)
+                confusion += semantic.count(annotated, np.asarray(result.semantic), len(classes), NO_CLASS)
                 if index < self._pictures:
                     shown = beside(result, truth_result(truth, result.image, self._dataset.vocabulary))
                     self._log.show(f"picture {index}, found | annotated", shown, step)
-                progress.update()
-        return scores(_over_processes(total), np.asarray(classes))
+                bar.update()
+        found = scores(PanopticCounts(*map(_over_processes, total)), np.asarray(classes))
+        miou = semantic.scores(_over_processes(confusion)).miou
+        return found if np.isnan(miou) else {**found, "miou": 100 * miou}
 
     def _read(self, chosen: int) -> tuple[UInt8[np.ndarray, "H W 3"], Truth]:
         record = self._dataset[chosen]
@@ -112,6 +118,14 @@ class Validator:
             return decode_image(record.image), read_truth(record, self._dataset.vocabulary)
         except ValueError as error:
             raise ValueError(f"{record.file_name}: {error}") from error
+
+
+def class_map(truth: Truth) -> Int[np.ndarray, "H W"]:
+    """Returns the class of every pixel, crowds included; NO_CLASS where nothing is annotated."""
+    found = np.full(truth.id_map.shape, NO_CLASS)
+    for id, index in zip(truth.ids.tolist(), truth.classes.tolist(), strict=True):
+        found[truth.id_map == id] = index
+    return found
 
 
 def scores(counts: PanopticCounts, things: np.ndarray) -> dict[str, float]:
@@ -140,12 +154,10 @@ def on_host(parameters: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: multihost_utils.process_allgather(value, tiled=True) for name, value in parameters.items()}
 
 
-def _over_processes(counts: PanopticCounts) -> PanopticCounts:
-    """Sums counts over all processes."""
+def _over_processes(counts: np.ndarray) -> np.ndarray:
+    """Sums an array of 64-bit numbers over all processes."""
     if jax.process_count() == 1:
         return counts
     # Without 64-bit types JAX would round what it gathers, so it gathers the bytes.
-    gathered = [multihost_utils.process_allgather(array.view(np.uint32)) for array in counts]
-    return PanopticCounts(
-        *(np.asarray(rows).view(array.dtype).sum(axis=0) for rows, array in zip(gathered, counts, strict=True))
-    )
+    gathered = multihost_utils.process_allgather(counts.view(np.uint32))
+    return np.asarray(gathered).view(counts.dtype).sum(axis=0)

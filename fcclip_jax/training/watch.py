@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from fcclip_jax import progress
 from fcclip_jax.process_memory import peak_memory
 from fcclip_jax.training.run_log import RunLog
 
@@ -45,8 +45,8 @@ class Watch:
         self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
         self.skipped = 0
         self.over_budget: int | None = None
-        self._progress = tqdm(
-            total=steps, initial=first, desc="training", unit="step", disable=None if jax.process_index() == 0 else True
+        self._progress = progress.track(
+            desc="training", total=steps, initial=first, unit="step", disable=jax.process_index() > 0
         )
 
     @contextlib.contextmanager
@@ -66,7 +66,7 @@ class Watch:
             ValueError: a loss or a gradient of the step before is not finite.
         """
         for reason in skipped:
-            tqdm.write(f"skipped an image: {reason}", file=sys.stderr)
+            progress.write(f"skipped an image: {reason}", file=sys.stderr)
         self.skipped += len(skipped)
         if over_budget is not None:
             self.over_budget = (self.over_budget or 0) + over_budget
@@ -94,7 +94,7 @@ class Watch:
         for name, value in scores.items():
             self._log.measure(name, value)
         self._log.write(step)
-        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        progress.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
     def close(self) -> None:
         self._progress.close()
@@ -147,7 +147,7 @@ def check_finite(step: int, values: Metrics, names: list[str]) -> None:
 def announce(line: str) -> None:
     """Prints a line above the progress bar, once for all processes."""
     if jax.process_index() == 0:
-        tqdm.write(line)
+        progress.write(line)
 
 
 def _peak_memory() -> int:

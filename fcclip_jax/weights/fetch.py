@@ -48,11 +48,10 @@ def _announce(entry: Entry, host: str, size: int | None) -> None:
 
 
 def _from_hub(entry: Entry, source: Hub) -> pathlib.Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub import constants
-    except ImportError:
-        raise _missing("huggingface_hub", entry) from None
+    command_line.import_package("huggingface_hub", f"downloading {entry.name}", manual(entry))
+    import huggingface_hub
+    from huggingface_hub import constants
+
     cached = huggingface_hub.try_to_load_from_cache(source.repository, source.file, revision=source.revision)
     if isinstance(cached, str):
         return pathlib.Path(cached)
@@ -77,10 +76,7 @@ def _from_drive(entry: Entry, source: Drive) -> pathlib.Path:
     path = folder / entry.file
     if path.exists():
         return path
-    try:
-        import gdown
-    except ImportError:
-        raise _missing("gdown", entry) from None
+    gdown = command_line.import_package("gdown", f"downloading {entry.name}", manual(entry))
     if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
         raise _offline(entry)
     host = os.environ.get(DRIVE, GOOGLE).rstrip("/")
@@ -142,12 +138,6 @@ def _space_checker(folder: pathlib.Path) -> Callable[[int, int | None], None]:
         checked = True
 
     return check
-
-
-def _missing(package: str, entry: Entry) -> ValueError:
-    return ValueError(
-        f"downloading {entry.name} needs {package}, which is not installed: pip install {package}, or {manual(entry)}"
-    )
 
 
 def _offline(entry: Entry) -> OSError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from fcclip_jax.command_line import causes, first_line, one_line
+from fcclip_jax.command_line import causes, first_line, import_package, one_line
 from fcclip_jax.files import NO_SPACE
 
 SCHEME = "hf://"
@@ -83,12 +83,7 @@ def import_client(purpose: str) -> types.ModuleType:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise ValueError(
-            f"{purpose} needs huggingface_hub, which is not installed: pip install huggingface_hub"
-        ) from None
+    return import_package("huggingface_hub", purpose)
 
 
 def explained(error: Exception, address: Address, failure: str) -> OSError:

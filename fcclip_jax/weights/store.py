@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fcclip_jax import caching, files
+from fcclip_jax import caching, command_line, files
 
 
 class Record(NamedTuple):
@@ -77,12 +77,7 @@ def one_process_at_once(name: str, manual: str) -> Iterator[None]:
         ValueError: filelock is not installed.
         OSError: the cache folder cannot be written.
     """
-    try:
-        import filelock
-    except ImportError:
-        raise ValueError(
-            f"fetching weights needs filelock: pip install filelock huggingface_hub gdown, or {manual}"
-        ) from None
+    filelock = command_line.import_package("filelock", "fetching weights", manual)
     files.check_writable(root(), f"the cache folder {root()}")
     path = root() / ".locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Tests what `fcclip demo` refuses before it loads a model, and what its page says of a model."""
 
-import importlib.util
 import socket
+import sys
 
 import pytest
 
@@ -20,9 +20,9 @@ def test_a_port_in_use(capsys):
 
 
 def test_without_gradio(capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     sentence = fails(capsys, cli.main(["demo"]))
-    assert sentence == "error: the page needs Gradio: pip install 'fcclip-jax[demo]'"
+    assert sentence == "error: the page needs gradio, which is not installed: pip install 'fcclip-jax[demo]'"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])

@@ -43,7 +43,7 @@ def test_all_is_written(segment, fake, photos, tmp_path, capsys):
     assert [record["score"] for record in read_json(tmp_path / "out/instances.json")] == [0.875, 0.875]
     assert re.fullmatch(
         r"2 classes: cat, sofa\n"
-        rf"2 images segmented in \d+ s \(0 s compiling\). The results are in {tmp_path}/out.\n",
+        rf"2 images segmented on the CPU in \d+ s \(0 s compiling\). The results are in {tmp_path}/out.\n",
         capsys.readouterr().out,
     )
     (made,) = fake
@@ -144,7 +144,7 @@ def test_bad_photographs_are_skipped_and_the_rest_done(segment, photos, tmp_path
     first, second = captured.err.strip().splitlines()
     assert first.startswith("skipped: cannot read") and first.endswith("text.jpg: it is not an image in a known format")
     assert second.startswith("skipped: cannot read") and "truncated.jpg" in second
-    assert re.search(r"^2 images segmented in \d+ s \(0 s compiling\), 2 skipped\. ", captured.out, re.MULTILINE)
+    assert re.search(r"^2 images segmented on the CPU in \d+ s \(0 s compiling\), 2 skipped\. ", captured.out, re.MULTILINE)
     assert files_in(tmp_path / "out") == ALL
 
 
@@ -277,7 +277,7 @@ def test_the_real_thing(tmp_path, photos, capsys, monkeypatch):
     assert "weights are random" in captured.err and "b.png" in captured.err
     assert captured.out.startswith("3 classes: cat, remote control, sofa (stuff)\n")
     summary = re.search(
-        r"^2 images segmented in (\d+) s \((\d+) s compiling\), 1 skipped\. ", captured.out, re.MULTILINE
+        r"^2 images segmented on the CPU in (\d+) s \((\d+) s compiling\), 1 skipped\. ", captured.out, re.MULTILINE
     )
     assert 0 < seconds[0] and f"{seconds[0]:.0f}" == summary[2] and int(summary[2]) <= int(summary[1])
 

@@ -517,8 +517,20 @@ def test_missing_packages(tmp_path, refused, resnet, monkeypatch):
     (tmp_path / "w.pth").write_bytes(pickle.dumps({}))
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    refused("which is not installed: pip install torch,", "fcclip", "--checkpoint", tmp_path / "w.pth", *options)
-    refused("is not installed: pip install open_clip_torch", "openclip", "--pretrained", "openai", *options)
+    refused(
+        "needs torch, which is not installed: pip install 'fcclip-jax[convert]', or save the weights again",
+        "fcclip",
+        "--checkpoint",
+        tmp_path / "w.pth",
+        *options,
+    )
+    refused(
+        "needs open_clip, which is not installed: pip install 'fcclip-jax[convert]'",
+        "openclip",
+        "--pretrained",
+        "openai",
+        *options,
+    )
 
 
 def test_outputs_that_cannot_be(tmp_path, files, refused, resnet):

@@ -15,7 +15,7 @@ from fcclip_jax.data.datasets import open_dataset
 from fcclip_jax.data.records import Dataset
 from fcclip_jax.inference.truth import read_truth
 from fcclip_jax.metrics.panoptic import PanopticCounts
-from fcclip_jax.training.validate import Validator, scores
+from fcclip_jax.training.validate import Validator, class_map, scores
 from tests.data import tiny
 from tests.ports import free_address
 from tests.training.validating import oracle_validator
@@ -46,7 +46,8 @@ def kept(share: float) -> dict[str, jax.Array]:
 def test_a_perfect_model(validator, dataset):
     found = validator(kept(1), 7)
     # Cats and skies are all found. Each image has a dog segment without pixels, which cannot be found, and a crowd.
-    assert found == pytest.approx({"pq": 200 / 3, "sq": 200 / 3, "rq": 200 / 3, "pq_things": 50, "pq_stuff": 100})
+    expected = {"pq": 200 / 3, "sq": 200 / 3, "rq": 200 / 3, "pq_things": 50, "pq_stuff": 100, "miou": 100}
+    assert found == pytest.approx(expected)
     ((name, picture),) = validator._log.shown.items()
     assert name == ("picture 0, found | annotated", 7)
     height, width = read_truth(dataset[0], dataset.vocabulary).id_map.shape
@@ -82,7 +83,14 @@ def test_other_weights_other_scores(validator, dataset):
         _, columns = np.nonzero(read_truth(dataset[index], dataset.vocabulary).id_map == 70000 + index)
         shares.append(np.mean(columns % 10 < 8))
     assert found["rq"] == pytest.approx(200 / 3) and found["pq_stuff"] == pytest.approx(100 * np.mean(shares))
-    assert set(validator(kept(0.3), 8).values()) == {0.0}
+    truths = [class_map(read_truth(dataset[index], dataset.vocabulary)) for index in (0, 2, 4)]
+    pairs = [(t, np.where(np.arange(t.shape[1]) % 10 < 8, np.maximum(t, 0), 0)) for t in truths]
+    t, f = (np.concatenate([maps[side][maps[0] >= 0] for maps in pairs]) for side in (0, 1))
+    ious = [np.sum((t == c) & (f == c)) / np.sum((t == c) | (f == c)) for c in range(3)]
+    assert found["miou"] == pytest.approx(100 * np.mean(ious)) and 50 < found["miou"] < 90
+    assert {name: value for name, value in validator(kept(0.3), 8).items() if name != "miou"} == dict.fromkeys(
+        ("pq", "sq", "rq", "pq_things", "pq_stuff"), 0.0
+    )
 
 
 def test_two_processes_measure_what_one_does(validator, paths):

@@ -47,13 +47,17 @@ class Oracle:
     def segment(
         self, images: Iterable[np.ndarray], *, tasks, overlap_threshold, void_trust
     ) -> Iterator[tuple[int, Result]]:
-        assert tasks == ("panoptic",) and overlap_threshold == 0.7 and void_trust["panoptic"] == 0.5  # the checkpoint's
+        assert (
+            tasks == ("panoptic", "semantic") and overlap_threshold == 0.7 and void_trust["panoptic"] == 0.5
+        )  # the checkpoint's
         truths = [read_truth(self._dataset[i], self._dataset.vocabulary) for i in range(len(self._dataset))]
         for index, image in reversed(list(enumerate(images))):
             (truth,) = (t for t in truths if t.id_map.shape == image.shape[:2])
             found = truth_result(truth, image, self._dataset.vocabulary)
-            id_map = np.where(np.arange(image.shape[1]) % 10 < round(10 * self._kept), found.panoptic.id_map, 0)
-            yield index, Result(image, found.vocabulary, Panoptic(id_map, found.panoptic.segments), None, None)
+            kept = np.arange(image.shape[1]) % 10 < round(10 * self._kept)
+            id_map = np.where(kept, found.panoptic.id_map, 0)
+            semantic = np.where(kept, np.maximum(validate.class_map(truth), 0), 0)  # what is lost becomes class 0
+            yield index, Result(image, found.vocabulary, Panoptic(id_map, found.panoptic.segments), semantic, None)
 
 
 def oracle_validator(dataset: Dataset, validated: Dataset | None = None) -> Validator:

@@ -284,7 +284,7 @@ def test_no_space(get, hub, service, contents, tiny, monkeypatch):
 @pytest.mark.parametrize(("name", "package"), [("tiny_drive", "gdown"), ("tiny_hub", "huggingface_hub")])
 def test_a_missing_client(get, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    reason = f"downloading {name} needs {package}, which is not installed: pip install {package}"
+    reason = f"downloading {name} needs {package}, which is not installed: pip install 'fcclip-jax[weights]'"
     refused(get(name), name, reason)
 
 

@@ -287,6 +287,6 @@ def test_segmenter_loads_from_the_hub(monkeypatch, saved):
 def test_without_the_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        ValueError, match="^loading hf://me/model needs huggingface_hub, .*: pip install huggingface_hub$"
+        ValueError, match="^loading hf://me/model needs huggingface_hub, .*: pip install 'fcclip-jax\\[weights\\]'$"
     ):
         hub.fetch_checkpoint("hf://me/model")

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from fcclip_jax import files
+from fcclip_jax import files, progress
 from fcclip_jax.data.annotations import pixels
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -128,7 +127,7 @@ def _run(split: str, plan: Plan) -> int:
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         done = pool.map(functools.partial(_do, compare=bool(plan.summaries)), todo)
-        done = list(tqdm(done, f"annotating {split}", total=len(todo), unit="image", disable=None))
+        done = list(progress.track(done, f"annotating {split}", total=len(todo)))
     finally:
         pool.shutdown(cancel_futures=True)
     if lost := [result for job in plan.jobs for result in job.results if not result.exists()]:

@@ -27,7 +27,7 @@ from fcclip_jax.training.contrastive.step import (
 )
 from fcclip_jax.training.run_folder import FINAL, START
 from fcclip_jax.training.run_log import RunLog
-from fcclip_jax.training.starting_model import clip_of_config
+from fcclip_jax.training.starting_model import clip_difference, clip_of_config
 from fcclip_jax.training.stop_requests import stop_requests
 from fcclip_jax.training.validate import on_host
 from fcclip_jax.training.watch import Watch, announce
@@ -202,7 +202,10 @@ def _start(workdir: epath.Path, config: ConfigDict, description: ClipDescription
         known_words = start.known_words
         found = start.description.clip if isinstance(start.description, ModelDescription) else start.description
         if found != description:
-            raise ValueError(f"the CLIP in {config.init} is not the configuration's model.clip {config.model.clip!r}")
+            difference = clip_difference(found, description)
+            raise ValueError(
+                f"the CLIP in {config.init} is not the configuration's model.clip {config.model.clip!r}: {difference}"
+            )
         parameters = {name: value for name, value in start.parameters.items() if name.startswith("clip.")}
     else:
         parameters = fresh_clip(description, config.seed)
