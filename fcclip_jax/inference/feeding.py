@@ -150,10 +150,10 @@ class Feeder:
 
     def _output_shape(self, height: int, width: int) -> tuple[int, int]:
         """Returns the (height, width) of the results for an image of this size."""
-        if self.output_size == "image":
-            return height, width
         if self.output_size == "network":
             return resized_shape(height, width, self.short_side, self.max_side)
+        if isinstance(self.output_size, str):
+            return height, width
         side = min(self.output_size, max(height, width))
         return resized_shape(height, width, side, side)
 

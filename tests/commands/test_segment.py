@@ -144,7 +144,9 @@ def test_bad_photographs_are_skipped_and_the_rest_done(segment, photos, tmp_path
     first, second = captured.err.strip().splitlines()
     assert first.startswith("skipped: cannot read") and first.endswith("text.jpg: it is not an image in a known format")
     assert second.startswith("skipped: cannot read") and "truncated.jpg" in second
-    assert re.search(r"^2 images segmented on the CPU in \d+ s \(0 s compiling\), 2 skipped\. ", captured.out, re.MULTILINE)
+    assert re.search(
+        r"^2 images segmented on the CPU in \d+ s \(0 s compiling\), 2 skipped\. ", captured.out, re.MULTILINE
+    )
     assert files_in(tmp_path / "out") == ALL
 
 

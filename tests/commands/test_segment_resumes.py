@@ -57,7 +57,9 @@ def test_an_interrupted_run_goes_on(segment, fake, photos, tmp_path, capsys):
     fake.interrupt_at = None
     assert segment(photos) == 0
     assert fake[-1].asked == ["a.jpg", "d.jpg", "e.jpg"], "the first two are done"
-    assert re.search(r"\n3 images segmented on the CPU in \d+ s \(0 s compiling\), 2 done before\. ", capsys.readouterr().out)
+    assert re.search(
+        r"\n3 images segmented on the CPU in \d+ s \(0 s compiling\), 2 done before\. ", capsys.readouterr().out
+    )
     check_that_all_match(tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert segment(photos) == 0

@@ -231,8 +231,82 @@ def test_a_sweep_against_the_definition(x64):
             check_panoptic(result, s, resized, real_classes(many[s, b]), IS_THING, overlap_threshold=0.3)
 
 
+# Sharp masks, of which few count in a tile: tiles of one query or one class alone, of none, and of more than a block of queries;
+# outputs from a quarter of the image's size, whose tiles read more cells than a part of a strip has, to several times of it.
+
+SHARP_IMAGE, SHARP_QUERIES = (160, 640), 40
+SHARP_OUTPUTS = [(400, 1100), (130, 401), (41, 150), (9, 33)]
+
+
+def make_sharp(seed):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: SHARP_IMAGE[0] // 4, : SHARP_IMAGE[1] // 4]
+    centre = rng.uniform(0, [y.shape[0], y.shape[1]], (SHARP_QUERIES, 2))
+    radius = rng.uniform(2, 25, SHARP_QUERIES)
+    centre[:14] = centre[0] + rng.normal(size=(14, 2))  # a crowd of similar masks
+    radius[:14] = 12
+    logits = np.clip(4 * (radius - np.hypot(y[..., None] - centre[:, 0], x[..., None] - centre[:, 1])), -7, 7)
+    logits += rng.normal(size=logits.shape) * 0.05
+    class_logits = rng.normal(size=(SHARP_QUERIES, REAL_CLASSES + 1))
+    class_logits[np.arange(SHARP_QUERIES), rng.choice([0, 1, 2, 65], SHARP_QUERIES)] += rng.uniform(5, 9, SHARP_QUERIES)
+    class_logits[:, -1] += np.where(rng.random(SHARP_QUERIES) < 0.5, 12, 0)  # half of them are void
+    real = np.exp(class_logits) / np.exp(class_logits).sum(1, keepdims=True)
+    probs = np.zeros((SHARP_QUERIES, CLASSES + 1))
+    probs[:, :REAL_CLASSES], probs[:, -1] = real[:, :-1], real[:, -1]
+    return logits, probs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sharp_masks_against_the_definition(x64, seed):
+    logits, probs = make_sharp(seed)
+    count = len(SHARP_OUTPUTS)
+    batch = np.stack([logits] * count), np.stack([probs] * count)
+    result = run(*arguments(*batch, [SHARP_IMAGE] * count, SHARP_OUTPUTS), canvas=(400, 1100), overlap_threshold=0.5)
+    for b, output_hw in enumerate(SHARP_OUTPUTS):
+        resized, real = at_output_size(logits, SHARP_IMAGE, output_hw), real_classes(probs)
+        check_panoptic(result, b, resized, real, IS_THING, overlap_threshold=0.5)
+        check_instances(result, b, resized, real, IS_THING)
+        scores = slow_semantic(logits, real, SHARP_IMAGE, output_hw, False)
+        np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
+
+
+def test_what_is_left_out_changes_nothing(monkeypatch):
+    """Compares float32 results with those of all queries and all classes, which differ by the order of sums alone."""
+    logits, probs = (x.astype(np.float32)[None] for x in make_sharp(3))
+    inputs = arguments(logits, probs, [SHARP_IMAGE], SHARP_OUTPUTS[:1])
+    some = run(*inputs, canvas=(400, 1100))
+    monkeypatch.setattr(resampling, "leaves_out", lambda: False)
+    traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=(400, 1100)))
+    whole = jax.tree.map(np.asarray, traced_anew(*inputs))
+    number = int(whole.instances.number[0])
+    np.testing.assert_array_equal(some.panoptic, whole.panoptic)
+    jax.tree.map(np.testing.assert_array_equal, some.segments, whole.segments)
+    assert (some.semantic != whole.semantic).mean() < 1e-4  # pixels where two classes have the same score to rounding
+    for name in ("class_ids", "queries", "areas", "boxes"):
+        np.testing.assert_array_equal(
+            getattr(some.instances, name)[0, :number], getattr(whole.instances, name)[0, :number]
+        )
+    np.testing.assert_allclose(some.instances.scores[0, :number], whole.instances.scores[0, :number], rtol=1e-5)
+    np.testing.assert_array_equal(some.mask_bits[0, :number, :1100, :50], whole.mask_bits[0, :number, :1100, :50])
+
+
+def test_a_sweep_of_sharp_masks_against_the_definition(x64):
+    """Two classifications, in one of which a query takes part that is void in the other."""
+    logits, probs = make_sharp(4)
+    many = np.stack([probs, np.roll(probs, 1, axis=0)])[:, None]
+    sweep = jax.jit(lambda *args: panoptic_sweep(*args, canvas=(400, 1100), overlap_threshold=0.3))
+    output_hw = SHARP_OUTPUTS[0]
+    inputs = logits[None], many, IS_THING, np.int32([SHARP_IMAGE]), np.int32([output_hw])
+    panoptic, segments = jax.tree.map(np.asarray, sweep(*inputs))
+    result = Postprocessed(panoptic[0], jax.tree.map(lambda x: x[0], segments), None, None, None)
+    for s in range(2):
+        resized = at_output_size(logits, SHARP_IMAGE, output_hw)
+        check_panoptic(result, s, resized, real_classes(many[s, 0]), IS_THING, overlap_threshold=0.3)
+
+
 def test_a_gpus_tiles(x64, monkeypatch):
     monkeypatch.setattr(resampling, "tile_shape", resampling.gpu_tile)
+    monkeypatch.setattr(resampling, "leaves_out", lambda: False)
     # A function of its own, or JAX would reuse the program that it traced with the other tiles.
     traced_anew = jax.jit(lambda *args: postprocess(*args, canvas=CANVAS))
     logits, probs = make_batch(0)

@@ -331,10 +331,12 @@ def _postprocess(*args, before_resize: bool, **options) -> Postprocessed:
 def _at_output_size(mask_logits, class_probs, image_hw, output_hw, *, canvas: Size, before_resize: bool):
     """Returns one image's mask logits [H, W, Q] and class scores [1, H, W, K]."""
 
-    def visit(full, window, tile):
+    reader = resampling.resized_logits(mask_logits[0], image_hw[0], output_hw[0], canvas)
+
+    def visit(full, window, strip):
+        tile = reader.tile(strip, window.column)
         return lax.dynamic_update_slice(full, tile, (window.row, window.column, np.int32(0)))
 
-    reader = resampling.resized_logits(mask_logits[0], image_hw[0], output_hw[0], canvas)
     empty = jnp.zeros((*resampling.tiled_canvas(canvas), mask_logits.shape[-1]), mask_logits.dtype)
     full = resampling.for_each_tile(visit, empty, output_hw[0], reader)
     scores = semantic_scores(mask_logits, class_probs, image_hw, output_hw, canvas=canvas, before_resize=before_resize)

@@ -10,16 +10,37 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fcclip_jax.inference.resampling import Reader, Window, for_each_tile, resized_logits, resized_probs
+from fcclip_jax.conventions import ceil_div
+from fcclip_jax.inference.resampling import (
+    Bounds,
+    Reader,
+    Strip,
+    Window,
+    for_each_tile,
+    resized_logits,
+    resized_probs,
+)
+
+BLOCK = 8
+"""Queries that are computed together, where not all of them count."""
+
+
+class Masks(NamedTuple):
+    """The masks of some queries at the pixels of one tile. Values outside the window have no meaning."""
+
+    logits: Float[Array, "R P B"] | None
+    """None if the probabilities were formed at the padded size."""
+    probs: Float[Array, "R P B"]
 
 
 class Tile(NamedTuple):
-    """The masks of the queries at the pixels of one tile. Values beyond the output's edges have no meaning."""
+    """One tile of the output, for all queries of a fold."""
 
     window: Window
-    logits: Float[Array, "R P Q"] | None
-    """None if the probabilities were formed at the padded size."""
-    probs: Float[Array, "R P Q"]
+    bounds: Bounds | None
+    """Of the logits; None if nothing is left out."""
+    read: Callable[[Int[Array, " B"] | None], Masks]
+    """Computes the masks of some queries; None is all."""
 
 
 class Fold(NamedTuple):
@@ -62,12 +83,47 @@ def fold_tiles(
 def _one_pass(
     folds: Mapping[str, Fold], reader: Reader, output_hw: Int[Array, " 2"], before_resize: bool
 ) -> dict[str, Any]:
-    def visit(states: dict[str, Any], window: Window, values: Float[Array, "R P Q"]) -> dict[str, Any]:
-        tile = Tile(window, None, values) if before_resize else Tile(window, values, jax.nn.sigmoid(values))
+    def visit(states: dict[str, Any], window: Window, strip: Strip) -> dict[str, Any]:
+        def read(queries: Int[Array, " B"] | None) -> Masks:
+            values = reader.tile(strip, window.column, queries)
+            return Masks(None, values) if before_resize else Masks(values, jax.nn.sigmoid(values))
+
+        bounds = reader.bounds(strip, window.column)
+        if bounds is None:
+            whole = read(None)  # once for all folds
+            tile = Tile(window, None, lambda _: whole)
+        else:
+            tile = Tile(window, bounds, read)
         return {task: fold.visit(states[task], tile) for task, fold in folds.items()}
 
     end = for_each_tile(visit, {task: fold.start for task, fold in folds.items()}, output_hw, reader)
     return {task: fold.finish(end[task]) for task, fold in folds.items()}
+
+
+def fold_blocks(
+    visit: Callable[[Any, Int[Array, " B"], Masks], Any], state: Any, tile: Tile, counts: Bool[Array, " Q"]
+) -> Any:
+    """Folds `visit(state, queries, masks)` over blocks of the queries that count in a tile, in their order.
+
+    queries: numbers; Q and more for masks that are none, behind the others.
+    """
+    number = counts.shape[0]
+    if tile.bounds is None:
+        return visit(state, jnp.arange(number, dtype=jnp.int32), tile.read(None))
+    chosen, count = chosen_first(counts)
+    chosen = jnp.pad(chosen, (0, BLOCK), constant_values=number)
+
+    def visit_block(index: Int[Array, ""], state: Any) -> Any:
+        queries = lax.dynamic_slice_in_dim(chosen, index * BLOCK, BLOCK)
+        return visit(state, queries, tile.read(queries))
+
+    return lax.fori_loop(0, ceil_div(count, BLOCK), visit_block, state)
+
+
+def chosen_first(chosen: Bool[Array, " N"]) -> tuple[Int[Array, " N"], Int[Array, ""]]:
+    """Returns the numbers of the chosen ones in their order, N for all others behind them; and how many are chosen."""
+    number = chosen.shape[0]
+    return jnp.sort(jnp.where(chosen, jnp.arange(number, dtype=jnp.int32), number)), chosen.sum(dtype=jnp.int32)
 
 
 def count_pixels(masks: Bool[Array, "R P Q"]) -> Int[Array, " Q"]:

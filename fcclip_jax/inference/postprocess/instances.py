@@ -9,8 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from fcclip_jax.conventions import ceil_div
-from fcclip_jax.inference.postprocess.folds import Fold, Tile, count_pixels
-from fcclip_jax.inference.resampling import tiled_canvas
+from fcclip_jax.inference.postprocess.folds import Fold, Masks, Tile, count_pixels, fold_blocks
+from fcclip_jax.inference.resampling import Window, tiled_canvas
 from fcclip_jax.structs import AnyArray
 
 MAX_INSTANCES = 100
@@ -47,8 +47,8 @@ class Pairs(NamedTuple):
 class InstanceState(NamedTuple):
     """The state of the pass over the tiles; row n is the mask of pair n."""
 
-    mask_bits: UInt8[Array, "H8 W N"]
-    """logit > 0: 8 rows to a byte, the first in the lowest bit."""
+    mask_bits: UInt8[Array, "N W H8"]
+    """logit > 0: column by column, 8 rows to a byte, the first in the lowest bit."""
     sums: Float[Array, " N"]
     """Mask probability or logit, summed inside the mask."""
     areas: Int[Array, " N"]
@@ -69,9 +69,14 @@ def instance_fold(
     count = pairs.queries.shape[0]
     height, width = tiled_canvas(canvas)
     start = InstanceState(
-        jnp.zeros((height // 8, width, count), jnp.uint8), jnp.zeros(count, probs.dtype), jnp.zeros(count, jnp.int32)
+        jnp.zeros((count, width, height // 8), jnp.uint8), jnp.zeros(count, probs.dtype), jnp.zeros(count, jnp.int32)
     )
-    visit = functools.partial(visit_instances, scores=scores)
+
+    def visit(state: InstanceState, tile: Tile) -> InstanceState:
+        counts = pairs.kept if tile.bounds is None else pairs.kept & (tile.bounds.high > 0)
+        add = functools.partial(add_masks, window=tile.window, scores=scores)
+        return fold_blocks(add, state, tile, counts)
+
     return Fold(start, visit, lambda state: rank_instances(state, pairs), queries=pairs.queries)
 
 
@@ -85,20 +90,34 @@ def best_pairs(probs: Float[Array, "Q K"], is_thing: Bool[Array, " K"], num_clas
     return Pairs(labels, scores, queries, (scores >= 0) & is_thing[labels])
 
 
-def visit_instances(state: InstanceState, tile: Tile, *, scores: InstanceScores) -> InstanceState:
-    """Adds one tile to the bits, the sums and the areas."""
-    assert tile.logits is not None  # present, because the fold has before_resize=False
-    rows, columns, count = tile.logits.shape
-    positive = (tile.logits > 0) & tile.window.inside[:, :, None]
+def add_masks(
+    state: InstanceState, pairs: Int[Array, " B"], masks: Masks, *, window: Window, scores: InstanceScores
+) -> InstanceState:
+    """Adds the masks of some pairs in one tile to the bits, the sums and the areas."""
+    assert masks.logits is not None  # present, because the fold has before_resize=False
+    rows, columns, count = masks.logits.shape
+    positive = (masks.logits > 0) & window.inside[:, :, None]
     # XLA's CPU backend sums float32 apart from the update of the state, which runs on one core; the sums are exact.
     place = jnp.asarray(2.0 ** np.arange(8), jnp.float32)[None, :, None, None]
     bits = jnp.where(positive.reshape(rows // 8, 8, columns, count), place, 0.0).sum(axis=1).astype(jnp.uint8)
-    corner = (tile.window.row // 8, tile.window.column, np.int32(0))
-    values = tile.probs if scores == "mask_probability" else tile.logits
+    corners = jnp.stack([pairs, jnp.full_like(pairs, window.column), jnp.full_like(pairs, window.row // 8)], axis=1)
+    places = lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2)
+    )
+    mask_bits = lax.scatter(
+        state.mask_bits,
+        corners,
+        bits.transpose(2, 1, 0),
+        places,
+        unique_indices=True,
+        mode=lax.GatherScatterMode.FILL_OR_DROP,
+    )
+    values = masks.probs if scores == "mask_probability" else masks.logits
+    sums = jnp.where(positive, values, 0.0).sum(axis=(0, 1))
     return InstanceState(
-        lax.dynamic_update_slice(state.mask_bits, bits, corner),
-        state.sums + jnp.where(positive, values, 0.0).sum(axis=(0, 1)),
-        state.areas + count_pixels(positive),
+        mask_bits,
+        state.sums.at[pairs].add(sums, mode="drop"),
+        state.areas.at[pairs].add(count_pixels(positive), mode="drop"),
     )
 
 
@@ -107,7 +126,7 @@ def rank_instances(state: InstanceState, pairs: Pairs) -> tuple[Instances, UInt8
     means = state.sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
     scores = jnp.where(pairs.kept, pairs.scores * means, -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
-    mask_bits = state.mask_bits.transpose(2, 1, 0)[order]
+    mask_bits = state.mask_bits[order]
     table = pairs.class_ids[order], scores[order], pairs.queries[order], state.areas[order], mask_boxes(mask_bits)
     return Instances(pairs.kept.sum(dtype=jnp.int32), *table), mask_bits
 

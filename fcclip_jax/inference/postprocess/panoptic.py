@@ -9,8 +9,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fcclip_jax.conventions import OVERLAP_THRESHOLD
-from fcclip_jax.inference.postprocess.folds import Fold, Tile, count_pixels, first_of_best, fold_tiles
-from fcclip_jax.inference.resampling import tiled_canvas, working_dtype
+from fcclip_jax.inference.postprocess.folds import (
+    Fold,
+    Masks,
+    Tile,
+    count_pixels,
+    first_of_best,
+    fold_blocks,
+    fold_tiles,
+)
+from fcclip_jax.inference.resampling import BOUND_MARGIN, Bounds, tiled_canvas, working_dtype
 from fcclip_jax.structs import AnyArray
 
 
@@ -23,6 +31,15 @@ class Segments(NamedTuple):
     scores: Float[AnyArray, "*B Q"]
     """Class scores; merged stuff has the best of the merged queries'."""
     areas: Int[AnyArray, "*B Q"]
+
+
+class Contest(NamedTuple):
+    """What has won the pixels of a tile, among the queries so far."""
+
+    best: Float[Array, "*S R P"]
+    """Class score x mask probability; less than 0 before the first query."""
+    winners: Int[Array, "*S R P"]
+    """As in `PanopticState`; 2 Q before the first query."""
 
 
 class PanopticState(NamedTuple):
@@ -77,13 +94,23 @@ def panoptic_fold(
         jnp.zeros(num_queries, jnp.int32),
     )
 
+    takes_part = (scores >= 0).any(axis=0)
+
     def visit(state: PanopticState, tile: Tile) -> PanopticState:
-        winners = lax.map(lambda scores: tile_winners(tile, scores), scores)
-        won = jax.vmap(lambda winners: histogram(winners, 2 * num_queries))(winners.reshape(settings, -1))
+        if tile.bounds is None:
+            found = contest_tile(tile, scores, takes_part)
+        else:
+            counts = takes_part & counting_queries(tile.bounds, scores)
+            edges = counts & (tile.bounds.low < 0) & (tile.bounds.high >= 0)
+            found = lax.cond(
+                (counts.sum() <= 1) & ~edges.any(),
+                lambda: uniform_tile(tile, scores, counts),
+                lambda: contest_tile(tile, scores, counts),
+            )
         return PanopticState(
-            lax.dynamic_update_slice(state.winners, winners, (np.int32(0), tile.window.row, tile.window.column)),
-            state.won + won.reshape(state.won.shape),
-            state.areas + count_pixels((tile.probs >= 0.5) & tile.window.inside[:, :, None]),
+            lax.dynamic_update_slice(state.winners, found.winners, (np.int32(0), tile.window.row, tile.window.column)),
+            state.won + found.won,
+            state.areas + found.areas,
         )
 
     def finish(state: PanopticState) -> tuple[Int[Array, "S H W"], Segments]:
@@ -111,11 +138,68 @@ def label_queries(
     return labels, jnp.where((labels < probs.shape[1] - 1) & (scores > object_mask_threshold), scores, -1.0)
 
 
-def tile_winners(tile: Tile, scores: Float[Array, " Q"]) -> Int[Array, "R P"]:
-    """Returns a tile of PanopticState.winners for one classification."""
-    best = first_of_best(tile.probs * scores[None, None, :])
-    excluded = jnp.take_along_axis(tile.probs, best[:, :, None], axis=2)[:, :, 0] < 0.5
-    return jnp.where(tile.window.inside, 2 * best + excluded.astype(jnp.int32), 2 * scores.shape[0])
+def counting_queries(bounds: Bounds, scores: Float[Array, "S Q"]) -> Bool[Array, " Q"]:
+    """Returns which queries may win a pixel of a tile, in any classification, or have an edge of their mask there."""
+    low, high = (scores * jax.nn.sigmoid(bound)[None, :] for bound in bounds)
+    may_win = high >= (1 - BOUND_MARGIN) * low.max(axis=1, keepdims=True)
+    return may_win.any(axis=0) | ((bounds.low < 0) & (bounds.high >= 0))
+
+
+def contest_tile(tile: Tile, scores: Float[Array, "S Q"], counts: Bool[Array, " Q"]) -> PanopticState:
+    """Returns a tile's part of the state, from the masks of the queries that count."""
+    settings, num_queries = scores.shape
+    inside = tile.window.inside
+
+    def visit_block(
+        carry: tuple[Contest, Int[Array, " Q"]], queries: Int[Array, " B"], masks: Masks
+    ) -> tuple[Contest, Int[Array, " Q"]]:
+        contest, areas = carry
+        block = scores.at[:, queries].get(mode="fill", fill_value=-1.0)
+        contest = lax.map(lambda one: compete(one[0], one[1], queries, masks.probs), (contest, block))
+        pixels = count_pixels((masks.probs >= 0.5) & inside[:, :, None])
+        return contest, areas.at[queries].add(pixels, mode="drop")
+
+    shape = (settings, *inside.shape)
+    nobody = Contest(jnp.full(shape, -0.5, scores.dtype), jnp.full(shape, 2 * num_queries, jnp.int32))
+    contest, areas = fold_blocks(visit_block, (nobody, jnp.zeros(num_queries, jnp.int32)), tile, counts)
+    winners = jnp.where(inside[None], contest.winners, 2 * num_queries)
+    won = jax.vmap(lambda winners: histogram(winners, 2 * num_queries))(winners.reshape(settings, -1))
+    areas = areas if tile.bounds is None else jnp.where(tile.bounds.low >= 0, inside.sum(dtype=jnp.int32), areas)
+    return PanopticState(winners, won.reshape(settings, num_queries, 2), areas)
+
+
+def uniform_tile(tile: Tile, scores: Float[Array, "S Q"], counts: Bool[Array, " Q"]) -> PanopticState:
+    """Returns what `contest_tile` does for a tile where at most one query counts, which has no edge there."""
+    assert tile.bounds is not None  # present, because it says what counts
+    settings, num_queries = scores.shape
+    query = jnp.argmax(counts).astype(jnp.int32)
+    wins = counts.any() & (scores[:, query] >= 0)
+    winner = jnp.where(wins, 2 * query + (tile.bounds.high[query] < 0).astype(jnp.int32), 2 * num_queries)
+    pixels = tile.window.inside.sum(dtype=jnp.int32)
+    won = jnp.where(jnp.arange(2 * num_queries, dtype=jnp.int32)[None, :] == winner[:, None], pixels, 0)
+    return PanopticState(
+        jnp.where(tile.window.inside[None], winner[:, None, None], 2 * num_queries),
+        won.reshape(settings, num_queries, 2),
+        jnp.where(tile.bounds.low >= 0, pixels, 0),
+    )
+
+
+def compete(
+    contest: Contest, scores: Float[Array, " B"], queries: Int[Array, " B"], probs: Float[Array, "R P B"]
+) -> Contest:
+    """Lets more queries compete for the pixels of a tile, in one classification; of equals, the earlier one wins.
+
+    scores: -1 for those that take no part.
+    """
+    scores = scores[None, None, :]
+    weighted = jnp.where(scores >= 0, probs * scores, -1.0)
+    best = first_of_best(weighted)
+    excluded = jnp.take_along_axis(probs, best[:, :, None], axis=2)[:, :, 0] < 0.5
+    top = weighted.max(axis=-1)
+    return Contest(
+        jnp.maximum(top, contest.best),
+        jnp.where(top > contest.best, 2 * queries[best] + excluded.astype(jnp.int32), contest.winners),
+    )
 
 
 def histogram(values: Int[Array, " N"], bins: int) -> Int[Array, " bins"]:
