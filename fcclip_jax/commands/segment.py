@@ -1,15 +1,18 @@
 """`fcclip segment`: segments photographs, and writes pictures and files in COCO's formats."""
 
 import argparse
+import collections
 import contextlib
 import difflib
 import errno
 import hashlib
 import math
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from fcclip_jax import command_line, devices, files, progress
@@ -53,6 +56,8 @@ exit codes: 0 all photographs are segmented; 1 some were damaged or too large (t
 2 stopped, with the reason, or no photograph could be segmented; 130 interrupted (finished results are kept).
 """
 MEMORY_ADVICE = "try --output-size network, or a smaller --short-side, --max-side or --batch-size"
+WRITERS = min(4, os.cpu_count() or 1)
+"""Threads that write files while the device computes; each holds the results of one photograph."""
 UNFIT_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 """The errors of file names that a file system does not take: of one photograph, not of all."""
 
@@ -263,41 +268,54 @@ def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], expor
 
     photos, exporter, log: types of modules that are imported only when the command runs.
     """
-    done = 0
-    try:
-        for index, result in progress.track(results, "segmenting", total=len(photos)):
-            failure = result if isinstance(result, Exception) else _export(result, photos[index], exporter, log)
-            if failure is None:
-                done += 1
-                exporter.update()
-            else:
-                progress.write(f"skipped: {_describe(photos[index].path, failure)}", file=sys.stderr)
-    except BaseException:
-        if done:
-            with contextlib.suppress(OSError):  # the first error says why
-                exporter.finish()
-        raise
-    finally:
-        log.close()
+    done, writing = 0, collections.deque[tuple[Any, Future]]()
+
+    def skip(photo: Any, error: BaseException) -> None:
+        progress.write(f"skipped: {_describe(photo.path, error)}", file=sys.stderr)
+
+    def finish_first() -> None:
+        nonlocal done
+        photo, future = writing.popleft()
+        error = future.exception()
+        if error is None:
+            entry = future.result()
+            exporter.keep(entry)
+            log.record(photo, entry)
+            done += 1
+        elif isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in UNFIT_NAMES):
+            skip(photo, error)
+        else:
+            raise error
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        try:
+            for index, result in progress.track(results, "segmenting", total=len(photos)):
+                if isinstance(result, Exception):
+                    skip(photos[index], result)
+                    continue
+                writing.append((photos[index], pool.submit(exporter.write, photos[index], result)))
+                while writing and (len(writing) > WRITERS or writing[0][1].done()):
+                    finish_first()
+                    exporter.update()
+            while writing:
+                finish_first()
+        except BaseException:
+            # The first error says why; what is written by now counts all the same.
+            with contextlib.suppress(OSError):
+                while writing:
+                    finish_first()
+            with contextlib.suppress(OSError):
+                if done:
+                    exporter.finish()
+            raise
+        finally:
+            log.close()
     if done:
         exporter.finish()
     return done
 
 
-def _export(result: Any, photo: Any, exporter: Any, log: Any) -> Exception | None:
-    """Writes one result; returns the error if only this photograph's cannot be written."""
-    try:
-        log.record(photo, exporter.add(photo, result))
-    except MemoryError as error:
-        return error
-    except OSError as error:
-        if error.errno not in UNFIT_NAMES:
-            raise
-        return error
-    return None
-
-
-def _describe(path: pathlib.Path, error: Exception) -> str:
+def _describe(path: pathlib.Path, error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"{path}: not enough memory; {MEMORY_ADVICE}"
     text = command_line.one_line(error)

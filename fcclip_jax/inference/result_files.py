@@ -140,8 +140,11 @@ class Exporter:
         """Returns the files of the image with this name."""
         return result_files(self._folder, name, self._tasks, overlays=self._overlays)
 
-    def add(self, photo: NamedPhoto, result: Result) -> Entry:
-        """Writes the files of one image, all or none.
+    def write(self, photo: NamedPhoto, result: Result) -> Entry:
+        """Writes the files of one image, all or none; several threads may write different images at once.
+
+        Returns:
+            What the JSON files are to say about it; see `keep`.
 
         Raises:
             OSError: they cannot be written.
@@ -169,11 +172,10 @@ class Exporter:
         write_files(files, sole_writer=True)  # the next run overwrites the remains of a killed one
         height, width = result.image.shape[:2]
         image = {"id": photo.id, "file_name": photo.path.as_posix(), "width": width, "height": height}
-        self._entries[photo.id] = Entry(image, annotation, instances)
-        return self._entries[photo.id]
+        return Entry(image, annotation, instances)
 
     def keep(self, entry: Entry) -> None:
-        """Includes an image whose files an earlier run has written."""
+        """Includes an image in the JSON files, whose own files this or an earlier run has written."""
         self._entries[entry.image["id"]] = entry
 
     def update(self) -> None:

@@ -147,16 +147,16 @@ def test_overwrite_removes_what_the_earlier_run_wrote(segment, photos, tmp_path)
 
 
 def test_a_name_that_the_file_system_does_not_take(segment, photos, tmp_path, capsys, monkeypatch):
-    add = Exporter.add
+    write = Exporter.write
 
     def refusing(exporter, photo, result):
         if photo.name == "b":
             error = OSError("cannot write b: File name too long")
             error.errno = errno.ENAMETOOLONG
             raise error
-        return add(exporter, photo, result)
+        return write(exporter, photo, result)
 
-    monkeypatch.setattr(Exporter, "add", refusing)
+    monkeypatch.setattr(Exporter, "write", refusing)
     assert segment(photos) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == f"skipped: {photos}/b.png: cannot write b: File name too long"
@@ -187,15 +187,15 @@ def test_a_photograph_that_needs_too_much_memory(segment, photos, tmp_path, caps
 
 
 def test_a_full_disk_keeps_what_is_done(segment, photos, tmp_path, capsys, monkeypatch):
-    add = Exporter.add
+    write = Exporter.write
 
     def full(exporter, photo, result):
         if photo.name == "e":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "e.png")
-        return add(exporter, photo, result)
+        return write(exporter, photo, result)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Exporter, "add", full)
+        patch.setattr(Exporter, "write", full)
         assert fails(capsys, segment(photos)) == "error: e.png: No space left on device"
     check_that_all_match(tmp_path / "out")
     assert len(read_json(tmp_path / "out/images.json")["images"]) == 4

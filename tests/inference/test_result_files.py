@@ -43,7 +43,7 @@ def exported(tmp_path):
     photos = name_photos([pathlib.Path(f"photos/{name}.jpg") for name in ("a", "b", "c")])
     exporter = Exporter(tmp_path, WORDS, tasks=("panoptic", "instances"), threshold=0.0)
     for photo, result in zip(photos, results, strict=True):
-        exporter.add(photo, result)
+        exporter.keep(exporter.write(photo, result))
     exporter.finish()
     return tmp_path, results
 
@@ -100,7 +100,7 @@ def test_instances_load_as_coco_results(exported):
 
 def test_instances_from_the_threshold_on(tmp_path):
     exporter = Exporter(tmp_path, WORDS, tasks=["instances"], threshold=0.5)
-    exporter.add(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), fake_result())
+    exporter.keep(exporter.write(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), fake_result()))
     exporter.finish()
     assert [record["score"] for record in read_json(tmp_path / "instances.json")] == [0.875]
     assert files_in(tmp_path) == ["images.json", "instances.json", "overlays/a.instances.jpg"]
@@ -113,7 +113,7 @@ def test_semantic_maps_hold_class_indices(tmp_path, count, mode, dtype):
     vocabulary = Vocabulary.from_words([f"w{i}" for i in range(count)])
     result = fake_result(vocabulary=vocabulary)
     exporter = Exporter(tmp_path, vocabulary, tasks=["semantic"], threshold=0.5)
-    exporter.add(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), result)
+    exporter.keep(exporter.write(NamedPhoto(pathlib.Path("a.jpg"), 1, "a"), result))
     exporter.finish()
     with Image.open(tmp_path / "semantic/a.png") as png:
         assert png.mode == mode
@@ -167,7 +167,7 @@ def test_photographs_of_one_name_do_not_overwrite_each_other(tmp_path):
     results = [fake_result((30, 40)), fake_result((50, 60))]
     exporter = Exporter(tmp_path, WORDS, tasks=TASKS, threshold=0.5)
     for photo, result in zip(name_photos([pathlib.Path("x/a.jpg"), pathlib.Path("y/a.jpg")]), results, strict=True):
-        exporter.add(photo, result)
+        exporter.keep(exporter.write(photo, result))
     exporter.finish()
     annotations = read_json(tmp_path / "panoptic.json")["annotations"]
     for annotation, result in zip(annotations, results, strict=True):
@@ -214,11 +214,11 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, step):
 def test_an_image_that_could_not_be_written_is_not_in_the_json(tmp_path, monkeypatch):
     exporter = Exporter(tmp_path, WORDS, tasks=TASKS, threshold=0.0)
     first, second = name_photos([pathlib.Path("a.jpg"), pathlib.Path("b.jpg")])
-    exporter.add(first, fake_result())
+    exporter.keep(exporter.write(first, fake_result()))
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
         with pytest.raises(OSError, match="No space left"):
-            exporter.add(second, fake_result())
+            exporter.keep(exporter.write(second, fake_result()))
     exporter.finish()
     assert [image["id"] for image in read_json(tmp_path / "images.json")["images"]] == [1]
     assert len(read_json(tmp_path / "panoptic.json")["annotations"]) == 1
@@ -233,6 +233,6 @@ def test_long_names_can_be_written(tmp_path, name):
     exporter = Exporter(tmp_path, WORDS, tasks=["semantic"], threshold=0.5)
     first, second = name_photos([pathlib.Path(f"{name}.jpg"), pathlib.Path(f"{name}.png")])
     for photo in (first, second):
-        exporter.add(photo, Result(result.image, WORDS, None, result.semantic, None))
+        exporter.keep(exporter.write(photo, Result(result.image, WORDS, None, result.semantic, None)))
     assert second.name == f"{first.name}-2" and name.startswith(first.name)
     assert len(list(tmp_path.glob("semantic/*.png"))) == 2
