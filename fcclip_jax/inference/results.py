@@ -149,6 +149,6 @@ def _instances(
             continue
         class_index, score = int(instances.class_ids[i]), float(instances.scores[i])
         x0, y0, x1, y1 = (int(side) for side in instances.boxes[i])
-        entry = vocabulary.classes[class_index]
-        found.append(Instance(class_index, entry, score, area, (x0, y0, x1, y1), mask_bits[i].copy(), height))
+        entry, bits = vocabulary.classes[class_index], mask_bits[instances.mask_rows[i]]
+        found.append(Instance(class_index, entry, score, area, (x0, y0, x1, y1), bits.copy(), height))
     return found

@@ -28,10 +28,10 @@ def padded_output() -> tuple[Postprocessed, np.ndarray]:
         counts,
     )
     bits = np.zeros((3, 8, 1), np.uint8)
-    bits[0, 0] = 0b11  # the first column, both rows
+    bits[2, 0] = 0b11  # the first instance's mask is in the last row: its first column, both rows
     instances = Instances(
         np.int32(2), np.array([CAT, CAT, 0], np.int32), np.float32([0.75, 0.25, 0]), blank, np.array([2, 0, 0], np.int32),
-        np.array([[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 0]], np.int32),
+        np.array([[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 0]], np.int32), np.array([2, 0, 1], np.int32),
     )  # fmt: skip
     return Postprocessed(id_map, segments, id_map, instances, bits), cat
 
