@@ -333,6 +333,7 @@ class Segmenter:
             alpha=alpha,
             beta=beta,
             instance_scores=defaults.instance_scores,
+            instance_threshold=defaults.instance_threshold,
         )
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:
