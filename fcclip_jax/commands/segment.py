@@ -228,7 +228,9 @@ def run(arguments: argparse.Namespace) -> int:
             output, words, tasks=arguments.task, threshold=threshold, overlays=not arguments.no_overlays
         )
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
+        settings = segmenter.settings
         about = {
+            "weights": settings.pop("weights"),
             "classes": ["|".join(entry.names) for entry in words.classes],
             "vocabulary": hashlib.sha256(words.to_json().encode()).hexdigest(),
             "tasks": arguments.task,
@@ -236,7 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
             "overlap_threshold": arguments.overlap_threshold,
             "void_trust": arguments.void_trust,
             "overlays": not arguments.no_overlays,
-            **segmenter.settings,
+            **settings,
         }
         log = SegmentLog(output, about, exporter, overwrite=arguments.overwrite)
         photos = log.name(paths)

@@ -128,9 +128,10 @@ def rank_instances(state: InstanceState, pairs: Pairs) -> tuple[Instances, UInt8
     means = state.sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
     scores = jnp.where(pairs.kept, pairs.scores * means, -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
-    columns = pairs.class_ids, scores, pairs.queries, state.areas, mask_boxes(state.mask_bits)
+    rows = jnp.arange(order.shape[0], dtype=jnp.int32)
+    columns = pairs.class_ids, scores, pairs.queries, state.areas, mask_boxes(state.mask_bits), rows
     table = (column[order] for column in columns)
-    return Instances(pairs.kept.sum(dtype=jnp.int32), *table, order.astype(jnp.int32)), state.mask_bits
+    return Instances(pairs.kept.sum(dtype=jnp.int32), *table), state.mask_bits
 
 
 def mask_boxes(mask_bits: UInt8[Array, "N W H8"]) -> Int[Array, "N 4"]:
