@@ -50,7 +50,8 @@ class Region(NamedTuple):
 def draw_panoptic(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, panoptic: Panoptic) -> Image.Image:
     """Returns the image with its segments coloured, outlined and named; the plain image if it has none.
 
-    A class has the same colour in every picture; instances of one class are shades of it. Labels stand inside their
+    A class has the same colour in every picture, unless it touches one of nearly the same colour; instances of one class are
+    shades of it. Labels stand inside their
     segments and never overlap; segments that are too small to hold a label have none. The same holds for the other
     tasks.
     """
