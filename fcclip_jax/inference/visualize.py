@@ -50,9 +50,9 @@ class Region(NamedTuple):
 def draw_panoptic(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, panoptic: Panoptic) -> Image.Image:
     """Returns the image with its segments coloured, outlined and named; the plain image if it has none.
 
-    A class has the same colour in every picture; instances of one class are shades of it. Labels stand inside their
-    segments and never overlap; segments that are too small to hold a label have none. The same holds for the other
-    tasks.
+    A class has the same colour in every picture, unless it touches one of nearly the same colour; instances of one class are
+    shades of it. Labels stand inside their segments and never overlap; segments that are too small to hold a label have
+    none. The same holds for the other tasks.
     """
     fonts.warn_of_missing(vocabulary.names)
     shades, touching = _Shades(vocabulary), _touching(panoptic.id_map)
