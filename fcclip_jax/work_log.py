@@ -33,6 +33,7 @@ class WorkLog:
         key: str,
         found: str,
         otherwise: str,
+        sole_writer: bool = False,
     ):
         """Checks that an earlier record is of the same work. Nothing is written before `writer`.
 
@@ -41,11 +42,12 @@ class WorkLog:
         key: the entry of a line that tells its item.
         found: what there is, as the start of a sentence, such as "runs/a has an evaluation".
         otherwise: what to do with other work, as the end of a sentence.
+        sole_writer: see `files.replacing`.
 
         Raises:
             ValueError: the record is of other work, or damaged.
         """
-        self._record, self._lines, self._key = record, lines, key
+        self._record, self._lines, self._key, self._sole_writer = record, lines, key, sole_writer
         self._about = about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
@@ -70,7 +72,7 @@ class WorkLog:
             OSError: the folder cannot be written.
         """
         if not self._record.exists():
-            write_files({self._record: json.dumps(self._about, indent=1).encode()})
+            write_files({self._record: json.dumps(self._about, indent=1).encode()}, sole_writer=self._sole_writer)
         self._lines.mkdir(parents=True, exist_ok=True)
         # The name is unique, so that no process appends to an incomplete line of a killed one.
         path = self._lines / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"

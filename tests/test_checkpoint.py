@@ -73,7 +73,8 @@ def test_read_gives_what_was_saved(tmp_path, family, clip_alone):
 def test_load_fills_the_model(saved):
     before = contents()
     loaded = checkpoint.load(str(saved))
-    assert loaded[1:] == (before.description, VOCABULARY, before.text_sha256, None)
+    sha256 = hashlib.sha256((saved / "fcclip.json").read_bytes()).hexdigest()
+    assert loaded[1:] == (before.description, VOCABULARY, sha256, before.text_sha256, None)
     abstract = named_variables(abstract_model(before.description))
     variables = named_variables(loaded.model)
     assert variables.keys() == abstract.keys()

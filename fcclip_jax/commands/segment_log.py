@@ -38,6 +38,7 @@ class SegmentLog:
             key=KEY,
             found=f"{output} has results",
             otherwise="give another --output, or replace them with --overwrite",
+            sole_writer=True,
         )
         self._stack = contextlib.ExitStack()
         self._write: Callable[[Line], None] | None = None
