@@ -37,6 +37,6 @@ for seed in "$@"; do
 done
 
 "$python" -m fcclip_jax.evaluation.clusters --checkpoint "$run/clip/final" "$run/vit/final" --scene 0 \
-    --output "$folder/clusters.png" # figure 1
+    --agreement 40 --output "$folder/clusters.png" # figure 1
 "$python" -m fcclip_jax.evaluation.miniature --runs "${@/#/$folder/}" --commit "$(git rev-parse --short HEAD)" \
     --output fcclip_jax/evaluation/MINIATURE.md

@@ -79,7 +79,7 @@ class Answerer:
             with self._turn:
                 self.segmenter.set_classes(vocabulary)
                 result = self.segmenter(photo, void_trust=question.void_trust, alpha=question.alpha, beta=question.beta)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return Answer(_sentence(str(error)), None)
         assert isinstance(result, Result)
         height, width = photo.shape[:2]
