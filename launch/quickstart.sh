@@ -13,6 +13,7 @@ output=${1:-out/quickstart}
 venv=${VENV:-.venv}
 pictures=fcclip_jax/world/pictures
 
+echo "Installing the project into $venv, which takes a minute or more..."
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 "$venv/bin/python" -m pip install --quiet ".${train:+[train]}"
@@ -32,9 +33,9 @@ things="mailbox, butterfly, saw, doughnut, sunglasses, basketball, crescent moon
     cocktail, locomotive, duck, cat, koala, guitar, cactus, lemon, ambulance, church, saxophone, axe, bed, robot, key, snail,
     rocket, umbrella, penguin, tulip, cheese, drum, helicopter, kangaroo, trophy, zebra, broccoli, whale, tent, anchor"
 stuff="grass, sand, sea, sky, brick wall, wooden floor, snow, night sky"
-"$venv/bin/fcclip" segment "$pictures" --classes "$things, $stuff" --stuff "$stuff" --weights "$weights" --output "$output"
+"$venv/bin/fcclip" segment "$pictures" --classes "$things, $stuff" --stuff "$stuff" --weights "$weights" --output "$output" --overwrite
 
 unseen=$(echo "$things, $stuff" | tr , '\n' | sed 's/^ *//' | sort |
     comm -12 - <("$venv/bin/fcclip" vocabularies world | sed -n 's/  .*unseen$//p' | sort) | paste -sd , -)
-echo "To go on: source $venv/bin/activate, then fcclip segment --help. With your photographs, see Official weights in README.md."
 echo "The segments are drawn in $output/overlays. No mask in training showed these of the words: ${unseen//,/, }."
+echo "To go on: source $venv/bin/activate, then fcclip segment --help. With your photographs, see Official weights in README.md."
