@@ -16,7 +16,7 @@ from fcclip_jax.training.run_folder import read_model
 from fcclip_jax.weights import find
 
 from . import PROG, fcclip, open_clip, rules, weight_files
-from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, table_of
+from .inputs import Table, in_units, read_clip, read_description, read_vocabulary, read_weights, say_step, table_of
 
 
 def from_openclip(arguments: argparse.Namespace) -> None:
@@ -84,13 +84,13 @@ def from_fcclip(arguments: argparse.Namespace) -> None:
 def to_torch(arguments: argparse.Namespace) -> None:
     """Converts a checkpoint back to a file with the official keys."""
     weight_files.check_free(arguments.output, overwrite=arguments.overwrite)
-    print(f"reading {arguments.checkpoint}", flush=True)
-    contents = checkpoint.read(find(arguments.checkpoint))
+    contents = _read_checkpoint(arguments.checkpoint)
     description = contents.description
     clip = description.clip if isinstance(description, ModelDescription) else description
+    say_step(f"renaming {len(contents.parameters)} parameters")
     parameters = open_clip.with_official_sizes(contents.parameters, clip)
     tensors = rules.to_torch(parameters, table_of(description).rules, contents.ignored)
-    print(f"writing {len(tensors)} tensors, {in_units(sum(a.nbytes for a in tensors.values()))}", flush=True)
+    say_step(f"writing {len(tensors)} tensors, {in_units(sum(a.nbytes for a in tensors.values()))}")
     weight_files.write(arguments.output, tensors)
     print(f"wrote {arguments.output}")
 
@@ -98,18 +98,21 @@ def to_torch(arguments: argparse.Namespace) -> None:
 def halve(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint again, with parameters of float16."""
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
-    contents = checkpoint.read(find(arguments.checkpoint))
+    contents = _read_checkpoint(arguments.checkpoint)
     size = sum(array.nbytes for array in contents.parameters.values()) // 2
-    print(f"writing {len(contents.parameters)} parameters, {in_units(size)}", flush=True)
+    say_step(f"rounding, checking and writing {len(contents.parameters)} parameters, {in_units(size)}")
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite, dtype="float16")
-    print(f"wrote {arguments.output}")
+    _say_where(arguments.output)
 
 
 def from_run(arguments: argparse.Namespace) -> None:
     """Makes a checkpoint of a training run, at one of its steps."""
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
-    checkpoint.save(arguments.output, read_model(arguments.workdir, arguments.step), overwrite=arguments.overwrite)
-    print(f"wrote {arguments.output}")
+    say_step(f"reading the run {arguments.workdir}")
+    contents = read_model(arguments.workdir, arguments.step)
+    say_step(f"checking and writing {len(contents.parameters)} parameters")
+    checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
+    _say_where(arguments.output)
 
 
 def write_checkpoint(
@@ -124,7 +127,8 @@ def write_checkpoint(
     variables = named_variables(abstract_model(description))
     table = table_of(description)
     given = list(weights.tensors)
-    with progress.track(desc="converting", total=len(weights.tensors), unit="tensor") as bar:
+    say_step(f"renaming {len(given)} tensors")
+    with progress.track(desc="renaming", total=len(weights.tensors), unit="tensor") as bar:
         parameters, ignored = rules.to_ours(
             {key: tensor.load for key, tensor in weights.tensors.items()},
             *table,
@@ -133,7 +137,7 @@ def write_checkpoint(
         )
     # Closes the mapped file: its pages count as this process's memory while the checkpoint is written.
     weights.tensors.clear()
-    print(f"writing {len(parameters)} parameters, {in_units(sum(a.nbytes for a in parameters.values()))}", flush=True)
+    say_step("checking: the text tower's fingerprint")
     contents = checkpoint.Checkpoint(
         description=description,
         parameters=parameters,
@@ -144,8 +148,21 @@ def write_checkpoint(
         ignored=ignored,
         known_words=known_words,
     )
+    size = sum(array.nbytes for array in parameters.values())
+    say_step(f"writing {len(parameters)} parameters, {in_units(size)}, with their checksums")
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
-    _report(arguments.output, contents, variables, given, table)
+    _report(contents, variables, given, table)
+    _say_where(arguments.output)
+
+
+def _read_checkpoint(where: str) -> checkpoint.Checkpoint:
+    folder = find(where)
+    say_step(f"reading and checking {folder}")
+    return checkpoint.read(folder)
+
+
+def _say_where(output: str) -> None:
+    print(f"the checkpoint is in {checkpoint.resolve(output)}", flush=True)
 
 
 def _with_source(weights: weight_files.Weights, text: str | None) -> weight_files.Weights:
@@ -153,14 +170,13 @@ def _with_source(weights: weight_files.Weights, text: str | None) -> weight_file
 
 
 def _report(
-    output: str,
     contents: checkpoint.Checkpoint,
     variables: Mapping[str, nnx.Variable],
     keys: Sequence[str],
     table: Table,
 ) -> None:
     trainable, frozen = count_parameters(variables)
-    print(f"wrote {output}")
+    print("converted:")
     print(f"  {trainable:,} trainable and {frozen:,} frozen parameters")
     description = contents.description
     clip = description.clip if isinstance(description, ModelDescription) else description

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from fcclip_jax import checkpoint
+from fcclip_jax import checkpoint, progress
 from fcclip_jax.models import description_json, descriptions
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary, shipped
@@ -35,6 +36,8 @@ def table_of(description: ModelDescription | ClipDescription) -> Table:
 
 def read_weights(path: pathlib.Path, *, name: str | None = None) -> weight_files.Weights:
     """Opens a weight file as `weight_files.read` does, and prints its size."""
+    if path.is_file():
+        say_step(f"reading {path}, {in_units(path.stat().st_size)}")
     weights = weight_files.read(path, name=name)
     print(f"read {path}: {len(weights.tensors)} tensors, {in_units(weights.size)}", flush=True)
     return weights
@@ -109,6 +112,12 @@ def read_vocabulary(name: str) -> Vocabulary:
         return Vocabulary.from_json(pathlib.Path(name).read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def say_step(step: str) -> None:
+    """Prints what is done next, on stderr: with gigabytes, each step takes a while."""
+    progress.write(step, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def in_units(size: int) -> str:

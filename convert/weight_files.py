@@ -7,6 +7,7 @@ of PyTorch 1.6 and later: the same tensors, of the dtypes that .safetensors file
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import pathlib
 import zipfile
@@ -23,7 +24,7 @@ from fcclip_jax.checkpoint import Origin
 from fcclip_jax.command_line import first_line, missing_package
 from fcclip_jax.files import check_space, replacing
 
-from . import torch_zip
+from . import nesting, torch_zip
 from .tensor_pickle import StoredTensor
 
 WRAPPERS = ("model", "state_dict")
@@ -34,6 +35,8 @@ MAX_WRAPPERS = 10
 """Dictionaries inside each other; a file's dictionary may also contain itself."""
 MAX_KEY = 1000
 """Characters of a tensor's name."""
+OLD_PICKLES = 5
+"""With which files from before PyTorch 1.6 begin: a number, the version, the system, the value and the storages' names."""
 SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -153,6 +156,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, Tensor]:
     with _refusing(path):
         archive = torch_zip.open_archive(path)
     if torch is not None:
+        with _refusing(path):
+            nesting.check_depth(io.BytesIO(archive.pickle))
         return _read_with_torch(path, torch, mapped=True)
     with _refusing(path):
         loaded = archive.load()
@@ -181,6 +186,9 @@ def _read_old_torch(path: pathlib.Path, torch: ModuleType | None) -> dict[str, T
             f"{path} has the format of PyTorch before 1.6 and",
             "save the weights again with a newer PyTorch or as .safetensors",
         )
+    with _refusing(path), path.open("rb") as file:
+        for _ in range(OLD_PICKLES):
+            nesting.check_depth(file)
     return _read_with_torch(path, torch, mapped=False)
 
 

@@ -37,7 +37,7 @@ class WorkLog:
         """Checks that an earlier record is of the same work. Nothing is written before `writer`.
 
         record, lines: the file and the folder.
-        about: everything that the results depend on, in values that JSON can represent.
+        about: everything that the results depend on, in values that JSON can represent; what matters most to the user first.
         key: the entry of a line that tells its item.
         found: what there is, as the start of a sentence, such as "runs/a has an evaluation".
         otherwise: what to do with other work, as the end of a sentence.
@@ -49,10 +49,9 @@ class WorkLog:
         self._about = about = json.loads(json.dumps(about))
         if record.exists():
             before = _read_record(record)
-            # The settings come before checksums, which are less useful to the user.
-            for name in sorted(
-                {*before, *about}, key=lambda name: (len(str(about.get(name))) == CHECKSUM_LENGTH, name)
-            ):
+            names = [*about, *sorted(before.keys() - about.keys())]
+            # In the caller's order, but checksums last: they are less useful to the user.
+            for name in sorted(names, key=lambda name: len(str(about.get(name))) == CHECKSUM_LENGTH):
                 if before.get(name) != about.get(name):
                     raise ValueError(
                         f"{found} with {name} = {_short(before.get(name))}, but this one has"

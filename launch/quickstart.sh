@@ -33,7 +33,8 @@ things="mailbox, butterfly, saw, doughnut, sunglasses, basketball, crescent moon
     cocktail, locomotive, duck, cat, koala, guitar, cactus, lemon, ambulance, church, saxophone, axe, bed, robot, key, snail,
     rocket, umbrella, penguin, tulip, cheese, drum, helicopter, kangaroo, trophy, zebra, broccoli, whale, tent, anchor"
 stuff="grass, sand, sea, sky, brick wall, wooden floor, snow, night sky"
-"$venv/bin/fcclip" segment "$pictures" --classes "$things, $stuff" --stuff "$stuff" --weights "$weights" --output "$output" --overwrite
+"$venv/bin/fcclip" segment "$pictures" --classes "$things, $stuff" --stuff "$stuff" --weights "$weights" --output "$output" \
+    --overwrite  # the results of the other model
 
 unseen=$(echo "$things, $stuff" | tr , '\n' | sed 's/^ *//' | sort |
     comm -12 - <("$venv/bin/fcclip" vocabularies world | sed -n 's/  .*unseen$//p' | sort) | paste -sd , -)

@@ -453,3 +453,28 @@ def test_fingerprint_is_of_all_that_the_text_tower_answers_by():
     assert fingerprint(dataclasses.replace(base.description, text=some)) != base.text_sha256
     whole = contents()
     assert text_fingerprint(whole.description, whole.parameters) == whole.text_sha256
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "sentence"),
+    [
+        (MemoryError(), MemoryError, "^not enough memory to read the weights in .*params$"),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError, "^not enough memory to read the weights in"),
+        (
+            PermissionError(13, "Permission denied"),
+            PermissionError,
+            "^the weights in .*params may not be read .permission denied.; change the rights of these files$",
+        ),
+        (ValueError("PERMISSION_DENIED: Error opening file"), PermissionError, "may not be read"),
+        (ValueError("DATA_LOSS: it ends early"), ValueError, r"are damaged \(DATA_LOSS: it ends early\)"),
+    ],
+)
+def test_what_is_no_damage_is_not_called_so(saved, monkeypatch, raised, kind, sentence):
+    """orbax wraps the errors of tensorstore."""
+
+    def restore(*_, **__):
+        raise raised if kind is ValueError else ValueError("reading failed") from raised
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+    with pytest.raises(kind, match=sentence):
+        checkpoint.read(saved)

@@ -488,7 +488,7 @@ def instances(labels, scores, queries) -> Instances:
     count = len(labels)
     blank = np.zeros(count, np.int32), np.zeros((count, 4), np.int32)
     parts = np.array(labels, np.int32), np.array(scores, np.float32), np.array(queries, np.int32)
-    return Instances(np.int32(count), *parts, *blank)
+    return Instances(np.int32(count), *parts, *blank, np.arange(count, dtype=np.int32))
 
 
 def test_instances_are_multisets_within_equal_scores():

@@ -9,7 +9,7 @@ both. Arrays are stored as float32 or, in half the space, as float16; they are f
 """
 
 from fcclip_jax.checkpoint.contents import Checkpoint, Origin, text_fingerprint
-from fcclip_jax.checkpoint.directory import Loaded, check_free, find, load, read, resolve, save
+from fcclip_jax.checkpoint.directory import Loaded, check_free, find, has_checksums, load, read, resolve, save
 from fcclip_jax.checkpoint.record import convert_command
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_free",
     "convert_command",
     "find",
+    "has_checksums",
     "load",
     "read",
     "resolve",

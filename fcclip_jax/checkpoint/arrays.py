@@ -14,7 +14,8 @@ from etils import epath
 from flax import nnx
 
 from fcclip_jax.checkpoint.record import DESCRIPTION, PARAMETERS
-from fcclip_jax.command_line import first_line
+from fcclip_jax.command_line import causes, first_line
+from fcclip_jax.process_memory import ran_out
 
 Placed = TypeVar("Placed")
 
@@ -52,6 +53,8 @@ def read_arrays(
 
     Raises:
         ValueError: an array is missing, has another type, or does not match its checksum; or the files are damaged.
+        PermissionError: a file may not be read.
+        MemoryError: there is too little memory.
     """
     parameters = path / PARAMETERS
     placed: dict[str, Placed] = {}
@@ -116,8 +119,15 @@ def _checkpointer() -> ocp.Checkpointer:
 def _damage_reported(parameters: epath.Path) -> Iterator[None]:
     try:
         yield
-    # The errors that orbax and tensorstore raise for damaged files have no common type.
+    # The errors that orbax and tensorstore raise for damaged files have no common type, and theirs of the system's are texts.
     except Exception as error:
+        chain = causes(error)
+        if any(ran_out(part) or "RESOURCE_EXHAUSTED" in str(part) for part in chain):
+            raise MemoryError(f"not enough memory to read the weights in {parameters}") from error
+        if any(isinstance(part, PermissionError) or "PERMISSION_DENIED" in str(part) for part in chain):
+            raise PermissionError(
+                f"the weights in {parameters} may not be read (permission denied); change the rights of these files"
+            ) from error
         raise ValueError(
             f"the weights in {parameters} are damaged ({first_line(error)}); copy or convert the checkpoint again"
         ) from error

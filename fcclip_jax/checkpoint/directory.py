@@ -165,6 +165,15 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     return contents._replace(parameters=read_arrays(folder, variables, sums, lambda array: array))
 
 
+def has_checksums(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a checkpoint's arrays have checksums, which `read` and `load` then verify.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
+    """
+    return read_record(find(path)).sums is not None
+
+
 def load(path: str | os.PathLike[str]) -> Loaded:
     """Loads an FC-CLIP onto the device, without compiling anything.
 

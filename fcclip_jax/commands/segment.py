@@ -138,7 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--buckets",
         metavar="SIZES",
         help=f"the sizes that resized images are padded to, as HEIGHTxWIDTH,... in multiples of {STRIDE} (default: a few"
-        " that suit the sides). A program is compiled for each bucket, and each size class of the results, that occurs. Images larger than all buckets are skipped",
+        " that suit the sides). A program is compiled for each bucket, and each size class of the results, that occurs. Images"
+        " larger than all buckets are skipped",
     )
     parser.add_argument(
         "--batch-size",
@@ -170,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="remove the results of an earlier run with other settings from --output",
+        help="remove the results of an earlier run from --output first, whatever its settings were",
     )
     parser.add_argument(
         "--precision",
@@ -227,7 +228,9 @@ def run(arguments: argparse.Namespace) -> int:
             output, words, tasks=arguments.task, threshold=threshold, overlays=not arguments.no_overlays
         )
         check_known(words, segmenter.known_words, listed="`fcclip vocabularies world`")
+        settings = segmenter.settings
         about = {
+            "weights": settings.pop("weights"),
             "classes": ["|".join(entry.names) for entry in words.classes],
             "vocabulary": hashlib.sha256(words.to_json().encode()).hexdigest(),
             "tasks": arguments.task,
@@ -235,7 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
             "overlap_threshold": arguments.overlap_threshold,
             "void_trust": arguments.void_trust,
             "overlays": not arguments.no_overlays,
-            **segmenter.settings,
+            **settings,
         }
         log = SegmentLog(output, about, exporter, overwrite=arguments.overwrite)
         photos = log.name(paths)

@@ -51,7 +51,7 @@ def evaluate(config: ConfigDict, checkpoint_path: str, workdir: str) -> int:
     checkpoint_path: a folder that training or convert wrote, published weights by name (see `weights.find`) or "random".
 
     Returns:
-        0, or 1 if images could not be read.
+        0, or 1 if images were skipped: unreadable, or too large for the memory.
 
     Raises:
         ValueError, OSError: the configuration, the checkpoint, the data or the folder cannot be used.

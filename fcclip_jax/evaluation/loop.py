@@ -54,9 +54,9 @@ class Outcome(NamedTuple):
     """The result of all processes."""
 
     lines: dict[int, Line]
-    """The line of each image by its place in the dataset. Images that cannot be read are missing."""
+    """The line of each image by its place in the dataset. Skipped images are missing."""
     failed: int
-    """The number of images that could not be read, by all processes."""
+    """The number of images that all processes skipped: unreadable, or too large for the memory."""
     images_per_second: float
     """The speed of this process from its second batch on, decoding and scoring included; 0 if it had only one batch."""
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from fcclip_jax.conventions import OVERLAP_THRESHOLD, TASKS, check_tasks
+from fcclip_jax.conventions import INSTANCE_THRESHOLD, OVERLAP_THRESHOLD, TASKS, check_tasks
 from fcclip_jax.data.images import ImageLike
 from fcclip_jax.inference import buckets, inside, programs
 from fcclip_jax.inference.buckets import Shapes
@@ -175,6 +175,7 @@ class Engine:
         beta: float | None = None,
         semantic_before_resize: bool = False,
         instance_scores: InstanceScores = "mask_probability",
+        instance_threshold: float = INSTANCE_THRESHOLD,
         offered: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Result | Failure]]:
         """Yields (index, result) as images finish, not necessarily in the order of the images.
@@ -186,7 +187,7 @@ class Engine:
         alpha, beta: by default the model's ensemble's.
         semantic_before_resize: forms class scores at the network's size and then resizes them, as the official
             semantic-only configs do.
-        instance_scores: see `DefaultsDescription`.
+        instance_scores, instance_threshold: see `DefaultsDescription`.
         offered: (index) → the classes that the image may have, counted from 0; None offers all.
         """
         vocabulary, words, tasks = self._required_vocabulary(), self._words, check_tasks(tasks)
@@ -218,7 +219,7 @@ class Engine:
             )
 
         def finish(photo: Photo, output: Postprocessed) -> Result:
-            return make_result(photo.image, vocabulary, output)
+            return make_result(photo.image, vocabulary, output, instance_threshold=instance_threshold)
 
         yield from self._results(images, dispatch, finish)
 

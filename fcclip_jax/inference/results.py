@@ -25,10 +25,13 @@ class Result:
     """
 
     image: UInt8[np.ndarray, "H W 3"]
+    """The caller's own, who may write to it: it shares no memory with what was segmented."""
     vocabulary: Vocabulary
     _panoptic: Panoptic | None
     _semantic: Int[np.ndarray, "H W"] | None
     _instances: list[Instance] | None
+    instance_threshold: float = INSTANCE_THRESHOLD
+    """The minimum score of an instance that `draw` draws by default: the checkpoint's."""
 
     @property
     def panoptic(self) -> Panoptic:
@@ -51,11 +54,11 @@ class Result:
         held = {"panoptic": self._panoptic, "semantic": self._semantic, "instances": self._instances}
         return tuple(task for task, value in held.items() if value is not None)
 
-    def draw(self, task: str | None = None, *, threshold: float = INSTANCE_THRESHOLD) -> Image.Image:
+    def draw(self, task: str | None = None, *, threshold: float | None = None) -> Image.Image:
         """Returns the image with its segments coloured and named; the plain image if nothing was found.
 
         task: panoptic, semantic or instances; by default the first of these that the result holds.
-        threshold: the minimum score of an instance that is drawn.
+        threshold: the minimum score of an instance that is drawn; by default `instance_threshold`.
 
         Raises:
             ValueError: the result does not hold the task, or the task does not exist.
@@ -69,7 +72,8 @@ class Result:
         if task == "semantic":
             return visualize.draw_semantic(self.image, self.vocabulary, self.semantic)
         if task == "instances":
-            return visualize.draw_instances(self.image, self.vocabulary, self.instances, threshold)
+            least = self.instance_threshold if threshold is None else threshold
+            return visualize.draw_instances(self.image, self.vocabulary, self.instances, least)
         raise ValueError(f"no task {task!r} to draw; name panoptic, semantic or instances")
 
     def __repr__(self) -> str:
@@ -95,7 +99,13 @@ class Result:
         return value
 
 
-def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, output: Postprocessed) -> Result:
+def make_result(
+    image: UInt8[np.ndarray, "H W 3"],
+    vocabulary: Vocabulary,
+    output: Postprocessed,
+    *,
+    instance_threshold: float = INSTANCE_THRESHOLD,
+) -> Result:
     """Returns the result of one image from its part of a batch's output: arrays on the host, without the batch axis."""
     checked(output)
     height, width = image.shape[:2]
@@ -107,7 +117,7 @@ def make_result(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, outpu
     if output.instances is not None and output.mask_bits is not None:
         mask_bits = np.asarray(output.mask_bits[:, :width, : ceil_div(height, 8)])
         instances = _instances(output.instances, mask_bits, height, vocabulary)
-    return Result(image, vocabulary, panoptic, semantic, instances)
+    return Result(image, vocabulary, panoptic, semantic, instances, instance_threshold)
 
 
 def truth_result(truth: Truth, image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary) -> Result:
@@ -149,6 +159,6 @@ def _instances(
             continue
         class_index, score = int(instances.class_ids[i]), float(instances.scores[i])
         x0, y0, x1, y1 = (int(side) for side in instances.boxes[i])
-        entry = vocabulary.classes[class_index]
-        found.append(Instance(class_index, entry, score, area, (x0, y0, x1, y1), mask_bits[i].copy(), height))
+        entry, bits = vocabulary.classes[class_index], mask_bits[instances.mask_rows[i]]
+        found.append(Instance(class_index, entry, score, area, (x0, y0, x1, y1), bits.copy(), height))
     return found

@@ -264,7 +264,7 @@ class Segmenter:
         """What its results depend on beside the classes and the arguments of a call, in values that JSON can represent."""
         feeder = self.engine.feeder
         return {
-            "weights": self._weights_id,
+            "weights": self._weights_id[:16],
             "short_side": feeder.short_side,
             "max_side": feeder.max_side,
             "buckets": [list(bucket) for bucket in feeder.buckets],
@@ -333,6 +333,7 @@ class Segmenter:
             alpha=alpha,
             beta=beta,
             instance_scores=defaults.instance_scores,
+            instance_threshold=defaults.instance_threshold,
         )
 
     def semantic_scores(self, image: ImageLike, *, before_resize: bool = False) -> Float[np.ndarray, "K H W"]:

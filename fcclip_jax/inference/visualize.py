@@ -2,7 +2,7 @@
 
 import colorsys
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,6 +25,14 @@ LEAST_TEXT = 10
 """Pixels; smaller letters are illegible in a picture of any size."""
 LEAST_ROOM = 0.5
 """Segments smaller than this share of their label have no label."""
+CROWD = 20
+"""With more instances, lines and letters are smaller, labels few, and a pixel has the colour of the best instance alone."""
+CROWD_LABELS = 0.12
+"""The share of a crowded picture that labels may cover; the best instances have them."""
+LEAST_DISTANCE = 60
+"""Between the colours of segments that touch, in RGB, where the class's shades allow it."""
+SHADES = 16
+"""How many shades of a class are tried for a segment."""
 GRID = 256
 """Candidate places for labels: about this many points along the shorter side."""
 
@@ -42,21 +50,20 @@ class Region(NamedTuple):
 def draw_panoptic(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary, panoptic: Panoptic) -> Image.Image:
     """Returns the image with its segments coloured, outlined and named; the plain image if it has none.
 
-    A class has the same colour in every picture; instances of one class are shades of it. Labels stand inside their
-    segments and never overlap; segments that are too small to hold a label have none. The same holds for the other
-    tasks.
+    A class has the same colour in every picture, unless it touches one of nearly the same colour; instances of one class are
+    shades of it. Labels stand inside their segments and never overlap; segments that are too small to hold a label have
+    none. The same holds for the other tasks.
     """
     fonts.warn_of_missing(vocabulary.names)
-    shades = _Shades(vocabulary)
-    regions = [
-        Region(
-            segment.box,
-            _crop(panoptic.id_map, segment.box) == segment.id,
-            shades.next(segment.class_index),
-            _scored(segment.name, segment.score) if segment.is_thing else segment.name,
-        )
-        for segment in panoptic.segments
-    ]
+    shades, touching = _Shades(vocabulary), _touching(panoptic.id_map)
+    colors: dict[int, Color] = {}
+    regions = []
+    for segment in panoptic.segments:
+        near = [colors[id] for id in touching[segment.id] & colors.keys()]
+        colors[segment.id] = shades.next(segment.class_index, near)
+        label = _scored(segment.name, segment.score) if segment.is_thing else segment.name
+        mask = _crop(panoptic.id_map, segment.box) == segment.id
+        regions.append(Region(segment.box, mask, colors[segment.id], label))
     return _labelled(_painted(image, regions), regions)
 
 
@@ -68,13 +75,16 @@ def draw_semantic(
     classes: counted from 0 in the vocabulary; pixels of -1 stay plain.
     """
     fonts.warn_of_missing(vocabulary.names)
+    shades, touching = _Shades(vocabulary), _touching(classes + 1)
+    colors: dict[int, Color] = {}
     regions = []
     for index, found in enumerate(ndimage.find_objects(classes + 1)):
         if found is not None:
-            entry = vocabulary.classes[index]
+            near = [colors[other] for other in touching[index + 1] & colors.keys()]
+            colors[index + 1] = shades.next(index, near)
             y, x = found
             box = (x.start, y.start, x.stop, y.stop)
-            regions.append(Region(box, classes[found] == index, entry.color, entry.name))
+            regions.append(Region(box, classes[found] == index, colors[index + 1], vocabulary.classes[index].name))
     return _labelled(_painted(image, regions), [part for region in regions for part in _connected(region)])
 
 
@@ -83,22 +93,43 @@ def draw_instances(
 ) -> Image.Image:
     """Returns the image with its instances coloured, boxed and named, the best on top.
 
+    Of a crowd, a pixel has the colour of the best instance there, and labels name the best ones.
+
     instances: best first.
     threshold: the minimum score of an instance that is drawn.
     """
     fonts.warn_of_missing(vocabulary.names)
     shades = _Shades(vocabulary)
-    regions = [
-        Region(
-            instance.box,
-            _crop(instance.mask, instance.box),
-            shades.next(instance.class_index),
-            _scored(instance.name, instance.score),
-        )
-        for instance in instances
-        if instance.score >= threshold
-    ][::-1]
-    return _labelled(_boxed(_painted(image, regions), regions), regions)
+    shown = [instance for instance in instances if instance.score >= threshold]
+    crowded = len(shown) > CROWD
+    taken = np.zeros(image.shape[:2], bool)
+    regions: list[Region] = []
+    for instance in shown:
+        mask, others = _crop(instance.mask, instance.box), _crop(taken, instance.box)
+        if crowded:
+            mask = mask & ~others
+            others |= mask
+        near = [region.color for region in regions if _meet(region.box, instance.box)]
+        color = shades.next(instance.class_index, near)
+        if mask.any():
+            regions.append(Region(instance.box, mask, color, _scored(instance.name, instance.score)))
+    scene = _boxed(_painted(image, regions[::-1]), regions[::-1], crowded=crowded)
+    return _labelled(scene, regions, crowded=crowded)
+
+
+def _touching(ids: Int[np.ndarray, "H W"]) -> defaultdict[int, set[int]]:
+    """Returns the ids that each id has a common border with."""
+    borders: defaultdict[int, set[int]] = defaultdict(set)
+    for one, other in ((ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])):
+        differ = one != other
+        for a, b in np.unique(np.stack([one[differ], other[differ]], axis=1), axis=0).tolist():
+            borders[a].add(b)
+            borders[b].add(a)
+    return borders
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _painted(image: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
@@ -111,10 +142,10 @@ def _painted(image: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UI
     return scene
 
 
-def _labelled(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> Image.Image:
-    """Returns the scene, blue first, as a picture with the regions' labels."""
+def _labelled(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region], *, crowded: bool = False) -> Image.Image:
+    """Returns the scene, blue first, as a picture with the regions' labels; if it is crowded, with those of the first."""
     picture = Image.fromarray(np.ascontiguousarray(scene[..., ::-1]))
-    _draw_labels(picture, regions)
+    _draw_labels(picture, regions, crowded=crowded)
     return picture
 
 
@@ -130,24 +161,36 @@ def _connected(region: Region) -> Iterator[Region]:
 
 
 class _Shades:
-    """Colours for the segments of each class: its own for the first, then shades of it."""
+    """Colours for the segments of each class: its own for the first, then shades of it, away from those of neighbours."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
         self._seen: Counter[int] = Counter()
 
-    def next(self, class_index: int) -> Color:
-        order = self._seen[class_index]
-        self._seen[class_index] += 1
-        # Multiples of the golden ratio, modulo 1, lie far from all earlier ones.
-        shift = (order * (math.sqrt(5) - 1) / 2 + 0.5) % 1 - 0.5
-        red, green, blue = self._vocabulary.classes[class_index].color
-        if not order:
-            return red, green, blue
-        hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
-        shade = colorsys.hls_to_rgb((hue + 0.1 * shift) % 1, min(max(light + 0.4 * shift, 0.15), 0.85), saturation)
-        red, green, blue = (round(255 * part) for part in shade)
-        return red, green, blue
+    def next(self, class_index: int, near: Sequence[Color] = ()) -> Color:
+        """Returns the next shade that differs from the colours nearby; if none does enough, the one that does most."""
+        first = self._seen[class_index]
+        best, furthest = (0, 0, 0), -1.0
+        for order in range(first, first + SHADES):
+            color = _shade(self._vocabulary.classes[class_index].color, order)
+            distance = min((math.dist(color, other) for other in near), default=math.inf)
+            if distance > furthest:
+                best, furthest, self._seen[class_index] = color, distance, order + 1
+            if distance >= LEAST_DISTANCE:
+                break
+        return best
+
+
+def _shade(color: Color, order: int) -> Color:
+    if not order:
+        return color
+    # Multiples of the golden ratio, modulo 1, lie far from all earlier ones.
+    shift = (order * (math.sqrt(5) - 1) / 2 + 0.5) % 1 - 0.5
+    hue, light, saturation = colorsys.rgb_to_hls(*(part / 255 for part in color))
+    # The shades of black and white are greys.
+    light = min(max(light, 0.4), 0.6) + 0.6 * shift
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb((hue + 0.1 * shift) % 1, light, saturation))
+    return red, green, blue
 
 
 def _outline(scene: UInt8[np.ndarray, "H W 3"], region: Region) -> None:
@@ -175,28 +218,35 @@ def _annotate(
     _crop(scene, box)[:] = annotator.annotate(part, sv.Detections(whole, mask=mask[None], class_id=np.zeros(1, int)))
 
 
-def _boxed(scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -> UInt8[np.ndarray, "H W 3"]:
+def _boxed(
+    scene: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region], *, crowded: bool
+) -> UInt8[np.ndarray, "H W 3"]:
     if not regions:
         return scene
-    line = 2 * _line_width(*scene.shape[:2])
+    line = _line_width(*scene.shape[:2]) * (1 if crowded else 2)
     palette = sv.ColorPalette([sv.Color(*region.color) for region in regions])
     boxes = np.array([region.box for region in regions], np.float32)
     detections = sv.Detections(xyxy=boxes, class_id=np.arange(len(regions)))
     return sv.BoxAnnotator(palette, line).annotate(scene, detections)
 
 
-def _draw_labels(picture: Image.Image, regions: Sequence[Region]) -> None:
+def _draw_labels(picture: Image.Image, regions: Sequence[Region], *, crowded: bool) -> None:
     """Draws with Pillow: words without tall letters hang over the lower edge of supervision's labels."""
-    size = max(LEAST_TEXT, round(TEXT_SHARE * math.sqrt(picture.width * picture.height)))
-    padding = max(2, size // 4)
+    share = TEXT_SHARE * (0.75 if crowded else 1)
+    size = max(LEAST_TEXT, round(share * math.sqrt(picture.width * picture.height)))
+    padding = 2 if crowded else max(2, size // 4)
+    room = CROWD_LABELS * picture.width * picture.height if crowded else math.inf
     pen = ImageDraw.Draw(picture)
     places: list[Box] = []
-    # Small regions first: large ones have more places for a label.
-    for region in sorted(regions, key=lambda region: region.mask.sum()):
+    # Small regions first: large ones have more places for a label. In a crowd, the best first.
+    for region in regions if crowded else sorted(regions, key=lambda region: region.mask.sum()):
         runs = fonts.runs(region.label, size)
         width, height = math.ceil(fonts.width(runs)) + 2 * padding, size + 2 * padding
+        if width * height > room:
+            continue
         place = _place(region, (width, height), (picture.height, picture.width), places)
         if place is not None:
+            room -= width * height
             x0, y0, x1, y1 = place
             pen.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), padding, region.color)
             fonts.draw(pen, ((x0 + x1) / 2, (y0 + y1) / 2), runs, _ink(region.color))

@@ -111,8 +111,14 @@ def explained(error: Exception, address: Address, failure: str) -> OSError:
         return FileNotFoundError(
             f"{failure}: {repository} has no revision {revision}; its branches and tags are listed at {host}/{repository}/tree/main"
         )
+    # The client calls every 401 that is no refused token a repository that is not found.
+    if "RepositoryNotFoundError" not in kinds and 401 in statuses:
+        return OSError(
+            f"{failure}: {host} rejects your token; log in with a valid one, `hf auth login`, and unset HF_TOKEN if that has"
+            " an old one"
+        )
     # The hub answers 401 for what may exist, but not for this user.
-    if "RepositoryNotFoundError" in kinds or 401 in statuses:
+    if "RepositoryNotFoundError" in kinds:
         return FileNotFoundError(
             f"{failure}: {host} has no repository {repository} that you may read; check the name, or log in with `hf auth"
             " login` if it is private"

@@ -59,23 +59,31 @@ def get(
         if file is not None:
             raise ValueError(f"{name} is inside this package and is not converted from a file; remove --file {file}")
         return checkpoint.find(name)
-    folder = store.folder(name)
-    if folder.exists() and not overwrite:
-        if file is not None:
-            raise FileExistsError(f"{name} is here already, in {folder}; convert {file} in its place with --overwrite")
-        return epath.Path(folder)
-    if file is not None:
-        _arrive(entry, file.expanduser(), overwrite=overwrite)
-        return epath.Path(folder)
-    with store.one_process_at_once(name, fetch.manual(entry)):
-        if overwrite or not folder.exists():
-            for remains in folder.parent.glob(f".{name}.*.tmp"):  # of a conversion that was killed
+    if _is_here(name, file, overwrite=overwrite):
+        return epath.Path(store.folder(name))
+    with store.one_process_at_once(name, fetch.manual(entry) if file is None else "convert it with `fcclip-convert`"):
+        # Another process may have brought them in the meantime.
+        if not _is_here(name, file, overwrite=overwrite):
+            for remains in store.root().glob(f".{name}.*.tmp"):  # of a conversion that was killed
                 shutil.rmtree(remains)
-            path = fetch.fetch(entry)
-            _arrive(entry, path, overwrite=overwrite, downloaded=True)
-            if isinstance(entry.source, Drive) and not keep_download:
-                shutil.rmtree(path.parent)
-    return epath.Path(folder)
+            if file is not None:
+                _arrive(entry, file.expanduser(), overwrite=overwrite)
+            else:
+                path = fetch.fetch(entry)
+                _arrive(entry, path, overwrite=overwrite, downloaded=True)
+                if isinstance(entry.source, Drive) and not keep_download:
+                    shutil.rmtree(path.parent)
+    return epath.Path(store.folder(name))
+
+
+def _is_here(name: str, file: pathlib.Path | None, *, overwrite: bool) -> bool:
+    """Returns whether converted weights are here and serve; a file that was given needs their place."""
+    folder = store.folder(name)
+    if overwrite or not folder.exists():
+        return False
+    if file is not None:
+        raise FileExistsError(f"{name} is here already, in {folder}; convert {file} in its place with --overwrite")
+    return True
 
 
 def _arrive(entry: Entry, path: pathlib.Path, *, overwrite: bool, downloaded: bool = False) -> None:

@@ -54,12 +54,19 @@ def check_licence(licence: str) -> str:
 
 
 def model_card(
-    checkpoint: Checkpoint, repository: str, size: int, *, licence: str, figures: Sequence[Figures] = ()
+    checkpoint: Checkpoint,
+    repository: str,
+    size: int,
+    *,
+    verified: bool,
+    licence: str,
+    figures: Sequence[Figures] = (),
 ) -> str:
     """Writes the page.
 
     repository: OWNER/NAME.
     size: bytes of the checkpoint's files.
+    verified: whether the checkpoint records checksums; those of earlier versions do not.
     licence: of the weights; see `check_licence`.
     """
     description, vocabulary = checkpoint.description, checkpoint.training_vocabulary
@@ -103,7 +110,7 @@ in classes that you name: panoptic, semantic and instance segmentation.
 |---|---|
 {rows}
 
-`fcclip.json` describes the model, with a sha256 of each array, which is verified when the checkpoint is loaded.
+`fcclip.json` describes the model{", with a sha256 of each array, which is verified when the checkpoint is loaded" * verified}.
 
 ## Figures
 

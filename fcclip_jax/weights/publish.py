@@ -52,7 +52,8 @@ def prepare(path: str | os.PathLike[str], repository: str, *, licence: str, figu
     paths = [file for pattern in ("fcclip.json", "params/**/*") for file in folder.glob(pattern) if file.is_file()]
     files = {file.relative_to(folder).as_posix(): file for file in sorted(paths)}
     size = sum(file.stat().st_size for file in files.values())
-    card = model_card.model_card(contents, repository, size, licence=licence, figures=figures)
+    verified = checkpoint.has_checksums(found)
+    card = model_card.model_card(contents, repository, size, verified=verified, licence=licence, figures=figures)
     return Upload(repository, files, card)
 
 

@@ -77,7 +77,7 @@ def test_killed_again_and_again(segment, photos, tmp_path):
         code = subprocess.run(command, check=False, capture_output=True).returncode
         if code != -signal.SIGKILL:
             break
-    assert code == 0 and kills >= 5
+    assert code == 0 and kills >= 3  # threads write several files between two of them
     check_that_all_match(out)
     assert contents(out) == contents(tmp_path / "whole")
     assert not [name for name in files_in(out) if name.endswith((".tmp", ".partial"))]

@@ -1,8 +1,10 @@
 """Files that try to run code, to fill the memory or to confuse: refused in one sentence, by both readers of PyTorch's files."""
 
 import contextlib
+import pathlib
 import pickle
 import struct
+import subprocess
 import sys
 import tracemalloc
 
@@ -11,6 +13,8 @@ import pytest
 
 from convert import tensor_pickle, weight_files
 from tests.convert.pickles import HOOKS, VALUES, call, integer, name, row, state, storage, tensor, text, write
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Harm:
@@ -282,12 +286,10 @@ READ_BY_PYTORCH = {
     "a storage of doubles": "likewise, but the tensor's elements are the file's bytes",
 }
 """What our reader refuses although it runs no code, and why PyTorch's own reader accepts it."""
-CRASHES_PYTORCH = {"nested tuples as a key"}
-"""CPython hashes nested tuples by recursion without a limit, in PyTorch's reader too."""
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("case", [case for case in PICKLES if case not in CRASHES_PYTORCH])
+@pytest.mark.parametrize("case", PICKLES)
 def test_refused_with_pytorch(tmp_path, canary, case):
     pytest.importorskip("torch", reason="PyTorch reads .pth files too (extra: convert)")
     path = write(tmp_path / "w.pth", PICKLES[case][0])
@@ -304,3 +306,33 @@ def test_the_payloads_are_real(canary, case):
     with contextlib.suppress(pickle.UnpicklingError, TypeError):
         pickle.loads(PICKLES[case][0])
     assert canary.exists()
+
+
+MILLION = b")" + b"\x85" * 1_000_000
+"""Tuples inside each other. CPython hashes them by recursion without a limit."""
+OLD_START = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+NESTED = {
+    "a key": state(tensor(), MILLION),
+    "a value": state(MILLION),
+    "counted": state(call("collections", "Counter", b"]" + MILLION + b"a")),
+    "a shape": state(tensor(shape=MILLION)),
+    "a key, numbered": b"\x80\x02" + MILLION + b"q\x00}h\x00Ns\x86.",
+}
+
+
+@pytest.mark.parametrize("case", [*NESTED, "a key, before PyTorch 1.6", "a storage's name, before PyTorch 1.6"])
+def test_a_million_tuples_in_each_other(tmp_path, case):
+    """In a process of its own, which must not crash: PyTorch's reader does, of the keys and the counted ones."""
+    pytest.importorskip("torch", reason="PyTorch reads .pth files too (extra: convert)")
+    path = tmp_path / "w.pth"
+    if case in NESTED:
+        write(path, NESTED[case])
+    else:
+        inner = state(b"N", MILLION)
+        path.write_bytes(OLD_START + (inner if case.startswith("a key") else state(b"N") + inner) + pickle.dumps([], 2))
+    command = [sys.executable, "-m", "convert", "openclip", "--model", "RN50", "--pretrained", path]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    sentence = f"error: {path} is refused: its pickle has more than 100 values inside each other; save the model's"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(sentence), done.stderr[-500:]

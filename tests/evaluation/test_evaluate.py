@@ -426,7 +426,7 @@ def test_a_damaged_image_is_skipped_and_said(cache, tmp_path, capsys):
     assert (report(tmp_path / "run")["evaluated"], report(tmp_path / "run")["skipped"]) == (2, 1)
     shown = capsys.readouterr()
     assert f"{truths[1].name}.jpg" in shown.out + shown.err
-    assert "1 image was skipped, because the files could not be read." in shown.out
+    assert "1 image was skipped: unreadable, or too large for the memory." in shown.out
 
 
 def test_processes_that_share_no_folder_are_told(data, cache, tmp_path):

@@ -1,5 +1,6 @@
 """Tests results that are made by hand, and the arguments that they refuse."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -28,10 +29,10 @@ def padded_output() -> tuple[Postprocessed, np.ndarray]:
         counts,
     )
     bits = np.zeros((3, 8, 1), np.uint8)
-    bits[0, 0] = 0b11  # the first column, both rows
+    bits[2, 0] = 0b11  # the first instance's mask is in the last row: its first column, both rows
     instances = Instances(
         np.int32(2), np.array([CAT, CAT, 0], np.int32), np.float32([0.75, 0.25, 0]), blank, np.array([2, 0, 0], np.int32),
-        np.array([[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 0]], np.int32),
+        np.array([[0, 0, 1, 2], [0, 0, 0, 0], [0, 0, 0, 0]], np.int32), np.array([2, 0, 1], np.int32),
     )  # fmt: skip
     return Postprocessed(id_map, segments, id_map, instances, bits), cat
 
@@ -48,6 +49,17 @@ def test_a_result_is_cut_from_its_canvas():
     (instance,) = result.instances  # the second has no pixel
     assert (instance.name, instance.score, instance.area, instance.box) == ("cat", 0.75, 2, (0, 0, 1, 2))
     np.testing.assert_array_equal(instance.mask, cat)
+
+
+def test_instances_are_drawn_from_the_checkpoints_threshold_on():
+    """Of two cats, with scores of 0.875 and 0.25."""
+    result = fake_result()
+    lower = dataclasses.replace(result, instance_threshold=0.25)
+    np.testing.assert_array_equal(lower.draw("instances"), result.draw("instances", threshold=0.25))
+    np.testing.assert_array_equal(result.draw("instances"), lower.draw("instances", threshold=0.5))
+    assert (np.asarray(lower.draw("instances")) != np.asarray(result.draw("instances"))).any()
+    output, _ = padded_output()
+    assert make_result(result.image[:2, :3], WORDS, output, instance_threshold=0.25).instance_threshold == 0.25
 
 
 def test_output_of_another_dtype_is_refused():

@@ -1,5 +1,7 @@
 """From images to results with a small random model."""
 
+import io
+
 import jax
 import numpy as np
 import pytest
@@ -99,6 +101,46 @@ def test_an_image_however_given(segmenter, tmp_path):
     assert segmenter([]) == []
 
 
+@pytest.mark.parametrize("size", [(96, 128), (200, 300)], ids=["the network's size", "larger"])
+def test_the_image_of_a_result_is_the_callers(segmenter, tmp_path, size):
+    """However it was given, writing to one changes neither the other nor a second result of the same image."""
+    pixels = make_photo(size)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    encoded = (tmp_path / "photo.png").read_bytes()
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    mirrored = pixels[:, ::-1].copy()[:, ::-1]
+    given = {
+        "path": tmp_path / "photo.png",
+        "text": str(tmp_path / "photo.png"),
+        "bytes": encoded,
+        "bytearray": bytearray(encoded),
+        "memoryview": memoryview(encoded),
+        "file": io.BytesIO(encoded),
+        "PIL image": Image.fromarray(pixels),
+        "PIL image of a file": Image.open(tmp_path / "photo.png"),
+        "array": pixels.copy(),
+        "array, read-only": locked,
+        "array, a view": mirrored,
+    }
+    segmenter.set_classes(WORDS)
+    results = dict(zip(given, segmenter(list(given.values()), tasks=["semantic"]), strict=True))
+    for kind, result in results.items():
+        assert result.image.flags.writeable, kind
+        result.image[:] = 7
+    assert (tmp_path / "photo.png").read_bytes() == encoded == bytes(given["bytearray"])
+    for kind in ("PIL image", "PIL image of a file", "array", "array, read-only", "array, a view"):
+        np.testing.assert_array_equal(np.asarray(given[kind]), pixels, err_msg=kind)
+
+    array, picture = given["array"], given["PIL image"]
+    first, second = segmenter([array, array], tasks=["semantic"])
+    of_picture = segmenter(picture, tasks=["semantic"])
+    array[:], first.image[:] = 3, 5
+    picture.paste((3, 3, 3), (0, 0, *picture.size))
+    for result in (second, of_picture):
+        np.testing.assert_array_equal(result.image, pixels)
+
+
 def test_batches(segmenter):
     """Five images in batches of two and a larger bucket: the same answers, in the given order."""
     batched = Segmenter.random(short_side=96, max_side=160, batch_size=2, batched=True, buckets=[(128, 160)])
@@ -151,7 +193,12 @@ def test_defaults_of_the_checkpoint(monkeypatch):
     used = []
     monkeypatch.setattr(engine.Engine, "segment", lambda self, images, **options: used.append(options) or iter(()))
     defaults = DefaultsDescription(
-        short_side=96, max_side=160, overlap_threshold=0.25, semantic_void_trust=0.5, instance_scores="mask_logit"
+        short_side=96,
+        max_side=160,
+        overlap_threshold=0.25,
+        instance_threshold=0.125,
+        semantic_void_trust=0.5,
+        instance_scores="mask_logit",
     )
     model, words = random_model(SMALL), Vocabulary.load("coco_panoptic")
 
@@ -173,6 +220,7 @@ def test_defaults_of_the_checkpoint(monkeypatch):
     assert chosen == {"panoptic": 0.25, "semantic": 0.5, "instances": 0.0}
     assert other == {"panoptic": 0.0, "semantic": 0.0, "instances": 1.0}
     assert {options["instance_scores"] for options in used} == {"mask_logit"}
+    assert {options["instance_threshold"] for options in used} == {0.125}
     for wrong in (-0.1, {"masks": 0.5}):
         with pytest.raises(ValueError, match="choose numbers from 0 to 1 for panoptic, semantic, instances"):
             segmenter([], void_trust=wrong)

@@ -1,16 +1,18 @@
 """Colours and places in drawings of rectangles; their appearance must be judged by eye."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from PIL import ImageDraw
+from scipy import ndimage
 
 from fcclip_jax.inference import visualize
 from fcclip_jax.inference.results import Result
-from fcclip_jax.inference.segments import Panoptic
-from fcclip_jax.text.vocabulary import Vocabulary
-from tests.inference.fake_results import WORDS, empty_result, fake_result, rectangle
+from fcclip_jax.inference.segments import Panoptic, Segment
+from fcclip_jax.text.vocabulary import Vocabulary, VocabularyClass
+from tests.inference.fake_results import WORDS, empty_result, fake_result, pack, rectangle
 
 SHAPE = (240, 320)
 SOFA, BACK, FRONT = (0, 0, 240, 240), (40, 30, 160, 120), (80, 60, 200, 180)
@@ -186,3 +188,85 @@ def test_shades_of_a_class_differ():
     distances = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(colors, 2)]
     assert min(distances) > 10
     assert shades.next(1) == WORDS.classes[1].color
+
+
+def grid(rows, columns, shape=(240, 320)):
+    """A map of touching rectangles, with ids from 1."""
+    height, width = shape
+    ids = (np.arange(height)[:, None] * rows // height) * columns + np.arange(width) * columns // width + 1
+    return ids.astype(np.int32)
+
+
+def colors_drawn(monkeypatch, draw) -> list[tuple[int, int, int]]:
+    drawn = []
+    painted = visualize._painted
+    monkeypatch.setattr(
+        visualize,
+        "_painted",
+        lambda image, regions: drawn.extend(region.color for region in regions) or painted(image, regions),
+    )
+    draw()
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("task", "palette", "rows", "columns"),
+    [
+        ("panoptic", [(200, 60, 60)], 6, 10),  # many of one class; a class has one colour in a semantic map
+        ("panoptic", [(0, 0, 0)], 6, 10),
+        ("panoptic", [(255, 255, 255)], 6, 10),
+        ("panoptic", [(120, 120, 120), (121, 122, 119)], 1, 2),  # nearly equal classes
+        ("semantic", [(120, 120, 120), (121, 122, 119)], 1, 2),
+        ("panoptic", [(200, 60, 60), (200, 64, 60), (198, 60, 60), (200, 60, 66)], 2, 2),
+        ("semantic", [(200, 60, 60), (200, 64, 60), (198, 60, 60), (200, 60, 66)], 2, 2),
+    ],
+)
+def test_segments_that_touch_have_different_colors(labels, monkeypatch, task, palette, rows, columns):
+    vocabulary = Vocabulary(
+        "made", tuple(VocabularyClass((f"class {i}",), True, color, i + 1) for i, color in enumerate(palette))
+    )
+    ids = grid(rows, columns)
+    image = np.zeros((*ids.shape, 3), np.uint8)
+    if task == "semantic":
+        colors = colors_drawn(monkeypatch, lambda: visualize.draw_semantic(image, vocabulary, ids - 1))
+    else:
+        number = rows * columns
+        entries = [(n, vocabulary.classes[(n - 1) % len(palette)]) for n in range(1, number + 1)]
+        boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(ids)]
+        segments = [
+            Segment(n, entry.id - 1, entry, 0.5, 1, box) for (n, entry), box in zip(entries, boxes, strict=True)
+        ]
+        colors = colors_drawn(monkeypatch, lambda: visualize.draw_panoptic(image, vocabulary, Panoptic(ids, segments)))
+    assert colors[0] == palette[0], "the first keeps its class's colour"
+    for one, other in ((ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])):
+        for a, b in np.unique(np.stack([one[one != other], other[one != other]], 1), axis=0):
+            # A shade's whole range is four such distances or more, so that the neighbours leave one.
+            assert math.dist(colors[a - 1], colors[b - 1]) >= visualize.LEAST_DISTANCE
+
+
+def crowd(number):
+    """Discs in a row, the best first, each half on the next."""
+    shape = (200, 20 * number + 40)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    found = []
+    for n in range(number):
+        box = (20 * n, 80, 20 * n + 40, 120)
+        found.append(pack(0, 1 - n / 200, box, (x - 20 * n - 20) ** 2 + (y - 100) ** 2 < 20**2, WORDS))
+    return np.zeros((*shape, 3), np.uint8), found
+
+
+def test_a_crowd_of_instances_stays_readable(labels):
+    """Each pixel has the colour of the best one alone, boxes are thin, and few labels, of the best, cover the picture."""
+    image, found = crowd(100)
+    drawn = np.asarray(visualize.draw_instances(image, WORDS, found, 0.0)).astype(int)
+    boxes, words = labels
+    covered = sum((x1 - x0 + 1) * (y1 - y0 + 1) for x0, y0, x1, y1 in boxes)
+    assert 0 < covered <= 0.12 * image.shape[0] * image.shape[1]
+    assert words[0] == "cat 1.00" and 1 < len(words) < 100
+    # Where the second disc lies under the first, there is only the first's colour.
+    color = np.asarray(WORDS.classes[0].color)
+    np.testing.assert_allclose(drawn[100, 26:38], np.tile(np.round(color / 2), (12, 1)), atol=1)
+    few, some = crowd(visualize.CROWD)
+    thick = np.asarray(visualize.draw_instances(few, WORDS, some, 0.0)).any(axis=2)[:, 2]
+    thin = drawn.any(axis=2)[:, 2]
+    assert thin[:81].sum() < thick[:81].sum()

@@ -236,7 +236,9 @@ def _our_instances(
         if next_best >= cut * (1 - UNSURE):
             near = np.abs(candidates - cut) <= UNSURE * cut
     rows, found = [], set()
-    for label, score, query, bits in zip(*(part[: int(ours.number)] for part in (*ours[1:4], mask_bits)), strict=True):
+    for label, score, query, bits in zip(
+        *(part[: int(ours.number)] for part in (*ours[1:4], mask_bits[ours.mask_rows])), strict=True
+    ):
         tied, mask = bool(near[query, label]), unpack_mask(bits, full_logits.shape[:2])
         rows.append(_Instance(int(label), int(query), float(score), tied, mask))
         found.add((int(query), int(label)))

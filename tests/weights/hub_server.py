@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 TOKEN = "hf_writer"
 READER = "hf_reader"
+REJECTED = "Invalid credentials in Authorization header"
+"""What the hub says of a token that it does not know."""
 LARGE = 4000
 """Bytes; larger files are uploaded by Git LFS's protocol."""
 
@@ -88,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self._send({})
             return self._send({"errors": [{"message": "no such license"}]}, 400)
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self._fail(403 if self.headers.get("Authorization") == f"Bearer {READER}" else 401)
+            return self._fail(403 if self.headers.get("Authorization") == f"Bearer {READER}" else 401, message=REJECTED)
         if path == "/api/repos/create":
             asked = json.loads(self.body)
             repository = f"{asked['organization']}/{asked['name']}"
@@ -145,6 +147,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _files(self, repository: str, revision: str) -> dict[str, bytes] | None:
         if self.hub.broken:
             return self._fail(503)
+        if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}", f"Bearer {READER}"):
+            return self._fail(401, message=REJECTED)
         if repository in self.hub.gated:
             return self._fail(403, "GatedRepo")
         if repository not in self.hub.repositories:
@@ -186,8 +190,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, answer, status: int = 200) -> None:
         self._respond(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _fail(self, status: int, code: str | None = None) -> None:
-        self._respond(status, b'{"error": "refused"}', {"X-Error-Code": code} if code else {})
+    def _fail(self, status: int, code: str | None = None, message: str | None = None) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._respond(status, b'{"error": "refused"}', {name: value for name, value in headers.items() if value})
 
     def _respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

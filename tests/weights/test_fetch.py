@@ -310,3 +310,19 @@ def test_two_processes_fetch_once(tiny, service, contents):
     assert fetching.startswith("downloading tiny_drive: ")
     assert waiting == "waiting for another process, which fetches tiny_drive\n"
     assert [seen.sent for seen in service.downloads()] == [len(contents["whole"])]
+
+
+def test_a_file_by_hand_waits_for_a_download(tiny, contents, tmp_path):
+    """The other process may bring the weights meanwhile, and would take a conversion under way for a killed one's remains."""
+    file = tmp_path / "browser.safetensors"
+    file.write_bytes(contents["whole"])
+    code = "from fcclip_jax import cli; sys.exit(cli.main(sys.argv[2:]))"
+    with store.one_process_at_once("tiny_drive", ""):
+        child = conftest.start(code, "weights", "get", "tiny_drive", "--file", str(file))
+        line = child.stderr.readline()
+        assert line == "waiting for another process, which fetches tiny_drive\n"
+        store.folder("tiny_drive").mkdir()
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 2 and error == (
+        f"error: tiny_drive is here already, in {tiny / 'tiny_drive'}; convert {file} in its place with --overwrite\n"
+    )

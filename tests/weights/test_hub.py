@@ -194,13 +194,35 @@ def test_what_cannot_be_pushed(server, saved, tmp_path):
         "uploading needs a token of the hub; log in with `hf auth login`, or set HF_TOKEN",
     ]
     for (kind, sentence), reason in (
-        (wrong, f"{server.address} has no repository me/model that you may read; check the name, or log in"),
+        (wrong, f"{server.address} rejects your token; log in with a valid one, `hf auth login`, and unset HF_TOKEN"),
         (reader, "your token gives no access to me/model; log in with another one: `hf auth login`"),
     ):
         assert issubclass(getattr(builtins, kind), OSError)
         assert sentence.startswith(f"me/model cannot be uploaded: {reason}")
     assert licence == ["ValueError", "the hub refuses me/model: Invalid metadata in README.md. - no such license"]
     assert "params" not in "".join(server.repositories["me/model"]["main"])
+
+
+def test_a_token_that_the_hub_rejects(server, saved, tmp_path):
+    """It refuses public repositories too."""
+    server.add("me/model", files_of(saved))
+    kind, sentence = json.loads(child(server, tmp_path, ("fetch", "hf://me/model"), HF_TOKEN="hf_wrong")[0])
+    assert kind == "OSError" and sentence == (
+        f"hf://me/model cannot be downloaded: {server.address} rejects your token; log in with a valid one, `hf auth login`, and"
+        " unset HF_TOKEN if that has an old one"
+    )
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_card_promises_checksums_that_are_there(saved, tmp_path, recorded):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    record = json.loads((folder / "fcclip.json").read_text())
+    if not recorded:  # as earlier versions wrote it
+        del record["parameters_sha256"], record["files_sha256"]
+    (folder / "fcclip.json").write_text(json.dumps(record))
+    card = publish.prepare(folder, "me/model", licence="mit").card
+    assert ("a sha256 of each array" in card) == recorded
+    assert ("`fcclip.json` describes the model." in card.splitlines()) != recorded
 
 
 def test_only_whole_checkpoints_are_pushed(saved, tmp_path):

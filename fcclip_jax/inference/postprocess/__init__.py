@@ -50,7 +50,7 @@ class Postprocessed(NamedTuple):
     """Class ids."""
     instances: Instances | None
     mask_bits: UInt8[AnyArray, "*B N W2 H8"] | None
-    """Masks of the instances for `unpack_mask`: column by column, 8 rows to a byte, the first in the lowest bit."""
+    """Masks for `unpack_mask`, in the rows of `Instances.mask_rows`: column by column, 8 rows to a byte, the first in the lowest bit."""
 
 
 def postprocess(

@@ -32,6 +32,8 @@ class Instances(NamedTuple):
     areas: Int[AnyArray, "*B N"]
     boxes: Int[AnyArray, "*B N 4"]
     """x0, y0, x1, y1 around the mask's pixels, upper ends excluded; zeros if the mask is empty."""
+    mask_rows: Int[AnyArray, "*B N"]
+    """The row of its mask in the mask bits, which stay in the order in which they were made: they are the largest array."""
 
 
 class Pairs(NamedTuple):
@@ -126,9 +128,10 @@ def rank_instances(state: InstanceState, pairs: Pairs) -> tuple[Instances, UInt8
     means = state.sums / (state.areas.astype(pairs.scores.dtype) + 1e-6)
     scores = jnp.where(pairs.kept, pairs.scores * means, -1.0)
     order = jnp.argsort(scores, descending=True, stable=True)
-    mask_bits = state.mask_bits[order]
-    table = pairs.class_ids[order], scores[order], pairs.queries[order], state.areas[order], mask_boxes(mask_bits)
-    return Instances(pairs.kept.sum(dtype=jnp.int32), *table), mask_bits
+    rows = jnp.arange(order.shape[0], dtype=jnp.int32)
+    columns = pairs.class_ids, scores, pairs.queries, state.areas, mask_boxes(state.mask_bits), rows
+    table = (column[order] for column in columns)
+    return Instances(pairs.kept.sum(dtype=jnp.int32), *table), state.mask_bits
 
 
 def mask_boxes(mask_bits: UInt8[Array, "N W H8"]) -> Int[Array, "N 4"]:
