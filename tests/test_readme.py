@@ -234,7 +234,7 @@ def folder(checkpoint_dir, tmp_path, monkeypatch) -> pathlib.Path:
     for name in ("configs", "fcclip_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(checkpoint_dir.parent / "cache"))  # tests share programs
     before = jax.config.jax_compilation_cache_dir
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
