@@ -72,10 +72,8 @@ def test_nothing_remains_of_a_visit(server, folder, chromium, photo):
     press(filming, "Click to Access Webcam")
     filming.wait_for("document.querySelector('video')?.readyState === 4")
     press(filming, "capture photo")
-    # Until the picture is there, the page asks for one.
-    filming.wait_for(
-        "document.querySelector('#sentence .sentence')?.innerText.endsWith(' 2 classes: snow (stuff), rainbow.')"
-    )
+    sentence = filming.wait_for("document.querySelector('#sentence .sentence')?.innerText || false")
+    assert sentence.endswith(" 2 classes: snow (stuff), rainbow."), sentence
 
     wait_until(lambda: not server.uploads())
     assert files_below(folder) == before
