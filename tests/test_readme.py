@@ -293,13 +293,13 @@ def check_example(folder: pathlib.Path, names: dict[str, Any]) -> None:
     elif "found" in names:
         assert len(names["found"]) == 6 and {"butterfly", "doughnut", "snow"} <= set(names["found"]["snow"])
     elif "exporter" in names:
-        content = json.loads((folder / "coco/panoptic.json").read_text())
+        content = json.loads((folder / "out/coco/panoptic.json").read_text())
         assert [annotation["file_name"] for annotation in content["annotations"]] == [
             "shore.png",
             "snow.png",
             "station.png",
         ]
-        assert (folder / "coco/overlays/snow.instances.jpg").exists()
+        assert (folder / "out/coco/overlays/snow.instances.jpg").exists()
     elif "results" in names:
         assert [result.image.shape for result in names["results"]] == [(384, 384, 3)] * 2
     else:
@@ -312,14 +312,14 @@ def test_a_page_of_commands_runs_in_order(folder, capsys):
     outputs = {}
     for command in commands(IN_ORDER):
         assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-        output = re.search(r"--output (\w+)/", command).group(1)
-        outputs[output] = sorted({path.name for path in (folder / output).rglob("*.png")})
+        output = re.search(r"--output out/(\w+)/", command).group(1)
+        outputs[output] = sorted({path.name for path in (folder / "out" / output).rglob("*.png")})
         if output == "small":
-            with Image.open(folder / "small/semantic/snow.png") as small:
-                assert small.size == (200, 200) and not (folder / "small/overlays").exists()
+            with Image.open(folder / "out/small/semantic/snow.png") as small:
+                assert small.size == (200, 200) and not (folder / "out/small/overlays").exists()
     six = ["dusk.png", "floor.png", "night.png", "shore.png", "snow.png", "station.png"]
     assert outputs == {"one": ["snow.png"], "many": six, "small": six}
-    content = json.loads((folder / "many/panoptic.json").read_text())
+    content = json.loads((folder / "out/many/panoptic.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["tractor", "snow"]
 
 
