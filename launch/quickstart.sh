@@ -13,6 +13,7 @@ output=${1:-out/quickstart}
 venv=${VENV:-.venv}
 pictures=fcclip_jax/world/pictures
 
+echo "Installing the project into $venv, which takes a minute or more..."
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 "$venv/bin/python" -m pip install --quiet ".${train:+[train]}"
@@ -37,5 +38,5 @@ stuff="grass, sand, sea, sky, brick wall, wooden floor, snow, night sky"
 
 unseen=$(echo "$things, $stuff" | tr , '\n' | sed 's/^ *//' | sort |
     comm -12 - <("$venv/bin/fcclip" vocabularies world | sed -n 's/  .*unseen$//p' | sort) | paste -sd , -)
-echo "To go on: source $venv/bin/activate, then fcclip segment --help. With your photographs, see Official weights in README.md."
 echo "The segments are drawn in $output/overlays. No mask in training showed these of the words: ${unseen//,/, }."
+echo "To go on: source $venv/bin/activate, then fcclip segment --help. With your photographs, see Official weights in README.md."

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv-test}
 
+echo "Installing the project, PyTorch and the compilers into $venv, which takes minutes and several GB..."
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 # shellcheck disable=SC2086 # several words

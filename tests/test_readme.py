@@ -6,12 +6,15 @@ import argparse
 import configparser
 import importlib.metadata
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -37,6 +40,7 @@ PAGES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "fcclip_jax/inference/TROUBLESHOOTING.md",
+    "fcclip_jax/inference/USING.md",
     *sorted(path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("README.md")),
 ]
 
@@ -98,6 +102,13 @@ PARSED = {
     "fcclip annotate pascal_context --root DATASETS": "needs Pascal Context",
     "fcclip annotate pascal_voc --root DATASETS": "needs Pascal VOC",
     "fcclip annotate cityscapes --root DATASETS": "needs Cityscapes",
+    "launch/tpu_pod.sh my-pod us-west4-a gs://my-bucket/runs/coco --config.init=clip_l --config.data.root=DATASETS": (
+        "needs a TPU pod"
+    ),
+    "sbatch launch/slurm.sh runs/coco --config.init=clip_l --config.data.root=DATASETS": "needs a cluster",
+    "python -m fcclip_jax.main --config=configs/coco.py --config.data.root=DATASETS --workdir=runs/coco --distributed --coordinator=HOST:PORT --process_count=2 --process_index=0": (
+        "waits for the other processes; tests/training starts several"
+    ),
     "python -m tests.parity tests/golden": "tests/test_parity.py runs it",
     "python -m tests.device.report": "needs an accelerator",
     "python -m tests.device.report --rest": "needs an accelerator",
@@ -107,6 +118,7 @@ PARSED = {
     ),
     "pip download --only-binary=:all: --python-version 3.12 --dest wheels -r missing.txt": "downloads packages",
     "pip install --no-index --find-links wheels -r missing.txt": "installs packages",
+    "source .venv/bin/activate": "launch/quickstart.sh makes the environment",
     "source .venv-test/bin/activate": "launch/test.sh makes the environment",
     "python -m pytest tests/inference/test_segmenter.py": "launch/test.sh runs all tests",
     "ruff check . && ruff format --check . && mypy": "launch/test.sh does it",
@@ -120,6 +132,8 @@ PARSED = {
     "python -m pallas_kernels.compile_gpu": "takes minutes; tests/pallas_kernels compiles less",
 }
 """Commands that are not run as written, and the reason."""
+IN_ORDER = "fcclip_jax/inference/USING.md"
+"""A page whose commands all run, one after the other."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -134,10 +148,22 @@ def commands(page: str) -> list[str]:
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 SNIPPETS = [(page, block) for page in PAGES for block in blocks(page, "python")]
+EVERY_PAGE = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", *(f"{name}/**/*.md" for name in FOLDERS))
+    for path in ROOT.glob(pattern)
+)
+
+
+def anchors(page: str) -> set[str]:
+    """Returns the names that GitHub gives to a page's headings."""
+    prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_command_is_run_or_has_a_reason():
-    assert set(ALL) == RUN | PARSED.keys()
+    assert set(ALL) == RUN | PARSED.keys() | set(commands(IN_ORDER))
     assert {"README.md", "fcclip_jax/training/README.md", "fcclip_jax/evaluation/README.md"} <= set(PAGES)
 
 
@@ -148,12 +174,32 @@ def test_pages_hold_code_in_fences_only():
         assert not re.search(r"^ {4}(fcclip|python|pip|from|import|launch)\b", prose, re.MULTILINE), page
 
 
-def test_links_and_files_exist():
-    """Links, and every path in backticks that names a file or folder of the project."""
-    for page in PAGES:
+def test_links_lead_to_files_and_headings():
+    assert set(PAGES) < set(EVERY_PAGE)
+    for page in EVERY_PAGE:
+        for target, _, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#([^)]+))?\)", (ROOT / page).read_text()):
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), (page, target)
+            if anchor:
+                assert anchor in anchors(path.resolve().relative_to(ROOT).as_posix()), (page, target, anchor)
+
+
+def test_the_readme_leads_to_every_page():
+    reached, waiting = set(), ["README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        for target in re.findall(r"\]\((?!https?://)([^)#]+\.md)", (ROOT / page).read_text()):
+            waiting.append(((ROOT / page).parent / target).resolve().relative_to(ROOT).as_posix())
+    assert reached == set(EVERY_PAGE)
+
+
+def test_files_and_modules_exist():
+    """Every path in backticks that names a file or folder of the project, and every module."""
+    for page in EVERY_PAGE:
         text = (ROOT / page).read_text()
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-            assert ((ROOT / page).parent / target).exists(), (page, target)
         for path in re.findall(r"`((?:fcclip_jax|configs|convert|launch|pallas_kernels|tests)/[\w./]+)`", text):
             assert (ROOT / path).exists(), (page, path)
         for module in re.findall(r"python -m ((?:fcclip_jax|tests|convert|pallas_kernels)[\w.]*)", text):
@@ -181,10 +227,14 @@ def folder(checkpoint_dir, tmp_path, monkeypatch) -> pathlib.Path:
     (tmp_path / "photos").mkdir()
     for path in ("photo.jpg", "photos/a.jpg", "photos/b.png"):
         Image.fromarray(pixels).save(tmp_path / path)
+    video = cv2.VideoWriter(str(tmp_path / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (320, 240))
+    for _ in range(3):
+        video.write(np.zeros((240, 320, 3), np.uint8))
+    video.release()
     for name in ("configs", "fcclip_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FCCLIP_JAX_CACHE", str(checkpoint_dir.parent / "cache"))  # tests share programs
     before = jax.config.jax_compilation_cache_dir
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
@@ -222,15 +272,55 @@ def test_python_blocks_run(folder, page, code):
             assert picture.size == (384, 256)
         assert len(names["scene"].names) == names["scene"].segment_map.max() + 1
         return
-    if page == "README.md" and not PACKAGED_WORLD.exists():
+    if page in ("README.md", IN_ORDER) and not PACKAGED_WORLD.exists():
         pytest.skip("the package has no trained checkpoint")
-    exec(code, names)  # noqa: S102  the code is the README's
+    exec(code, names)  # noqa: S102  the code is the page's
+    if page == IN_ORDER:
+        check_example(folder, names)
+        return
     assert (folder / "out.png").stat().st_size > 1000
     result = names["result"]
     assert result.panoptic.id_map.shape == result.semantic.shape == (384, 384)
     assert [entry.name for entry in result.vocabulary.classes] == ["butterfly", "doughnut", "mailbox", "snow"]
     for instance in result.instances:
         assert instance.mask.sum() == instance.area and instance.name in ("butterfly", "doughnut", "mailbox")
+
+
+def check_example(folder: pathlib.Path, names: dict[str, Any]) -> None:
+    """Checks what one of the blocks of `IN_ORDER` has left."""
+    if "drawn" in names:
+        assert [picture.size for picture in names["drawn"]] == [(320, 240)] * 3
+    elif "found" in names:
+        assert len(names["found"]) == 6 and {"butterfly", "doughnut", "snow"} <= set(names["found"]["snow"])
+    elif "exporter" in names:
+        content = json.loads((folder / "out/coco/panoptic.json").read_text())
+        assert [annotation["file_name"] for annotation in content["annotations"]] == [
+            "shore.png",
+            "snow.png",
+            "station.png",
+        ]
+        assert (folder / "out/coco/overlays/snow.instances.jpg").exists()
+    elif "results" in names:
+        assert [result.image.shape for result in names["results"]] == [(384, 384, 3)] * 2
+    else:
+        assert {"butterfly", "doughnut", "socks", "snow"} >= set(names["names"]) > {"snow"}
+        assert (folder / "instances.png").exists()
+
+
+@pytest.mark.skipif(not PACKAGED_WORLD.exists(), reason="the package has no trained checkpoint")
+def test_a_page_of_commands_runs_in_order(folder, capsys):
+    outputs = {}
+    for command in commands(IN_ORDER):
+        assert cli.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+        output = re.search(r"--output out/(\w+)/", command).group(1)
+        outputs[output] = sorted({path.name for path in (folder / "out" / output).rglob("*.png")})
+        if output == "small":
+            with Image.open(folder / "out/small/semantic/snow.png") as small:
+                assert small.size == (200, 200) and not (folder / "out/small/overlays").exists()
+    six = ["dusk.png", "floor.png", "night.png", "shore.png", "snow.png", "station.png"]
+    assert outputs == {"one": ["snow.png"], "many": six, "small": six}
+    content = json.loads((folder / "out/many/panoptic.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["tractor", "snow"]
 
 
 @pytest.mark.parametrize("command", sorted(RUN))
@@ -269,15 +359,23 @@ def test_commands_parse(folder, parse_only, monkeypatch, command):
     program, *arguments = shlex.split(command.removeprefix("JAX_PLATFORMS=cpu "))
     if program == "pip":
         check_installable(arguments)
-    elif program in ("source", "ruff"):
+    elif program == "source":
+        environment = arguments[0].removesuffix("/bin/activate")
+        scripts = [path.read_text() for path in sorted((ROOT / "launch").glob("*.sh"))]
+        assert any(f"venv=${{VENV:-{environment}}}" in script for script in scripts)
+    elif program == "ruff":
         script = (ROOT / "launch/test.sh").read_text()
-        assert ".venv-test" in script and all(part in script for part in ("/ruff", "format --check", "/mypy"))
+        assert all(part in script for part in ("/ruff", "format --check", "/mypy"))
     elif arguments[:2] == ["-m", "pytest"]:
         assert (ROOT / arguments[2]).exists()
     elif program == "hf":
         assert importlib.metadata.entry_points(group="console_scripts", name=program)
-    elif program.startswith("launch/"):
-        subprocess.run(["bash", "-n", ROOT / program], check=True)
+    elif program.startswith("launch/") or program == "sbatch":
+        script = arguments.pop(0) if program == "sbatch" else program
+        subprocess.run(["bash", "-n", ROOT / script], check=True)
+        if flags := [argument for argument in arguments if argument.startswith("--config.")]:
+            with flagsaver.flagsaver():
+                assert main.parse(["main", "--config=configs/coco.py", "--workdir=run", *flags]).config.init == "clip_l"
     elif arguments[0] == "-c":
         exec(arguments[1], {})  # noqa: S102  the code is the page's
     elif arguments[:2] == ["-m", "fcclip_jax.main"]:

@@ -64,7 +64,10 @@ class Answerer:
         self._turn = threading.Lock()
 
     def warm_up(self, words: str, stuff: str) -> None:
-        """Compiles the program and embeds these words."""
+        """Compiles the program, embeds these words, and loads what draws the results."""
+        # Drawing's packages take a second to import, and then list the machine's fonts.
+        from fcclip_jax.inference import visualize  # noqa: F401
+
         vocabulary = self._vocabulary(words, stuff)
         with self._turn:
             self.segmenter.set_classes(vocabulary)

@@ -46,6 +46,10 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
         result = "" if found.result is None else overlay.render(found.result, task, threshold)
         return f'<p class="sentence">{overlay.escape(found.sentence)}</p>', result
 
+    def answer_photo(photo, *others):
+        """Answers a new photograph; without one, as when the camera is chosen, nothing was asked."""
+        return answer(photo, *others) if photo else ("", "")
+
     with gr.Blocks(title=about.title, analytics_enabled=False, delete_cache=(CHECK_EVERY, KEEP_UPLOADS)) as page:
         gr.Markdown(f"# {about.title}\n\n{about.text}")
         with gr.Row():
@@ -110,7 +114,6 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
         gr.on(
             [
                 run.click,
-                photo.input,
                 words.submit,
                 stuff.submit,
                 task.input,
@@ -122,6 +125,7 @@ def build(answerer: Answerer, about: About) -> gr.Blocks:
             trigger_mode="always_last",
             **how,
         )
+        photo.input(answer_photo, inputs, outputs, trigger_mode="always_last", **how)
         if about.examples:
             examples.load_input_event.then(answer, inputs, outputs, **how)
     return page

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -44,13 +44,27 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def visit(self, url: str, *, width: int = 1280, height: int = 900, phone: bool = False) -> "Visitor":
-        """Opens a page for a new visitor, who shares no cookies or storage with others."""
+    def visit(
+        self,
+        url: str,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        phone: bool = False,
+        permissions: Sequence[str] = (),
+    ) -> "Visitor":
+        """Opens a page for a new visitor, who shares no cookies or storage with others.
+
+        permissions: what the visitor allows every page, by DevTools' names.
+        """
         context = self.send("Target.createBrowserContext")["browserContextId"]
+        if permissions:
+            self.send("Browser.grantPermissions", permissions=list(permissions), browserContextId=context)
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         visitor = Visitor(self, self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         visitor.send("Page.enable")
         visitor.send("Network.enable")
+        visitor.send("Emulation.setFocusEmulationEnabled", enabled=True)  # only a page in focus may read the clipboard
         visitor.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
         )
@@ -163,6 +177,7 @@ def started(profile: pathlib.Path) -> Iterator[Browser]:
         "--disable-dev-shm-usage",
         "--disable-background-networking",
         "--no-first-run",
+        "--use-fake-device-for-media-stream",  # a camera that shows a moving pattern
         f"--user-data-dir={profile}",
     ]
     process = subprocess.Popen(

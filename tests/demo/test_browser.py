@@ -1,107 +1,20 @@
 """The page in a browser, served as a user serves it: uploads, hover text, two visitors at once, phones, a bad file."""
 
-import os
-import pathlib
-import signal
-import socket
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcclip_jax.inference.segmenter import Segmenter
-from tests.demo import browser
-from tests.demo.answers_known import PICTURES, SNOW_STUFF, SNOW_WORDS
+from tests.demo.answers_known import SNOW_STUFF, SNOW_WORDS
+from tests.demo.visiting import NEEDS_BROWSER, Server, names, segment
 
-pytestmark = pytest.mark.skipif(
-    browser.find() is None, reason=f"no browser is installed: none of {', '.join(browser.NAMES)} is on the PATH"
-)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """`fcclip demo` in a process of its own."""
-
-    def __init__(self, log: pathlib.Path, temporary: pathlib.Path):
-        self.port, self.temporary = free_port(), temporary
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self._log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fcclip_jax.cli", "demo", "--port", str(self.port)],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(temporary), "NO_PROXY": "127.0.0.1"},
-            )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 2 * browser.PATIENCE
-        while f"ready at {self.url}" not in self.output():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.output()
-            time.sleep(0.1)
-
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def uploads(self) -> list[pathlib.Path]:
-        """Returns the files that visitors have sent, without the page's own examples."""
-        own = {path.name for path in PICTURES.iterdir()}
-        return [path for path in self.temporary.rglob("fcclip_demo_*/**/*") if path.is_file() and path.name not in own]
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=browser.PATIENCE)
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    server = Server(folder / "log", folder)
-    try:
-        server.wait()
+    with Server(tmp_path_factory.mktemp("server"), "fcclip_jax.cli", "demo") as server:
         yield server
-    finally:
-        server.process.kill()
-        server.process.wait()
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser.started(tmp_path_factory.mktemp("profile")) as running:
-        yield running
-
-
-@pytest.fixture
-def photo(tmp_path):
-    """A shipped scene under a name of a visitor's."""
-    path = tmp_path / "my_photo.png"
-    with Image.open(PICTURES / "snow.jpg") as scene:
-        scene.save(path)
-    return path
-
-
-def segment(visitor, photo, words, stuff):
-    """Fills the page in, uploads, and waits for the result."""
-    visitor.wait_for("!!document.querySelector('input[type=file]')")
-    visitor.type_into("Words", words)
-    visitor.type_into("Stuff", stuff)
-    visitor.upload(photo)
-
-
-def names(visitor):
-    """Returns the names in the table, once there is one."""
-    return visitor.wait_for(
-        "[...document.querySelectorAll('#result tbody tr')].map((row) => row.cells[0].innerText.trim())"
-        ".join('|') || false"
-    ).split("|")
 
 
 def point_at(visitor, name, act):
