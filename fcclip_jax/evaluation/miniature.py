@@ -162,8 +162,8 @@ TABLES = (
 )
 
 
-def page(runs: Sequence[pathlib.Path], commit: str) -> str:
-    """Returns the page."""
+def page(runs: Sequence[pathlib.Path], commit: str, note: str = "") -> str:
+    """Returns the page; its introduction ends with the note."""
     measured = f"Measured on commit {commit}: {len(runs)} seeds." if runs else "Not measured yet."
     about = (
         "FC-CLIP's experiments, repeated on the miniature world: 1,000 test scenes, all words offered, a fifth of the things and"
@@ -172,7 +172,7 @@ def page(runs: Sequence[pathlib.Path], commit: str) -> str:
     )
     tables = (markdown(table.title, table.make(runs), words=table.words) for table in TABLES)
     how = f"{measured} `launch/world_paper.sh` trains and evaluates everything, and writes this page."
-    return "\n".join(("# The paper in miniature\n", f"{about}\n", f"{how}\n", *tables))
+    return "\n".join(("# The paper in miniature\n", f"{about}\n", f"{how} {note}".strip() + "\n", *tables))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,16 +184,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--runs", nargs="*", type=pathlib.Path, default=[], metavar="DIR", help="one folder for each seed"
     )
     parser.add_argument("--commit", default="unknown", help="the commit that was measured")
+    parser.add_argument(
+        "--note", default="", metavar="TEXT", help="what else the reader must know, such as how the runs differ"
+    )
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="FILE", help="the page to write")
     args = parser.parse_args(argv)
-    return command_line.run(lambda: _run(args.runs, args.commit, args.output), memory_advice="close other programs")
+    return command_line.run(
+        lambda: _run(args.runs, args.commit, args.note, args.output), memory_advice="close other programs"
+    )
 
 
-def _run(runs: Sequence[pathlib.Path], commit: str, output: pathlib.Path) -> int:
+def _run(runs: Sequence[pathlib.Path], commit: str, note: str, output: pathlib.Path) -> int:
     for run in runs:
         if not (run / "eval").is_dir():
             raise ValueError(f"{run} has no folder eval; give folders that launch/world_paper.sh wrote")
-    files.write_files({output: page(runs, commit).encode()})
+    files.write_files({output: page(runs, commit, note).encode()})
     print(f"wrote {output}")
     return command_line.DONE
 
