@@ -25,6 +25,10 @@ BLOCK = 8
 """Queries that are computed together, where not all of them count."""
 
 
+MANY = 1 / 3
+"""From this share of the queries on, as in noise, computing all at once is faster than in blocks."""
+
+
 class Masks(NamedTuple):
     """The masks of some queries at the pixels of one tile. Values outside the window have no meaning."""
 
@@ -103,21 +107,29 @@ def _one_pass(
 def fold_blocks(
     visit: Callable[[Any, Int[Array, " B"], Masks], Any], state: Any, tile: Tile, counts: Bool[Array, " Q"]
 ) -> Any:
-    """Folds `visit(state, queries, masks)` over blocks of the queries that count in a tile, in their order.
+    """Folds `visit(state, queries, masks)` over blocks of the queries that count in a tile, in their order, or all queries.
 
     queries: numbers; Q and more for masks that are none, behind the others.
     """
     number = counts.shape[0]
-    if tile.bounds is None:
+
+    def visit_all() -> Any:
         return visit(state, jnp.arange(number, dtype=jnp.int32), tile.read(None))
+
+    if tile.bounds is None:
+        return visit_all()
     chosen, count = chosen_first(counts)
-    chosen = jnp.pad(chosen, (0, BLOCK), constant_values=number)
 
-    def visit_block(index: Int[Array, ""], state: Any) -> Any:
-        queries = lax.dynamic_slice_in_dim(chosen, index * BLOCK, BLOCK)
-        return visit(state, queries, tile.read(queries))
+    def visit_chosen() -> Any:
+        padded = jnp.pad(chosen, (0, BLOCK), constant_values=number)
 
-    return lax.fori_loop(0, ceil_div(count, BLOCK), visit_block, state)
+        def visit_block(index: Int[Array, ""], state: Any) -> Any:
+            queries = lax.dynamic_slice_in_dim(padded, index * BLOCK, BLOCK)
+            return visit(state, queries, tile.read(queries))
+
+        return lax.fori_loop(0, ceil_div(count, BLOCK), visit_block, state)
+
+    return lax.cond(count > MANY * number, visit_all, visit_chosen)
 
 
 def chosen_first(chosen: Bool[Array, " N"]) -> tuple[Int[Array, " N"], Int[Array, ""]]:
