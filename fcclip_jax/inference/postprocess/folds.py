@@ -25,8 +25,8 @@ BLOCK = 8
 """Queries that are computed together, where not all of them count."""
 
 
-MANY = 1 / 3
-"""From this share of the queries on, as in noise, computing all at once is faster than in blocks."""
+MANY = 3
+"""If more than a third of the queries count, as in noise, computing all at once is faster than in blocks."""
 
 
 class Masks(NamedTuple):
@@ -129,7 +129,7 @@ def fold_blocks(
 
         return lax.fori_loop(0, ceil_div(count, BLOCK), visit_block, state)
 
-    return lax.cond(count > MANY * number, visit_all, visit_chosen)
+    return lax.cond(count * MANY > number, visit_all, visit_chosen)
 
 
 def chosen_first(chosen: Bool[Array, " N"]) -> tuple[Int[Array, " N"], Int[Array, ""]]:
