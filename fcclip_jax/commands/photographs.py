@@ -10,6 +10,8 @@ from typing import NamedTuple
 from fcclip_jax import files
 from fcclip_jax.conventions import IMAGE_SUFFIXES
 
+RUN_FOLDER, RUN_RECORD = ".run", "run.json"
+"""Below the output: the record of the settings, and a line for each photograph in *.jsonl."""
 MOST_KINDS = 5
 """Kinds of files passed over that are named; the rest are counted together."""
 
@@ -49,7 +51,7 @@ def find_photos(given: Sequence[str], *, output: pathlib.Path) -> Found:
 
     Links to folders are followed, once each. Files and folders whose names begin with a dot do not count.
 
-    output: the folder of results; what an earlier run wrote to it is neither a photograph nor passed over.
+    output: the folder of results; what a run wrote to it, or to another such folder, is neither a photograph nor passed over.
 
     Raises:
         ValueError: a folder has no images, or a pattern matches none.
@@ -99,14 +101,16 @@ def _split(pattern: str) -> tuple[str, bool, str]:
 
 
 def _inside(folder: pathlib.Path, output: pathlib.Path, unreadable: list[str]) -> Iterator[pathlib.Path]:
-    """Yields the files below a folder, except an earlier run's results."""
-    results = os.path.realpath(output)
-    written = tuple(os.path.join(results, name, "") for name in ("overlays", "panoptic", "semantic"))
+    """Yields the files below a folder, except the results of earlier runs."""
+    outputs = {os.path.realpath(output)}
     for path, names in files.walk(folder, lambda error: unreadable.append(str(error.filename))):
         real = os.path.realpath(path)
-        if os.path.join(real, "").startswith(written):
+        if os.path.exists(os.path.join(real, RUN_FOLDER, RUN_RECORD)):
+            outputs.add(real)
+        parent, own_name = os.path.split(real)
+        if parent in outputs and own_name in ("overlays", "panoptic", "semantic"):
             continue
         for name in names:
             # The jsons of results are among the photographs if the output is their folder.
-            if real != results or not os.path.splitext(name)[1].lower().startswith(".json"):
+            if real not in outputs or not os.path.splitext(name)[1].lower().startswith(".json"):
                 yield pathlib.Path(path) / name

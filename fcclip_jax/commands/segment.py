@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from fcclip_jax import caching
-    from fcclip_jax.commands.segment_log import SegmentLog
+    from fcclip_jax.commands.segment_log import SegmentLog, alone
     from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
     from fcclip_jax.text.known_words import check_known
@@ -218,7 +218,7 @@ def run(arguments: argparse.Namespace) -> int:
         Image.MAX_IMAGE_PIXELS = arguments.max_megapixels * 10**6 // 2
     devices.warn_of_unused_gpu()
     started = time.perf_counter()
-    with caching.compile_times() as compiling:
+    with alone(output), caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:
             print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
         segmenter = Segmenter.load(arguments.weights, **options)

@@ -90,6 +90,12 @@ def test_the_closing_line_counts_what_was_passed_over(segment, photos, capsys):
         assert capsys.readouterr().out.endswith(". 1 file that is not an image was passed over (1 .txt).\n")
 
 
+def test_the_pictures_of_other_runs_are_not_photographs(segment, photos):
+    for output in ("out", "second", ".", "out"):
+        assert segment(photos, output=photos / output) == 0
+        assert len(read_json(photos / output / "images.json")["images"]) == 2
+
+
 @pytest.mark.parametrize("output", ["out", ".", ".."])
 def test_its_own_pictures_are_not_photographs(segment, photos, output):
     """Finds the photographs alone, with results below, among or above them."""
