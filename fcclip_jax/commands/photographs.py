@@ -54,11 +54,13 @@ def find_photos(given: Sequence[str], *, output: pathlib.Path) -> Found:
     output: the folder of results; what a run wrote to it, or to another such folder, is neither a photograph nor passed over.
 
     Raises:
-        ValueError: a folder has no images, or a pattern matches none.
+        ValueError: a folder has no images, a pattern matches none, or a name is empty.
         FileNotFoundError: a file does not exist.
     """
     found, others, unreadable = {}, {}, []
     for name in given:
+        if not name:
+            raise ValueError("the name of a photograph is empty; name a file or a folder, or . for this one")
         path, any_image = pathlib.Path(name), False
         if path.is_dir():
             candidates = sorted(_inside(path, output, unreadable))

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f" {WORLD_WEIGHTS!r}, the small trained model inside this package; or {RANDOM_WEIGHTS!r}, a small model with random"
         " weights, to try the command",
     )
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="the folder for results")
+    parser.add_argument("--output", required=True, type=_folder, metavar="DIR", help="the folder for results")
     parser.add_argument(
         "--task",
         type=_tasks,
@@ -323,6 +323,12 @@ def _describe(path: pathlib.Path, error: BaseException) -> str:
         return f"{path}: not enough memory; {MEMORY_ADVICE}"
     text = command_line.one_line(error)
     return text if str(path) in text else f"{path}: {text}"
+
+
+def _folder(text: str) -> pathlib.Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a folder, or . for this one")
+    return pathlib.Path(os.path.expanduser(text))  # shells leave the ~ of --output=~/out
 
 
 def _output_size(text: str) -> str | int:
