@@ -1,12 +1,15 @@
 """Exit codes, one-sentence errors, packages that are not installed and types of arguments, for all command lines."""
 
+import _thread
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from fcclip_jax.process_memory import ran_out
@@ -60,7 +63,7 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
     describe: makes the sentence from an error; by default `one_line`.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _interrupts():
             warnings.showwarning = _show
             code = command()
         sys.stdout.flush()
@@ -89,6 +92,25 @@ def run(command: Callable[[], int], *, memory_advice: str, describe: Callable[[E
             raise
         print(f"error: not enough memory; {memory_advice}", file=sys.stderr)
         return REFUSED
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Repeats a Ctrl-C that Python ignores: one that arrives in a callback of the garbage collector, as JAX has one."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            # From another thread and a little later: an interrupt in here would be ignored too.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _show(message: Warning | str, category: type[Warning], *where: object) -> None:

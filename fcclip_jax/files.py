@@ -75,6 +75,31 @@ def claim(folder: epath.Path, plan: Mapping[str, Any]) -> None:
     record.write_text(json.dumps(plan), "utf-8")
 
 
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, command: str) -> Iterator[None]:
+    """Raises ValueError if another process has locked the folder. The system releases the locks of killed processes.
+
+    command: what may have locked it, for the error message.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows cannot lock a folder
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another {command} is using {folder}; wait until it has finished") from None
+    except OSError:  # some network drives cannot be locked either
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def walk(
     folder: epath.PathLike, unreadable: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[epath.Path, list[str]]]:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from fcclip_jax import files
 from fcclip_jax.conventions import IMAGE_SUFFIXES
 
+RUN_FOLDER, RUN_RECORD = ".run", "run.json"
+"""Below the output: the record of the settings, and a line for each photograph in *.jsonl."""
 MOST_KINDS = 5
 """Kinds of files passed over that are named; the rest are counted together."""
 
@@ -49,14 +51,16 @@ def find_photos(given: Sequence[str], *, output: pathlib.Path) -> Found:
 
     Links to folders are followed, once each. Files and folders whose names begin with a dot do not count.
 
-    output: the folder of results; what an earlier run wrote to it is neither a photograph nor passed over.
+    output: the folder of results; what a run wrote to it, or to another such folder, is neither a photograph nor passed over.
 
     Raises:
-        ValueError: a folder has no images, or a pattern matches none.
+        ValueError: a folder has no images, a pattern matches none, or a name is empty.
         FileNotFoundError: a file does not exist.
     """
     found, others, unreadable = {}, {}, []
     for name in given:
+        if not name:
+            raise ValueError("the name of a photograph is empty; name a file or a folder, or . for this one")
         path, any_image = pathlib.Path(name), False
         if path.is_dir():
             candidates = sorted(_inside(path, output, unreadable))
@@ -99,14 +103,16 @@ def _split(pattern: str) -> tuple[str, bool, str]:
 
 
 def _inside(folder: pathlib.Path, output: pathlib.Path, unreadable: list[str]) -> Iterator[pathlib.Path]:
-    """Yields the files below a folder, except an earlier run's results."""
-    results = os.path.realpath(output)
-    written = tuple(os.path.join(results, name, "") for name in ("overlays", "panoptic", "semantic"))
+    """Yields the files below a folder, except the results of earlier runs."""
+    outputs = {os.path.realpath(output)}
     for path, names in files.walk(folder, lambda error: unreadable.append(str(error.filename))):
         real = os.path.realpath(path)
-        if os.path.join(real, "").startswith(written):
+        if os.path.exists(os.path.join(real, RUN_FOLDER, RUN_RECORD)):
+            outputs.add(real)
+        parent, own_name = os.path.split(real)
+        if parent in outputs and own_name in ("overlays", "panoptic", "semantic"):
             continue
         for name in names:
             # The jsons of results are among the photographs if the output is their folder.
-            if real != results or not os.path.splitext(name)[1].lower().startswith(".json"):
+            if real not in outputs or not os.path.splitext(name)[1].lower().startswith(".json"):
                 yield pathlib.Path(path) / name

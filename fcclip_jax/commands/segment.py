@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f" {WORLD_WEIGHTS!r}, the small trained model inside this package; or {RANDOM_WEIGHTS!r}, a small model with random"
         " weights, to try the command",
     )
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="the folder for results")
+    parser.add_argument("--output", required=True, type=_folder, metavar="DIR", help="the folder for results")
     parser.add_argument(
         "--task",
         type=_tasks,
@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from fcclip_jax import caching
-    from fcclip_jax.commands.segment_log import SegmentLog
+    from fcclip_jax.commands.segment_log import SegmentLog, alone
     from fcclip_jax.inference import buckets, result_files
     from fcclip_jax.inference.segmenter import Segmenter
     from fcclip_jax.text.known_words import check_known
@@ -218,7 +218,7 @@ def run(arguments: argparse.Namespace) -> int:
         Image.MAX_IMAGE_PIXELS = arguments.max_megapixels * 10**6 // 2
     devices.warn_of_unused_gpu()
     started = time.perf_counter()
-    with caching.compile_times() as compiling:
+    with alone(output), caching.compile_times() as compiling:
         if arguments.weights == RANDOM_WEIGHTS:
             print("warning: the weights are random, so the results are meaningless", file=sys.stderr)
         segmenter = Segmenter.load(arguments.weights, **options)
@@ -323,6 +323,12 @@ def _describe(path: pathlib.Path, error: BaseException) -> str:
         return f"{path}: not enough memory; {MEMORY_ADVICE}"
     text = command_line.one_line(error)
     return text if str(path) in text else f"{path}: {text}"
+
+
+def _folder(text: str) -> pathlib.Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a folder, or . for this one")
+    return pathlib.Path(os.path.expanduser(text))  # shells leave the ~ of --output=~/out
 
 
 def _output_size(text: str) -> str | int:

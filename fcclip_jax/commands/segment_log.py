@@ -1,18 +1,41 @@
 """The log of `fcclip segment`: what is on disk already, so that a repeated command continues instead of starting over."""
 
 import contextlib
+import json
 import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fcclip_jax import files
+from fcclip_jax.commands.photographs import RUN_FOLDER, RUN_RECORD
 from fcclip_jax.inference.result_files import JSON_FILES, Entry, Exporter, NamedPhoto, name_photos, result_files
-from fcclip_jax.work_log import Line, WorkLog, read_lines
+from fcclip_jax.work_log import Line, WorkLog
 
-FOLDER = ".run"
-"""Below the output: run.json with the settings, and a line for each photograph in *.jsonl."""
 KEY = "photograph"
+
+
+FileState = list[int] | None
+"""Of a photograph: see `_file_state`."""
+
+
+@contextlib.contextmanager
+def alone(output: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of the output folder, which is there meanwhile; it stays if it has files at the end.
+
+    Raises:
+        ValueError: another run is using it.
+    """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.locked(output, "fcclip segment"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 class SegmentLog:
@@ -26,13 +49,13 @@ class SegmentLog:
         overwrite: removes the results of an earlier run instead, whatever its settings.
 
         Raises:
-            ValueError: the folder has results of a run with other settings.
+            ValueError: the folder has results of a run with other settings, or its log is damaged.
         """
-        folder = output / FOLDER
+        folder = output / RUN_FOLDER
         if overwrite and folder.exists():
             _remove_results(output)
         self._log = WorkLog(
-            folder / "run.json",
+            folder / RUN_RECORD,
             folder,
             about,
             key=KEY,
@@ -42,7 +65,8 @@ class SegmentLog:
         )
         self._stack = contextlib.ExitStack()
         self._write: Callable[[Line], None] | None = None
-        self._lines = _newest(self._log.read())
+        self._states: dict[pathlib.Path, FileState] = {}
+        self._lines = _newest(self._log.read(), folder)
         for path, line in list(self._lines.items()):
             if all(file.exists() for file in exporter.files(line["name"])):
                 exporter.keep(Entry(line["image"], line["annotation"], line["instances"]))
@@ -60,37 +84,70 @@ class SegmentLog:
 
     def unfinished(self, photos: Sequence[NamedPhoto]) -> list[NamedPhoto]:
         """Returns the photographs without results, or whose file has changed since."""
+        # Results of a file that changes from now on may be of either content, so the next run makes them again.
+        self._states = {photo.path: _file_state(photo.path) for photo in photos}
         return [
             photo
             for photo in photos
-            if (line := self._lines.get(str(photo.path.resolve()))) is None or line["file"] != _file_state(photo.path)
+            if (line := self._lines.get(str(photo.path.resolve()))) is None or line["file"] != self._states[photo.path]
         ]
 
     def record(self, photo: NamedPhoto, entry: Entry) -> None:
-        """Writes down that all files of a photograph are on disk.
+        """Writes down that all files of a photograph that `unfinished` returned are on disk.
 
         Raises:
             OSError: the log cannot be written.
         """
         if self._write is None:
             self._write = self._stack.enter_context(self._log.writer())
-        head = {KEY: str(photo.path.resolve()), "file": _file_state(photo.path), "name": photo.name}
+        head = {KEY: str(photo.path.resolve()), "file": self._states[photo.path], "name": photo.name}
         self._write(head | {"time": time.time_ns()} | entry._asdict())
 
     def close(self) -> None:
         self._stack.close()
 
 
-def _file_state(path: pathlib.Path) -> list[int]:
-    """Returns what changes with a file's content: its bytes, and the time of its last change in nanoseconds."""
-    found = path.stat()
+def _file_state(path: pathlib.Path) -> FileState:
+    """Returns what changes with a file's content: its bytes, and the time of its last change in nanoseconds.
+
+    It is None for a file that is gone, whose reading reports that.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return [found.st_size, found.st_mtime_ns]
 
 
-def _newest(lines: Iterator[Line]) -> dict[str, Line]:
-    """Returns the newest line of each photograph, in the order of their ids."""
+def _is_complete(line: Any) -> bool:
+    """Returns whether a line has all that `SegmentLog.record` writes."""
+    match line:
+        case {
+            "photograph": str(),
+            "file": None | [int(), int()],
+            "name": str(name),
+            "time": int(),
+            "image": {"id": int()},
+            "annotation": _,
+            "instances": [*_],
+        }:
+            return pathlib.PurePath(name).name == name  # so that --overwrite removes nothing outside the output
+    return False
+
+
+def _newest(lines: Iterator[Line], folder: pathlib.Path) -> dict[str, Line]:
+    """Returns the newest line of each photograph, in the order of their ids.
+
+    Raises:
+        ValueError: a line in this folder is damaged, or of another version.
+    """
     newest: dict[str, Line] = {}
     for line in lines:
+        if not _is_complete(line):
+            raise ValueError(
+                f"the log in {folder} has a line that describes no photograph; give another --output, or replace the results"
+                " with --overwrite"
+            )
         path = line[KEY]
         if path not in newest or line["time"] > newest[path]["time"]:
             newest[path] = line
@@ -99,9 +156,12 @@ def _newest(lines: Iterator[Line]) -> dict[str, Line]:
 
 def _remove_results(output: pathlib.Path) -> None:
     """Removes the files that the log of an earlier run lists, whatever its tasks were, and the log."""
-    for line in read_lines(output / FOLDER, KEY):
-        for file in result_files(output, line["name"]):
-            file.unlink(missing_ok=True)
+    for path in (output / RUN_FOLDER).glob("*.jsonl"):
+        for text in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # damaged lines are replaced too
+                if _is_complete(line := json.loads(text)):
+                    for file in result_files(output, line["name"]):
+                        file.unlink(missing_ok=True)
     for name in JSON_FILES:
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / FOLDER)
+    shutil.rmtree(output / RUN_FOLDER)

@@ -32,8 +32,9 @@ _UPRIGHT = {
 }
 """How to turn an image upright, by its EXIF orientation."""
 
-_pil_images = threading.Lock()
-"""A PIL image reads its file when its pixels are first asked for, which two threads must not do at once."""
+_open_images = threading.Lock()
+"""PIL images read their file when their pixels are first asked for, which two threads must not do at once; nor may they read
+one open file."""
 
 # Photographs of that size are common. The error for twice the size remains.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -56,7 +57,7 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
         return image
     if isinstance(image, Image.Image):
         try:
-            with _pil_images:
+            with _open_images:
                 return upright_rgb(image)
         except PILLOW_ERRORS as error:
             name = getattr(image, "filename", "") or "the PIL image"
@@ -65,14 +66,21 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
         return _decode(io.BytesIO(image), "the bytes")
     if isinstance(image, Readable):
         name = getattr(image, "name", None)
-        return _decode(image_sources.whole(image), name if isinstance(name, str) else "the file object")
+        with _open_images:
+            content = image_sources.whole(image)
+        return _decode(content, name if isinstance(name, str) else "the file object")
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(
             f"an image is a path, an address, bytes, an open file, a PIL image or an array, not {type(image).__name__}"
         )
     if isinstance(image, str) and image_sources.is_address(image):
         return _decode(io.BytesIO(image_sources.download(image)), image)
-    path = epath.Path(image).expanduser()
+    try:
+        path = epath.Path(image).expanduser()
+    except KeyError:
+        raise ValueError(
+            f"cannot read {image}: give a path, or an address that starts with http:// or https://"
+        ) from None
     if not path.exists():
         raise FileNotFoundError(f"the image {image} does not exist")
     if path.is_dir():
@@ -158,6 +166,8 @@ def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image = Image.fromarray(np.uint8(np.round((grey - grey.min()) * (255 / span))))
     if turn := _UPRIGHT.get(turned):
         image = image.transpose(turn)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # Pillow warns of one step to RGB, which gives the same colours
     return np.array(image.convert("RGB"))
 
 

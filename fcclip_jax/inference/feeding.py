@@ -1,9 +1,10 @@
 """Prepares images for the network: decodes them in advance, resizes them, and gathers batches of one shape."""
 
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ class Feeder:
         Raises:
             ValueError: the sides, the buckets or the size of the results do not fit.
         """
-        if output_size not in ("image", "network") and not (isinstance(output_size, int) and output_size >= 1):
+        if output_size not in ("image", "network") and not (type(output_size) is int and output_size >= 1):
             raise ValueError(f'output_size is {output_size!r}; choose "image", "network" or a number of pixels')
         if not 1 <= short_side <= max_side:
             raise ValueError(
@@ -164,6 +165,9 @@ class Feeder:
                 # The caller may reuse the array for the next image.
                 image = image.copy() if isinstance(image, np.ndarray) else image
                 pending.append(pool.submit(self.decode, position, image))
+                if not isinstance(image, (str, os.PathLike, bytes, np.ndarray)):
+                    # Asking for the next image may change this one: the frames of an animation are one PIL image.
+                    wait(pending[-1:])
                 if len(pending) > ahead:
                     yield pending.pop(0).result()
             for future in pending:

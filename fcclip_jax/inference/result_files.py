@@ -65,10 +65,8 @@ def name_photos(paths: Sequence[pathlib.Path], known: Sequence[NamedPhoto] = ())
             name = f"{stem}-{count}"
         used.add(name.casefold())
         names.append(name)
-    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-    numbered = len(set(numbers)) == len(names) and all(
-        photo.name.isdigit() and int(photo.name) == photo.id for photo in known
-    )
+    numbers = [number for name in names if (number := _number(name)) is not None]
+    numbered = len(set(numbers)) == len(names) and all(_number(photo.name) == photo.id for photo in known)
     used_ids = {photo.id for photo in known}
     photos = []
     for place, (path, name) in enumerate(zip(paths, names, strict=True)):
@@ -81,6 +79,10 @@ def name_photos(paths: Sequence[pathlib.Path], known: Sequence[NamedPhoto] = ())
         used_ids.add(id)
         photos.append(NamedPhoto(path, id, name))
     return photos
+
+
+def _number(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdigit() else None
 
 
 def _shortened(name: str) -> str:

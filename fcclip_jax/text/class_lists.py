@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import reprlib
 import warnings
 from typing import Any
 
@@ -153,7 +154,8 @@ def _read_lines(text: str, path: pathlib.Path) -> list[str]:
 def _parsed(parse: Any, text: str, name: str) -> Any:
     try:
         return parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    # yaml.safe_load raises some of them on tags that do not fit, such as !!bool maybe.
+    except (ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(
             f'{name} cannot be parsed ({" ".join(str(error).split())}); write a list such as ["cat|kitten", "sofa"]'
         ) from None
@@ -162,11 +164,13 @@ def _parsed(parse: Any, text: str, name: str) -> Any:
 def _items(content: Any, name: str) -> list[str]:
     if not isinstance(content, list):
         raise ValueError(
-            f'{name} holds {content!r:.40}, which is not a list of classes; write one such as ["cat|kitten", "sofa"]'
+            f'{name} holds {reprlib.repr(content)}, which is not a list of classes; write one such as ["cat|kitten", "sofa"]'
         )
     for item in content:
         if not isinstance(item, str):
-            raise ValueError(f"{name} has the item {item!r:.40}, which is not a text; write each class in quotes")
+            raise ValueError(
+                f"{name} has the item {reprlib.repr(item)}, which is not a text; write each class in quotes"
+            )
     return content
 
 

@@ -90,6 +90,12 @@ def test_the_closing_line_counts_what_was_passed_over(segment, photos, capsys):
         assert capsys.readouterr().out.endswith(". 1 file that is not an image was passed over (1 .txt).\n")
 
 
+def test_the_pictures_of_other_runs_are_not_photographs(segment, photos):
+    for output in ("out", "second", ".", "out"):
+        assert segment(photos, output=photos / output) == 0
+        assert len(read_json(photos / output / "images.json")["images"]) == 2
+
+
 @pytest.mark.parametrize("output", ["out", ".", ".."])
 def test_its_own_pictures_are_not_photographs(segment, photos, output):
     """Finds the photographs alone, with results below, among or above them."""
@@ -110,3 +116,16 @@ def test_photographs_that_are_not_there(segment, fake, photos, tmp_path, capsys,
     (tmp_path / "empty").mkdir()
     assert re.search(message, fails(capsys, segment(photos / "a.jpg", tmp_path / name)))
     assert not fake and not (tmp_path / "out").exists()
+
+
+def test_a_home_folder_and_names_that_are_empty(segment, fake, photos, tmp_path, monkeypatch, capsys):
+    """An unset variable of the shell is an empty name, which pathlib takes for the working folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert segment(photos, output="~/home") == 0
+    assert len(read_json(tmp_path / "home/images.json")["images"]) == 2
+    assert "the name of a photograph is empty" in fails(capsys, segment(""))
+    with pytest.raises(SystemExit, match="2"):
+        segment(photos, output="")
+    assert "argument --output: it is empty; name a folder" in capsys.readouterr().err
+    assert len(fake) == 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcclip_jax.commands.segment_log import alone
 from fcclip_jax.conventions import TASKS
 from fcclip_jax.inference.result_files import Exporter
 from tests.commands.segmenting import FakeSegmenter, fails, files_in, read_json, write_photo
@@ -212,6 +213,53 @@ def test_a_damaged_log_is_named(segment, photos, tmp_path, capsys):
     log.unlink()
     assert segment(photos) == 0
     check_that_all_match(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"photograph": "/a.jpg"}',
+        '{"photograph": "/a.jpg", "file": "?", "name": "a", "time": 1, "image": {"id": 1}, "annotation": {}, "instances": []}',
+        '{"photograph": "/a", "file": [1, 2], "name": "../a", "time": 1, "image": {"id": 1}, "annotation": {}, "instances": []}',
+    ],
+)
+def test_a_line_of_another_version(segment, photos, tmp_path, capsys, line):
+    assert segment(photos) == 0
+    (log,) = (tmp_path / "out/.run").glob("*.jsonl")
+    log.write_text(f"{line}\n" + log.read_text())
+    assert "a line that describes no photograph; give another --output" in fails(capsys, segment(photos))
+    log.write_text("{\n" + log.read_text())
+    assert segment(photos / "a.jpg", "--overwrite") == 0
+    assert sorted(path.name for path in (tmp_path / "out/panoptic").iterdir()) == ["a.png"]
+    check_that_all_match(tmp_path / "out")
+
+
+def test_two_runs_at_once(segment, fake, photos, tmp_path, capsys):
+    with alone(tmp_path / "out"):
+        assert f"another fcclip segment is using {tmp_path}/out; wait" in fails(capsys, segment(photos))
+    assert not (tmp_path / "out").exists() and not fake
+    assert segment(photos) == 0
+
+
+def test_a_photograph_that_changes_while_it_is_segmented(segment, fake, photos, tmp_path, capsys, monkeypatch):
+    """Its results may be of the earlier content, so the next run makes them again; one that disappears ends nothing."""
+    write = Exporter.write
+
+    def writing(exporter, photo, result):
+        if photo.name == "b":
+            write_photo(photos / "b.png", (70, 80))
+        elif photo.name == "d":
+            photo.path.unlink()
+        return write(exporter, photo, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Exporter, "write", writing)
+        assert segment(photos) == 0
+    assert segment(photos) == 0
+    assert fake[-1].asked == ["b.png"]
+    check_that_all_match(tmp_path / "out")
+    sizes = {image["file_name"]: image["height"] for image in read_json(tmp_path / "out/images.json")["images"]}
+    assert sizes[f"{photos}/b.png"] == 70 and f"{photos}/c/d.jpg" in sizes
 
 
 def test_files_are_the_same_whatever_finished_first(segment, photos, tmp_path, monkeypatch):

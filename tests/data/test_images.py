@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -150,6 +151,34 @@ def test_one_pil_image_in_many_threads(tmp_path):
                     np.testing.assert_array_equal(found, pixels)
 
 
+def test_one_open_file_in_many_threads():
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+
+    class Slow(io.BytesIO):
+        """Lets other threads run between the parts of a reading."""
+
+        def seek(self, *place):
+            time.sleep(0.001)
+            return super().seek(*place)
+
+        def read(self, *size):
+            time.sleep(0.001)
+            return super().read(*size)
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(load_image, [Slow(file.getvalue())] * 16):
+            np.testing.assert_array_equal(found, pixels)
+
+
+def test_transparency_of_a_palette_is_no_warning(tmp_path, recwarn):
+    palette = Image.fromarray(PIXELS).convert("P")
+    palette.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.asarray(palette.convert("RGB")))
+    assert not recwarn.list
+
+
 def test_a_pil_image_that_proves_damaged(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -179,6 +208,8 @@ def test_what_is_not_an_image(tmp_path):
             load_image(tmp_path / name)
     with pytest.raises(ValueError, match="cannot read .*text.jpg: it is not an image in a known format"):
         upright_shape(epath.Path(tmp_path / "text.jpg"))
+    with pytest.raises(ValueError, match="cannot read ftp://host/a.png: give a path, or an address"):
+        load_image("ftp://host/a.png")
     with pytest.raises(FileNotFoundError, match="the image .*absent.png does not exist"):
         load_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match="the image is empty: 0 pixels wide and 5 high"):

@@ -163,6 +163,12 @@ def test_names_and_ids_are_unique(paths, names, ids):
     assert [photo.path.as_posix() for photo in photos] == paths
 
 
+def test_a_digit_that_is_no_number():
+    """ "²" is a digit for Python, but no number."""
+    known = [NamedPhoto(pathlib.Path("².jpg"), 1, "²")]
+    assert name_photos([pathlib.Path("3.jpg")], known) == [NamedPhoto(pathlib.Path("3.jpg"), 2, "3")]
+
+
 def test_photographs_of_one_name_do_not_overwrite_each_other(tmp_path):
     results = [fake_result((30, 40)), fake_result((50, 60))]
     exporter = Exporter(tmp_path, WORDS, tasks=TASKS, threshold=0.5)

@@ -5,7 +5,7 @@ import io
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from fcclip_jax import caching
 from fcclip_jax.inference import engine
@@ -348,7 +348,7 @@ def test_the_size_of_results(segmenter, output_size, shapes):
             np.testing.assert_array_equal(result.semantic, whole.semantic)
 
 
-@pytest.mark.parametrize("output_size", ["images", 0, -5])
+@pytest.mark.parametrize("output_size", ["images", 0, -5, True])
 def test_sizes_of_results_that_make_no_sense(output_size):
     with pytest.raises(ValueError, match='output_size is .*; choose "image", "network" or a number of pixels'):
         Segmenter.random(output_size=output_size)
@@ -449,3 +449,19 @@ def test_a_buffer_that_the_caller_reuses(segmenter):
     for position, frame in enumerate(frames):
         np.testing.assert_array_equal(results[position].image, frame)
         np.testing.assert_array_equal(results[position].semantic, segmenter(frame, tasks=["semantic"]).semantic)
+
+
+def test_an_animation_and_an_open_file(segmenter, tmp_path):
+    """Asking for the next frame changes the PIL image that held this one; a list may hold one open file several times."""
+    segmenter.set_classes(WORDS)
+    frames = [Image.fromarray(make_photo((96, 128), seed)).convert("P") for seed in range(4)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as animation:
+        expected = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
+        results = dict(segmenter.stream(ImageSequence.Iterator(animation), tasks=["semantic"]))
+    assert len({frame.tobytes() for frame in expected}) == 4
+    for position, frame in enumerate(expected):
+        np.testing.assert_array_equal(results[position].image, frame)
+    with (tmp_path / "a.gif").open("rb") as file:
+        for result in segmenter([file] * 8, tasks=["semantic"]):
+            np.testing.assert_array_equal(result.image, expected[0])

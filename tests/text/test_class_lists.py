@@ -96,6 +96,9 @@ def test_a_list_in_python():
         ("mapping.yaml", "mapping.yaml holds {'nc': 80}, which is not a list of classes; write one such as"),
         ("broken.json", "broken.json cannot be parsed"),
         ("broken.yaml", "broken.yaml cannot be parsed"),
+        ("tag.yaml", "tag.yaml cannot be parsed"),
+        ("system.yaml", "system.yaml cannot be parsed .could not determine a constructor"),
+        ("laughs.yaml", r"laughs.yaml has the item \['x', 'x', 'x', 'x', 'x', 'x', ...\], which is not a text"),
         ("wrong.json", "wrong.json: the vocabulary needs"),
         ("latin.txt", "latin.txt is not a text file in UTF-8"),
     ],
@@ -104,11 +107,15 @@ def test_refused(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     files = {"here.txt": "", "here.csv": "cat", "empty.json": "[]", "number.yaml": "- no", "mapping.yaml": "nc: 80"}
     files |= {"broken.json": "[", "broken.yaml": "[", "wrong.json": '{"classes": []}'}
+    files |= {"tag.yaml": "- !!bool maybe", "system.yaml": "- !!python/object/apply:os.system [touch ran]"}
+    anchors = [f"- &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]  # 9 ** 13 items when written out
+    files["laughs.yaml"] = "\n".join([f"- &a0 [{', '.join('x' * 9)}]", *anchors])
     for name, content in files.items():
         (tmp_path / name).write_text(content, "utf-8")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises((ValueError, OSError), match=message):
         read_classes(text)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

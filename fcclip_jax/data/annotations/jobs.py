@@ -5,13 +5,12 @@ that covers all images is written last. So is the number of images, which later 
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +70,7 @@ def run(plans: Mapping[str, Plan]) -> int:
         _check(plan)
     written = 0
     for split, plan in plans.items():
-        with _lock(plan.jobs[0].sources[0].parent):
+        with files.locked(plan.jobs[0].sources[0].parent, "fcclip annotate"):
             written += _run(split, plan)
     return written
 
@@ -94,28 +93,6 @@ def own_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the dataset's folder, given that folder or the one that contains it."""
     root = root.expanduser().absolute()
     return root / name if (root / name).is_dir() else root
-
-
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Raises ValueError if another process has locked the folder. The system releases the locks of killed processes."""
-    try:
-        import fcntl
-    except ImportError:  # Windows cannot lock a folder
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"another fcclip annotate is using {folder}; wait until it has finished") from None
-    except OSError:  # some network drives cannot be locked either
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _run(split: str, plan: Plan) -> int:
