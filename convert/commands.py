@@ -12,7 +12,7 @@ from fcclip_jax.models.building import abstract_model, named_variables
 from fcclip_jax.models.descriptions import ClipDescription, ModelDescription
 from fcclip_jax.text.vocabulary import Vocabulary
 from fcclip_jax.training.parameters import is_statistic, is_trainable
-from fcclip_jax.training.run_folder import read_model
+from fcclip_jax.training.run_folder import choose_step, read_model
 from fcclip_jax.weights import find
 
 from . import PROG, fcclip, open_clip, rules, weight_files
@@ -108,8 +108,10 @@ def halve(arguments: argparse.Namespace) -> None:
 def from_run(arguments: argparse.Namespace) -> None:
     """Makes a checkpoint of a training run, at one of its steps."""
     checkpoint.check_free(arguments.output, overwrite=arguments.overwrite)
-    say_step(f"reading the run {arguments.workdir}")
-    contents = read_model(arguments.workdir, arguments.step)
+    step = choose_step(arguments.workdir, arguments.step)
+    which = "" if arguments.step == step else f", the {arguments.step}"
+    say_step(f"reading step {step}{which}, of the run {arguments.workdir}")
+    contents = read_model(arguments.workdir, step)
     say_step(f"checking and writing {len(contents.parameters)} parameters")
     checkpoint.save(arguments.output, contents, overwrite=arguments.overwrite)
     _say_where(arguments.output)

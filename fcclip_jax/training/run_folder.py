@@ -53,23 +53,39 @@ def read_model(workdir: str | os.PathLike[str], step: int | Literal["latest", "b
         ValueError: a file is damaged.
     """
     workdir = checkpoint.resolve(workdir)
-    folder = workdir / CHECKPOINTS
-    if not workdir.exists():
-        raise FileNotFoundError(f"the training run {workdir} does not exist; check the path")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} is not the folder of a training run: it has no {CHECKPOINTS}")
+    chosen = choose_step(workdir, step)
     start = checkpoint.read(workdir / START)
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
-    options = ocp.CheckpointManagerOptions(create=False)
-    with contextlib.closing(ocp.CheckpointManager(folder, options=options, item_handlers=handlers)) as manager:
-        chosen = _choose(workdir, manager, step)
+    with _manager(workdir) as manager:
         try:
             trained = read_quietly(lambda: _read_trained(manager, chosen))
             if unknown := sorted(trained.keys() - start.parameters.keys()):
                 raise DamagedRead(f"{unknown[0]} is not in {START}")
         except DamagedRead as error:
-            raise ValueError(f"the checkpoint {folder / str(chosen)} is damaged ({error}); choose another") from error
+            raise ValueError(
+                f"the checkpoint {workdir / CHECKPOINTS / str(chosen)} is damaged ({error}); choose another"
+            ) from error
     return start._replace(parameters={**start.parameters, **trained})
+
+
+def choose_step(workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]) -> int:
+    """Returns the number of a run's checkpoint: `step`, its latest, or its best as in `read_model`.
+
+    Raises:
+        FileNotFoundError: `workdir` contains no run, or the run has no such checkpoint.
+    """
+    workdir = checkpoint.resolve(workdir)
+    if not workdir.exists():
+        raise FileNotFoundError(f"the training run {workdir} does not exist; check the path")
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(f"{workdir} is not the folder of a training run: it has no {CHECKPOINTS}")
+    with _manager(workdir) as manager:
+        return _choose(workdir, manager, step)
+
+
+def _manager(workdir: epath.Path) -> contextlib.closing[ocp.CheckpointManager]:
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(create=False)
+    return contextlib.closing(ocp.CheckpointManager(workdir / CHECKPOINTS, options=options, item_handlers=handlers))
 
 
 def _choose(workdir: epath.Path, manager: ocp.CheckpointManager, step: int | Literal["latest", "best"]) -> int:

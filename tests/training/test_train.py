@@ -126,7 +126,10 @@ def test_any_of_its_checkpoints_is_a_model(straight, tmp_path, capsys):
 
     assert_same(dict(checkpoint.read(model("latest")).parameters), parameters(straight))
     assert_same(dict(checkpoint.read(model("best")).parameters), parameters(straight))  # no other was measured
+    said = capsys.readouterr().err
+    assert "reading step 6, the latest, of the run" in said and "reading step 6, the best, of the run" in said
     third = checkpoint.read(model("3"))
+    assert f"reading step 3, of the run {straight}" in capsys.readouterr().err
     assert any(not np.array_equal(value, parameters(straight)[name]) for name, value in third.parameters.items())
     assert third.training_vocabulary == checkpoint.read(straight / "final").training_vocabulary
     for arguments, complaint in (
