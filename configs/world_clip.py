@@ -2,7 +2,7 @@
 
     python -m fcclip_jax.main --config=configs/world_clip.py --workdir=runs/world_clip
 
-The pictures are composed for each step, in four designs, and show all words; no mask is used. During training the CLIP
+The pictures are composed for each step, in seven designs, and show all words; no mask is used. During training the CLIP
 names the segments of held-out scenes, in these designs and in one that is kept back.
 
 Pictures with captions of your own, in a file with a line {"image": "a.jpg", "captions": ["a red car in the rain"]} for each:

@@ -41,7 +41,7 @@ EXTRAS = {
     ),
     "weights": ("filelock", "gdown", "huggingface_hub"),
 }
-"""The modules that each of setup.cfg's extras installs."""
+"""The modules that setup.cfg's extras install. The reader of images names the package of [heic] itself."""
 OWN = ("configs", "convert", "fcclip_jax", "pallas_kernels")
 """The project's own packages, whose absence is a fault."""
 

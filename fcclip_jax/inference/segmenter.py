@@ -212,8 +212,8 @@ class Segmenter:
         probably a list of classes, such as "cat dog person", is warned of.
 
         Raises:
-            ValueError: the list is empty, or the model was trained on no words; the words do not fit (see `Vocabulary.from_words`), or a synonym is not among
-                `known_words`.
+            ValueError: the list is empty, or the model was trained on no words; the words do not fit (see
+                `Vocabulary.from_words`), or a synonym is not among `known_words`.
         """
         if classes is None:
             classes = self.training_vocabulary
@@ -282,8 +282,9 @@ class Segmenter:
         alpha: float | None = None,
         beta: float | None = None,
     ) -> Result | list[Result]:
-        """Segments one image (a path, a PIL image or an RGB array) into a result, or a list of images into a list.
+        """Segments one image into a result, or a list or tuple of images into a list.
 
+        images: paths, http(s) addresses, encoded bytes, open files, PIL images or RGB arrays (uint8, [H, W, 3]).
         tasks: any of panoptic, semantic, instances; fewer are faster.
         overlap_threshold: the minimum share of its own mask that a panoptic segment keeps; by default the checkpoint's.
         void_trust: from 0 to 1, by default the checkpoint's (0 for FC-CLIP): how far the certainty of CLIP reduces a mask's

@@ -9,7 +9,7 @@ Users write classes in two forms, with one mark for synonyms:
 Text is what --classes, --stuff, `custom.words` of the evaluation and the demo page's boxes take, and what a .txt file holds.
 Lists are those of Python and of .json and .yaml files, and the names of categories in COCO's format. A comma separates
 synonyms there because the official prompt files write them so ("person,child,girl"), and the items separate the classes
-already. The first synonym is the class's name. `split_words` and `split_synonyms` are all that knows these marks;
+already. The first synonym is the class's name. `split_words` and `split_synonyms` split at these marks;
 `text.class_lists` reads files and warns of what probably means something else.
 """
 
