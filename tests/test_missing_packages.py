@@ -100,6 +100,12 @@ def test_commands_without_their_packages(module, arguments, extra, tmp_path, mon
     assert f" needs {module}, which is not installed: pip install 'fcclip-jax[{extra}]'" in sentence
 
 
+def test_what_the_notebook_imports_needs_no_extra_package():
+    hidden = [module for module in OPTIONAL if module not in ("absl", "optax")]  # which orbax and flax need
+    done = run(hidden, "fcclip_jax.evaluation.clusters", "--help")
+    assert done.returncode == 0, done.stderr
+
+
 def test_conversion_without_any(tmp_path):
     options = ["--model", "RN50", "--output", tmp_path / "clip"]
     hidden = [module for module in OPTIONAL if module not in ("absl", "optax")]  # which orbax and flax need

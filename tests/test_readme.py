@@ -47,7 +47,7 @@ PAGES = [
 RUN = {
     "fcclip vocabularies",
     "fcclip weights",
-    'fcclip segment photos/ --classes "cat|kitten, remote control, sofa" --stuff sofa --weights checkpoint_dir --output out/',
+    'fcclip segment photos/ --classes "cat|kitten, remote control, sofa" --stuff sofa --weights checkpoint_dir --output out/photos/',
 }
 PARSED = {
     "launch/quickstart.sh": "continuous integration runs it",
@@ -62,7 +62,7 @@ PARSED = {
     "hf auth login": "needs an account",
     "fcclip weights push my_checkpoint me/my-model --licence apache-2.0 --report runs/ade20k/report.json": "uploads weights;"
     " tests/weights does it with small ones",
-    'fcclip segment photo.jpg --classes "cat, sofa" --weights fcclip_convnext_large --output out/': "downloads weights",
+    'fcclip segment photo.jpg --classes "cat, sofa" --weights fcclip_convnext_large --output out/photo/': "downloads weights",
     "pip install '.[train,eval]'": "installs packages",
     "pip install 'jax[tpu]'": "installs packages",
     "pip install .": "installs packages",
@@ -92,7 +92,7 @@ PARSED = {
     "python -m fcclip_jax.main --config=configs/eval.py:world --checkpoint=runs/world/final --workdir=runs/world_eval": (
         "takes minutes; tests/world/test_end_to_end.py evaluates fewer scenes"
     ),
-    "fcclip segment fcclip_jax/world/pictures --classes world --weights world --output out/": "launch/quickstart.sh does it",
+    "fcclip segment fcclip_jax/world/pictures --classes world --weights world --output out/world/": "launch/quickstart.sh does it",
     "python -m fcclip_jax.main --config=configs/world_clip.py --config.data.captions=captions.jsonl --config.model.clip=convnext_large_d_320 --config.init=clip_l --config.data.sizes='((320,64,1),)' --config.data.first_steps=0 --config.optim.learning_rate=1e-4 --config.optim.adam_learning_rate=1e-5 --workdir=runs/my_clip": (
         "needs OpenCLIP's weights"
     ),

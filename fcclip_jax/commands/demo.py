@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import warnings
 from typing import TYPE_CHECKING
 
 from fcclip_jax import command_line, devices
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fcclip_jax.demo.answers import Answerer
     from fcclip_jax.inference.segmenter import Segmenter
 
+    # The answer says it to the visitor; a warning would put the visitor's words into the server's log.
+    warnings.filterwarnings("ignore", message="no font of this system")
     # A server is stopped by this signal; like Ctrl-C, it then deletes the folder of uploads.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     segmenter = Segmenter.load(
@@ -110,7 +113,7 @@ def about(weights: str) -> "About":
         examples.append(Example(folder / picture["file"], ", ".join(picture["words"]), stuff))
     text += (
         " It is a miniature that knows emoji on painted backgrounds, and no model for photographs: try the examples. They show"
-        " emoji of published sets, most under CC BY-SA 4.0."
+        " emoji of published sets; fcclip_jax/world/sprites/LICENSES.md in the package names their authors and licences."
     )
     return About(title, text, examples[0].words, examples[0].stuff, tuple(examples))
 

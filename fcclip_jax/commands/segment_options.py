@@ -121,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="image",
         metavar="SIZE",
         help="the size of the results: image is each photograph's own; network is the size that the network reads; a number is"
-        " the longer side in pixels, for photographs that are larger. Results of a 12-megapixel photograph at its own size"
-        " take longer than the network on a GPU (default: %(default)s)",
+        " the longer side in pixels, for photographs that are larger. What a photograph costs beside"
+        " the network grows with the pixels of its results (default: %(default)s)",
     )
     parser.add_argument(
         "--no-overlays", action="store_true", help="write no overlays/, which take the most time of all files"
@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="bfloat16 takes half the memory, and is the fastest on most accelerators; tf32 needs an NVIDIA GPU of the"
+        help="bfloat16 takes half the memory for weights, and multiplies fastest on accelerators that have it; tf32 needs an NVIDIA GPU of the"
         " Ampere generation or newer; float32 is exact to rounding (default: float32 on a CPU, tf32 on a GPU that has it,"
         " bfloat16 on a TPU)",
     )

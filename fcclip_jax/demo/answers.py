@@ -14,6 +14,7 @@ from PIL import Image
 from fcclip_jax.conventions import STRIDE, round_up
 from fcclip_jax.data import image_sources
 from fcclip_jax.data.images import PILLOW_ERRORS, reason, upright_rgb
+from fcclip_jax.inference import fonts
 from fcclip_jax.inference.buckets import CANVAS_SIDES
 from fcclip_jax.inference.feeding import Feeder
 from fcclip_jax.inference.results import Result
@@ -91,7 +92,10 @@ class Answerer:
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             warn_of_lists(vocabulary)
-        return Answer(" ".join([sentence, *(_sentence(str(doubt.message)) for doubt in doubts)]), result)
+        sentences = [sentence, *(_sentence(str(doubt.message)) for doubt in doubts)]
+        if missing := fonts.missing_letters(vocabulary.names):
+            sentences.append(_sentence(missing))
+        return Answer(" ".join(sentences), result)
 
     def _vocabulary(self, words: str, stuff: str) -> Vocabulary:
         classes = split_words(words)

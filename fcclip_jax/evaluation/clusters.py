@@ -23,7 +23,6 @@ from fcclip_jax import caching, command_line, files
 from fcclip_jax.conventions import STRIDE
 from fcclip_jax.data.images import load_image
 from fcclip_jax.evaluation.clips import open_clip
-from fcclip_jax.evaluation.examples import open_world
 from fcclip_jax.inference.inside import dense_features
 
 CLUSTERS = 8
@@ -118,15 +117,19 @@ def _run(
         raise ValueError(f"--sizes has {min(sizes)}; give at least {STRIDE} pixels")
     files.check_writable(output.parent, f"--output {output}")
     caching.keep_compiled_programs()
-    examples = open_world("training")
-    if scenes is not None and scenes > len(examples):
-        raise ValueError(f"--agreement is {scenes}; the world has {len(examples)} test scenes")
     if image is not None:
         pixels = load_image(image)
-    else:
-        if not 0 <= scene < len(examples):
-            raise ValueError(f"--scene is {scene}; the world has the test scenes 0 to {len(examples) - 1}")
-        pixels = examples[scene].image
+    if scene is not None or scenes is not None:
+        # The notebook imports this module where the packages that read datasets are not installed.
+        from fcclip_jax.evaluation.examples import open_world
+
+        examples = open_world("training")
+        if scenes is not None and scenes > len(examples):
+            raise ValueError(f"--agreement is {scenes}; the world has {len(examples)} test scenes")
+        if scene is not None:
+            if not 0 <= scene < len(examples):
+                raise ValueError(f"--scene is {scene}; the world has the test scenes 0 to {len(examples) - 1}")
+            pixels = examples[scene].image
     rows = []
     for path in paths:
         trunk = open_clip(path).clip.image

@@ -51,14 +51,20 @@ def draw(pen: ImageDraw.ImageDraw, centre: tuple[float, float], parts: list[Run]
 @functools.lru_cache(maxsize=16)
 def warn_of_missing(names: tuple[str, ...]) -> None:
     """Warns, once for the same names, of those with characters that no font has; they are drawn as boxes."""
-    missing = [name for name in names if any(_system_font(char) is None for char in _lacking(name))]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    if missing := missing_letters(names):
         warnings.warn(
-            f"no font of this system has all letters of {', '.join(missing[:5])}{more}, so labels show boxes for them; install"
-            " one that has, such as Noto (on Debian and Ubuntu: apt install fonts-noto-core fonts-noto-cjk)",
+            f"{missing}; install one that has, such as Noto (on Debian and Ubuntu: apt install fonts-noto-core fonts-noto-cjk)",
             stacklevel=4,
         )
+
+
+def missing_letters(names: tuple[str, ...]) -> str:
+    """Returns a clause that lists the names with characters that no font has; an empty text if there are none."""
+    missing = [name for name in names if any(_system_font(char) is None for char in _lacking(name))]
+    if not missing:
+        return ""
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"no font of this system has all letters of {', '.join(missing[:5])}{more}, so labels show boxes for them"
 
 
 def _parts(label: str) -> Iterator[tuple[str, pathlib.Path]]:

@@ -17,7 +17,7 @@ import yaml
 
 from fcclip_jax.text import vocabulary
 from fcclip_jax.text.known_words import parts_of
-from fcclip_jax.text.vocabulary import Vocabulary, split_synonyms, split_words
+from fcclip_jax.text.vocabulary import COMMAS, SEMICOLONS, Vocabulary, split_synonyms, split_words
 
 FILES = (".txt", ".json", ".yaml", ".yml")
 """What the name of a file of classes ends with, in either case."""
@@ -65,12 +65,16 @@ def read_numbered_classes(classes: str, *, option: str) -> Vocabulary:
         ValueError, OSError: as `read_classes`; or the text has commas and semicolons, of which commas separated synonyms in
             earlier versions, or an empty class, either of which would silently renumber the others.
     """
-    if ";" in classes and "," in classes:
+    commas, semicolons = (any(mark in classes for mark in marks) for marks in (COMMAS, SEMICOLONS))
+    if commas and semicolons:
         raise ValueError(
             f"{option} has commas and semicolons, which both separate classes; use one of them, and | between synonyms, as in"
             " 'cat|kitten; sofa'"
         )
-    if any(not part.strip() for part in re.split("[,;]", re.sub(r"[,;]\s*$", "", classes))):
+    if any(
+        not part.strip()
+        for part in re.split(f"[{COMMAS}{SEMICOLONS}]", re.sub(rf"[{COMMAS}{SEMICOLONS}]\s*$", "", classes))
+    ):
         raise ValueError(f"{option} is {classes!r}, but the class name '' is empty; remove the additional separator")
     return read_classes(classes, option=option)
 

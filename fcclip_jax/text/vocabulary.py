@@ -87,7 +87,7 @@ class Vocabulary:
                 raise ValueError(f"{what} must be a list of words, such as ['cat, kitten', 'sofa']; got {given!r:.80}")
         if not words:
             raise ValueError("the list of classes is empty; name at least one")
-        if joined := [word for word in words if ";" in word]:
+        if joined := [word for word in words if any(mark in word for mark in SEMICOLONS)]:
             raise ValueError(
                 f"the class name {joined[0]!r} has a semicolon, which separates classes; make each class an item of the list"
             )
@@ -222,9 +222,10 @@ def color_of(name: str) -> tuple[int, int, int]:
 _FOLDER = resources.files(__package__) / "vocabularies"
 
 # With the marks that keyboards of Chinese, Japanese and Arabic type for these.
-_COMMAS = ",\uff0c\u3001\u060c"
-_BETWEEN_SYNONYMS = re.compile(f"[|\uff5c{_COMMAS}]")
-_BETWEEN_CLASSES = re.compile(f"[;\uff1b\u061b{_COMMAS}]|\n|\r|\x0b|\x0c|\x85|\u2028|\u2029")
+COMMAS = ",\uff0c\u3001\u060c"
+SEMICOLONS = ";\uff1b\u061b"
+_BETWEEN_SYNONYMS = re.compile(f"[|\uff5c{COMMAS}]")
+_BETWEEN_CLASSES = re.compile(f"[{SEMICOLONS}{COMMAS}]|\n|\r|\x0b|\x0c|\x85|\u2028|\u2029")
 
 
 def _spaced(name: str) -> str:

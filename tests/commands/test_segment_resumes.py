@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from fcclip_jax.commands.segment_log import alone
-from fcclip_jax.conventions import TASKS
 from fcclip_jax.inference.result_files import Exporter
 from tests.commands.segmenting import FakeSegmenter, fails, files_in, read_json, write_photo
 
@@ -281,4 +280,4 @@ def test_tasks_without_pictures(segment, photos, tmp_path):
         "panoptic/a.png",
         "semantic/a.png",
     ]
-    assert np.asarray(Image.open(tmp_path / "out/semantic/a.png")).shape == (40, 50) and len(TASKS) == 3
+    assert np.asarray(Image.open(tmp_path / "out/semantic/a.png")).shape == (40, 50)

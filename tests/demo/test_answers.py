@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcclip_jax import caching
+from fcclip_jax import caching, cli
+from fcclip_jax.demo import overlay, serving
 from fcclip_jax.demo.answers import Answerer, Question, read_photo
 from fcclip_jax.inference.segmenter import Segmenter
 from tests.demo.answers_known import PICTURES, SNOW_STUFF, SNOW_WORDS
@@ -123,3 +124,23 @@ def test_a_list_without_commas_is_answered_with_advice():
     assert [
         entry.name for entry in answerer.answer(ask(words="cat; dog|puppy\nsofa", stuff="")).result.vocabulary.classes
     ] == ["cat", "dog", "sofa"]
+
+
+def test_words_that_no_font_can_draw_are_said_to_the_visitor_alone(monkeypatch, capsys):
+    """The command's own filter keeps them out of the server's log."""
+    segmenter = Segmenter.load("random", short_side=32, max_side=64)
+    served = []
+
+    def serve(build, **_):
+        answer = answerers[0].answer(ask(words="cat, \ue0f7", stuff=""))
+        overlay.render(answer.result, "panoptic", 0.5)
+        served.append(answer.sentence)
+
+    answerers = []
+    monkeypatch.setattr(serving, "serve", serve)
+    monkeypatch.setattr(Segmenter, "load", lambda *_, **__: segmenter)
+    monkeypatch.setattr(Answerer, "warm_up", lambda self, *_: answerers.append(self))
+    assert cli.main(["demo", "--weights", "random"]) == 0
+    (sentence,) = served
+    assert "no font of this system has all letters of \ue0f7, so labels show boxes for them." in sentence.lower()
+    assert "\ue0f7" not in capsys.readouterr().err

@@ -166,8 +166,12 @@ def test_numbered_classes_never_shift_silently():
     assert names(read_numbered_classes("cat|kitten, dog, sofa", option="words")) == THREE
     with pytest.raises(ValueError, match="words has commas and semicolons, which both separate classes"):
         read_numbered_classes("cat, kitten; dog", option="words")
+    with pytest.raises(ValueError, match="words has commas and semicolons, which both separate classes"):
+        read_numbered_classes("cat\uff0ckitten\u061b dog", option="words")
     with pytest.raises(ValueError, match="the class name '' is empty"):
         read_numbered_classes("cat;; dog", option="words")
+    with pytest.raises(ValueError, match="the class name '' is empty"):
+        read_numbered_classes("cat\u3001\uff0cdog", option="words")
 
 
 def test_split_words_drops_empty_parts():
