@@ -41,7 +41,7 @@ def check_depth(file: io.BytesIO | io.BufferedReader) -> None:
     except (IndexError, KeyError, ValueError) as error:
         if isinstance(error, TooDeep):
             raise
-        raise ValueError("its pickle is damaged") from None
+        raise ValueError("it is damaged, or contains more than plain tensors, which can run code") from None
 
 
 class TooDeep(ValueError):

@@ -277,7 +277,5 @@ def test_the_zip64_end_is_read(tmp_path, without_torch):
 def test_an_older_file_needs_pytorch(tmp_path, without_torch):
     torch = pytest.importorskip("torch", reason="PyTorch writes .pth files (extra: convert)")
     torch.save({"w": torch.zeros(1)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(
-        ValueError, match="old.pth has the format of PyTorch before 1.6 and needs PyTorch, which is not"
-    ):
+    with pytest.raises(ValueError, match="old.pth has the format of PyTorch before 1.6 and needs torch, which is not"):
         without_torch(tmp_path / "old.pth")
