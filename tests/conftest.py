@@ -12,6 +12,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+MANY_MAPS = 20_000
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -21,3 +22,15 @@ def shared() -> pathlib.Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"no golden arrays at {SHARED}: they are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Drops compiled programs after a file of tests, if there are many.
+
+    Each takes about eleven of the 65,530 memory maps that Linux allows a process; without one, LLVM ends the process.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()

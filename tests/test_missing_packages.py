@@ -25,6 +25,7 @@ sys.meta_path.insert(0, Hide())
 ENTRIES = {
     "fcclip_jax.main": "from fcclip_jax import main; sys.exit(main.main(['main', *sys.argv[1:]]))",
     "fcclip": "from fcclip_jax import cli; sys.exit(cli.main(sys.argv[1:]))",
+    "clusters": "from fcclip_jax.evaluation import clusters; sys.exit(clusters.main(sys.argv[1:]))",
     "convert": "import convert.__main__; sys.exit(convert.__main__.main(sys.argv[1:]))",
 }
 
@@ -102,7 +103,7 @@ def test_commands_without_their_packages(module, arguments, extra, tmp_path, mon
 
 def test_what_the_notebook_imports_needs_no_extra_package():
     hidden = [module for module in OPTIONAL if module not in ("absl", "optax")]  # which orbax and flax need
-    done = run(hidden, "fcclip_jax.evaluation.clusters", "--help")
+    done = run(hidden, "clusters", "--help")
     assert done.returncode == 0, done.stderr
 
 

@@ -87,7 +87,9 @@ def test_every_cell_runs(executed):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(2, len(cells) + 2))  # after the cell of this test
     assert pictures(notebook) == 7
-    assert "The official weights are left out: fcclip_convnext_large is not here yet" in printed(notebook)
+    assert "The official weights or the photograph are left out: fcclip_convnext_large is not here yet" in printed(
+        notebook
+    )
     assert "The cells below use the miniature and its scene." in printed(notebook)
     assert values["device"] == "cpu" and values["seconds"] == 5
 
