@@ -148,8 +148,9 @@ def _export_all(results: Iterator[tuple[int, Any]], photos: Sequence[Any], expor
 
     def finish_first() -> None:
         nonlocal done
-        photo, future = writing.popleft()
-        error = future.exception()
+        photo, future = writing[0]
+        error = future.exception()  # an interruption of this wait leaves it in the queue
+        writing.popleft()
         if error is None:
             entry = future.result()
             exporter.keep(entry)
