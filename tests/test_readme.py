@@ -332,7 +332,8 @@ def test_commands_run(folder, capsys, command):
     elif arguments[0] == "weights":
         assert capsys.readouterr().out.startswith("name ")
     else:
-        paths = (path.relative_to(folder / "out") for path in (folder / "out").rglob("*") if path.is_file())
+        out = folder / "out/photos"
+        paths = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
         written = {path.as_posix() for path in paths if path.parts[0] != ".run"}  # .run lists what is done
         names = [f"{kind}/{name}" for kind in ("panoptic", "semantic") for name in ("a.png", "b.png")]
         overlays = [f"overlays/{name}.{task}.jpg" for name in "ab" for task in ("panoptic", "semantic", "instances")]
