@@ -141,7 +141,7 @@ def label_queries(
 def counting_queries(bounds: Bounds, scores: Float[Array, "S Q"]) -> Bool[Array, " Q"]:
     """Returns which queries may win a pixel of a tile, in any classification, or have an edge of their mask there."""
     low, high = (scores * jax.nn.sigmoid(bound)[None, :] for bound in bounds)
-    may_win = high >= (1 - BOUND_MARGIN) * low.max(axis=1, keepdims=True)
+    may_win = ~(high < (1 - BOUND_MARGIN) * low.max(axis=1, keepdims=True))  # what is no number rules nothing out
     return may_win.any(axis=0) | ((bounds.low < 0) & (bounds.high >= 0))
 
 

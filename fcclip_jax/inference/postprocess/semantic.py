@@ -77,7 +77,8 @@ def possible_classes(
         return real
     masks = jax.nn.sigmoid(jnp.stack([bounds.low, bounds.high]))
     least, most = jnp.matmul(masks, probs, precision=lax.Precision.HIGHEST)
-    return real & (most >= (1 - BOUND_MARGIN) * jnp.where(real, least, -1.0).max())
+    # What is no number rules nothing out.
+    return real & ~(most < (1 - BOUND_MARGIN) * jnp.where(real, least, -1.0).max())
 
 
 def classify_pixels(
