@@ -212,7 +212,7 @@ def resized_logits(
         shape,
         step,
         lambda row: _mixed_rows(logits, rows, row, tile_rows),
-        lambda strip, column: _tile_bounds(strip, columns, column, step, output_hw[1]),
+        lambda strip, column: _tile_bounds(strip, columns, column, step, output_hw[1], CELLS),
         tile,
     )
 
@@ -252,7 +252,8 @@ def resized_probs(
         shape,
         tile_columns,
         strip,
-        lambda strip, column: _tile_bounds(strip, taps[1], 2 * column, 2 * tile_columns, 2 * output_hw[1]),
+        # Its tiles have all columns, which read any number of cells.
+        lambda strip, column: _tile_bounds(strip, taps[1], 2 * column, 2 * tile_columns, 2 * output_hw[1], None),
         tile,
     )
 
@@ -288,19 +289,28 @@ def _mixed_rows(logits: Float[Array, "h w Q"], taps: Taps, first: Int[Array, ""]
 
 
 def _tile_bounds(
-    strip: Strip, columns: Taps, first: Int[Array, ""], count: int | Int[Array, ""], end: Int[Array, ""]
+    strip: Strip,
+    columns: Taps,
+    first: Int[Array, ""],
+    count: int | Int[Array, ""],
+    end: Int[Array, ""],
+    most: int | None,
 ) -> Bounds | None:
-    """Returns the bounds of the logits at `count` columns from `first` on, before `end`."""
+    """Returns the bounds of the logits at `count` columns from `first` on, before `end`.
+
+    most: the most cells that these columns read; None is any number.
+    """
     if strip.bounds is None:
         return None
-    count_cells = strip.bounds[0].shape[0]
+    cells = strip.bounds[0].shape[0]
+    width = min(most or cells, cells)
     last_column = jnp.minimum(first + count, end) - 1
     first_cell = jnp.minimum(columns.start[first], columns.last)
     last_cell = jnp.minimum(columns.start[last_column] + columns.weights.shape[1] - 1, columns.last)
-    start = jnp.minimum(first_cell, count_cells - min(CELLS, count_cells))
-    lows, highs = (lax.dynamic_slice_in_dim(bound, start, min(CELLS, count_cells)) for bound in strip.bounds)
-    cells = start + jnp.arange(lows.shape[0], dtype=jnp.int32)
-    read = ((cells >= first_cell) & (cells <= last_cell))[:, None]
+    start = jnp.minimum(first_cell, cells - width)
+    lows, highs = (lax.dynamic_slice_in_dim(bound, start, width) for bound in strip.bounds)
+    places = start + jnp.arange(width, dtype=jnp.int32)
+    read = ((places >= first_cell) & (places <= last_cell))[:, None]
     low, high = jnp.where(read, lows, jnp.inf).min(axis=0), jnp.where(read, highs, -jnp.inf).max(axis=0)
     margin = BOUND_MARGIN * (1 + jnp.maximum(abs(low), abs(high)))
     return Bounds(low - margin, high + margin)

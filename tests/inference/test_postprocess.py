@@ -270,6 +270,35 @@ def test_sharp_masks_against_the_definition(x64, seed):
         np.testing.assert_array_equal(result.semantic[b, : output_hw[0], : output_hw[1]], scores.argmax(-1))
 
 
+@pytest.mark.parametrize("before_resize", [False, True])
+@pytest.mark.parametrize("output_hw", SHARP_OUTPUTS)
+def test_each_column_has_a_class_of_its_own(x64, output_hw, before_resize):
+    """A wide mask, then nine side by side: if the right part of a tile were overlooked, their classes would be left out."""
+    number = 10
+    logits = np.full((SHARP_IMAGE[0] // 4, SHARP_IMAGE[1] // 4, number), -7.0)
+    half = logits.shape[1] // 2
+    logits[:, :half, 0] = 7
+    for query, columns in enumerate(np.array_split(np.arange(half, 2 * half), number - 1), start=1):
+        logits[:, columns, query] = 7
+    probs = np.full((number, CLASSES + 1), 0.0)
+    probs[:, : number + 1] = 0.01
+    probs[np.arange(number), np.arange(number)] = 0.9 - 0.01 * np.arange(number)  # no two score the same between them
+    inputs = logits[None], {"semantic": probs[None]}, IS_THING, np.int32(number)
+    sizes = np.int32([SHARP_IMAGE]), np.int32([output_hw])
+    result = run(*inputs, *sizes, canvas=(400, 1100), semantic_before_resize=before_resize)
+    expected = slow_semantic(logits, probs, SHARP_IMAGE, output_hw, before_resize)
+    assert len(np.unique(expected.argmax(-1))) == number
+    np.testing.assert_array_equal(result.semantic[0, : output_hw[0], : output_hw[1]], expected.argmax(-1))
+
+
+def test_masks_that_are_no_numbers_have_classes_and_no_segments():
+    """A diverged model is measured like any other: all classes and queries count where nothing is known."""
+    logits, probs = (x.astype(np.float32)[None] for x in make_sharp(0))
+    result = run(*arguments(np.full_like(logits, np.nan), probs, [SHARP_IMAGE], [(64, 200)]), canvas=(400, 1100))
+    assert result.semantic[0, :64, :200].max() < REAL_CLASSES and result.semantic.min() >= 0
+    assert result.segments.number[0] == 0 and not result.panoptic.any()
+
+
 def test_what_is_left_out_changes_nothing(monkeypatch):
     """Compares float32 results with those of all queries and all classes, which differ by the order of sums alone."""
     logits, probs = (x.astype(np.float32)[None] for x in make_sharp(3))
