@@ -10,7 +10,7 @@ from typing import Any
 
 from fcclip_jax import files
 from fcclip_jax.commands.photographs import RUN_FOLDER, RUN_RECORD
-from fcclip_jax.inference.result_files import JSON_FILES, Entry, Exporter, NamedPhoto, name_photos, result_files
+from fcclip_jax.inference.result_files import JSON_FILES, Entry, Exporter, NamedPhoto, files_of, name_photos
 from fcclip_jax.work_log import Line, WorkLog
 
 KEY = "photograph"
@@ -160,7 +160,7 @@ def _remove_results(output: pathlib.Path) -> None:
         for text in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):  # damaged lines are replaced too
                 if _is_complete(line := json.loads(text)):
-                    for file in result_files(output, line["name"]):
+                    for file in files_of(output, line["name"]):
                         file.unlink(missing_ok=True)
     for name in JSON_FILES:
         (output / name).unlink(missing_ok=True)

@@ -140,7 +140,7 @@ class Exporter:
 
     def files(self, name: str) -> list[pathlib.Path]:
         """Returns the files of the image with this name."""
-        return result_files(self._folder, name, self._tasks, overlays=self._overlays)
+        return files_of(self._folder, name, self._tasks, overlays=self._overlays)
 
     def write(self, photo: NamedPhoto, result: Result) -> Entry:
         """Writes the files of one image, all or none; several threads may write different images at once.
@@ -205,7 +205,7 @@ class Exporter:
         write_files(encoded, sole_writer=True)
 
 
-def result_files(
+def files_of(
     folder: pathlib.Path, name: str, tasks: Collection[str] = TASKS, *, overlays: bool = True
 ) -> list[pathlib.Path]:
     """Returns the files of the image with this name, by `Exporter`'s arguments."""
